@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control-side check of the names that an inventory and `-e` set: wired, internal or misspelt ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ansible.inventory.group import Group
+from ansible.inventory.host import Host
+from ansible.inventory.manager import InventoryManager
+from ansible.plugins.action import ActionBase
+from ansible.utils.vars import load_extra_vars
+from ansible.vars.plugins import get_vars_from_inventory_sources
+
+DOCUMENTATION = r"""
+module: inventory_check
+short_description: Find names in the inventory that Bedplate does not know or sets itself
+description:
+  - Reads the inventory sources of this run afresh, without the group_vars that lie beside the playbooks, and
+    the extra variables. A name that the playbooks' own group_vars override is therefore found too.
+  - Looks at names only, values are neither templated nor decrypted. Files that are encrypted as a whole are
+    opened with the run's own vault secrets, as Ansible has done before.
+  - Runs on the control machine, needs no connection and changes nothing.
+options:
+  known:
+    description: Names that a user may set.
+    type: list
+    elements: str
+    required: true
+  wired:
+    description:
+      - Names that only Bedplate's own group_vars set. The value is the variable to use instead, or a remedy
+        in words, or empty.
+    type: dict
+    default: {}
+author: Bedplate
+"""
+
+EXAMPLES = r"""
+- name: Look for names that the inventory should not set
+  inventory_check:
+    known: [ollama_models, litellm_extra_backends]
+    wired: {litellm_backends: litellm_extra_backends}
+  delegate_to: localhost
+  run_once: true
+  register: preflight_names
+"""
+
+RETURN = r"""
+findings:
+  description: One entry a name or group, sorted by name; empty when all is well.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    host_or_group:
+      description: Where the name is set first, such as `group inference`, `host gpu1` or `extra vars`.
+      type: str
+    name:
+      description: The name.
+      type: str
+    kind:
+      description: One of wired, internal, typo (a variable) and group (a group's name).
+      type: str
+    message:
+      description: One sentence for the user.
+      type: str
+"""
+
+PREFIXES = (
+    "alertmanager_",
+    "bedplate_",
+    "dashboard_",
+    "exporter_",
+    "gpu_driver_",
+    "litellm_",
+    "node_exporter_",
+    "ollama_",
+    "prometheus_",
+    "traffic_",
+)
+GROUPS = ("inference", "gateway", "monitoring")
+MAX_EDITS = 2
+EXTRA_VARS = "extra vars"
+
+
+class Finding(NamedTuple):
+    """One name to complain about; `kind` is wired, internal, typo or group."""
+
+    host_or_group: str
+    name: str
+    kind: str
+    message: str
+
+
+def edits(left: str, right: str) -> int:
+    """Return the Damerau-Levenshtein distance (optimal string alignment) of two words."""
+    before: list[int] = []
+    row = list(range(len(right) + 1))
+    for i, a in enumerate(left, 1):
+        before, last, row = row, before, [i]
+        for j, b in enumerate(right, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
+            if i > 1 and j > 1 and a == right[j - 2] and left[i - 2] == b:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """Return the candidate within MAX_EDITS of the word, the nearest first, or None."""
+    near = [
+        (distance, candidate)
+        for candidate in candidates
+        if abs(len(candidate) - len(word)) <= MAX_EDITS
+        and (distance := edits(word.lower(), candidate)) <= MAX_EDITS
+    ]
+    return min(near)[1] if near else None
+
+
+def _placed(places: list[str]) -> str:
+    """Say where a name is set, the first place in full."""
+    first = "on the command line (-e)" if places[0] == EXTRA_VARS else f"for {places[0]}"
+    more = len(places) - 1
+    return first if not more else f"{first} and {more} more place{'s' if more > 1 else ''}"
+
+
+def check_names(
+    places_by_name: Mapping[str, list[str]], known: Iterable[str], wired: Mapping[str, str]
+) -> list[Finding]:
+    """Judge variable names; `places_by_name` maps each to its places (`group x`, `host x`, EXTRA_VARS)."""
+    public = set(known) - set(wired)
+    findings = []
+    for name, places in sorted(places_by_name.items()):
+        where = f"{name} is set {_placed(places)}, but"
+        if name in public or name.startswith("ansible_"):
+            continue
+        if name in wired:
+            remedy = wired[name].strip().rstrip(".") or "remove it"
+            remedy = f"set {remedy} instead" if remedy.isidentifier() else remedy
+            kind, message = "wired", f"{where} Bedplate sets it itself; {remedy}."
+        elif name.startswith("__") and name.lstrip("_").startswith(PREFIXES):
+            kind, message = "internal", f"{where} names that begin with __ are Bedplate's own; remove it."
+        elif guess := nearest(name, public):
+            kind, message = "typo", f"{where} Bedplate has no such variable; did you mean {guess}?"
+        elif name.startswith(PREFIXES):
+            kind, message = "typo", f"{where} Bedplate has no such variable; remove it or rename it."
+        else:
+            continue
+        findings.append(Finding(places[0], name, kind, message))
+    return findings
+
+
+def check_groups(sizes: Mapping[str, int]) -> list[Finding]:
+    """Judge group names; `sizes` maps each to its number of hosts, those of sub-groups included."""
+    findings = []
+    absent = [group for group in GROUPS if not sizes.get(group)]
+    for name in sorted(sizes):
+        guess = nearest(name, absent)
+        if guess and name not in GROUPS and name not in ("all", "ungrouped"):
+            state = "is empty" if guess in sizes else "is missing"
+            message = f"the inventory has a group {name}, but group {guess} {state}; did you mean {guess}?"
+            findings.append(Finding(f"group {name}", name, "group", message))
+    return findings
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
+    """Action plugin inventory_check."""
+
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def _names(
+        self, sources: list[str], inventory: InventoryManager, playbook_dir: str
+    ) -> dict[str, list[str]]:
+        """Map each name that the inventory or -e sets to the places where it does."""
+        # An inventory file beside the playbooks would make their group_vars look like the user's.
+        wiring = Path(playbook_dir).resolve()
+        dirs = {source: Path(source) if Path(source).is_dir() else Path(source).parent for source in sources}
+        users = [source for source in sources if dirs[source].resolve() != wiring]
+        names: dict[str, list[str]] = {}
+        entities: list[Group | Host] = [*inventory.groups.values(), *inventory.hosts.values()]
+        for entity in entities:
+            place = f"{'host' if isinstance(entity, Host) else 'group'} {entity.name}"
+            beside = get_vars_from_inventory_sources(self._loader, users, [entity], "task")
+            for name in dict.fromkeys([*entity.vars, *beside]):
+                names.setdefault(str(name), []).append(place)
+        for name in load_extra_vars(loader=self._loader):
+            names.setdefault(str(name), []).append(EXTRA_VARS)
+        return names
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the findings; never fails on them, the caller decides."""
+        task_vars = task_vars or {}
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _, args = self.validate_argument_spec(
+            {
+                "known": {"type": "list", "elements": "str", "required": True},
+                "wired": {"type": "dict", "default": {}},
+            }
+        )
+        sources = [str(source) for source in task_vars.get("ansible_inventory_sources") or []]
+        # Read again: the run's own inventory also holds what add_host and the playbooks' group_vars brought.
+        inventory = InventoryManager(loader=self._loader, sources=sources)
+        names = self._names(
+            sources, inventory, str(task_vars.get("playbook_dir", self._loader.get_basedir()))
+        )
+        wired = {str(name): str(remedy or "") for name, remedy in args["wired"].items()}
+        sizes = {name: len(group.get_hosts()) for name, group in inventory.groups.items()}
+        findings = check_names(names, args["known"], wired) + check_groups(sizes)
+        result.update(changed=False, findings=[finding._asdict() for finding in findings])
+        return result
