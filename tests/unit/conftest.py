@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,3 +35,17 @@ def load_source() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture
+def run_module(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """A function that runs a loaded module's main() as Ansible would and returns its result."""
+
+    def run(module: ModuleType, params: dict[str, Any], *, check: bool = False) -> dict[str, Any]:
+        arguments = {**params, "_ansible_check_mode": check, "_ansible_diff": True}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            module.main()
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    return run

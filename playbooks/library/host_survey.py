@@ -1,0 +1,339 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""One read-only look at a host before anything changes: ports, services of others, disks, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: host_survey
+short_description: Look at what a host already runs and holds, changing nothing
+description:
+  - Says who listens on the given ports, which services of the same names belong to somebody else, how much
+    room the given folders have and which of the given paths exist.
+  - Reads /proc, the unit files and systemctl show. Needs root to name the process behind a port.
+  - A unit file is Bedplate's when it has the line "# Managed by Bedplate.".
+options:
+  ports:
+    description: Ports that Bedplate wants on this host, each with the unit that is to listen there.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      port:
+        description: TCP port.
+        type: int
+        required: true
+      unit:
+        description: Unit that is to listen, with or without .service.
+        type: str
+        required: true
+  paths:
+    description: Absolute folders whose free space is wanted. They need not exist.
+    type: list
+    elements: str
+    default: []
+  stat_paths:
+    description: Paths of which it is wanted whether they exist.
+    type: list
+    elements: str
+    default: []
+author: Bedplate
+"""
+
+EXAMPLES = r"""
+- name: Look at the host
+  host_survey:
+    ports: [{port: 8000, unit: litellm}]
+    paths: [/var/lib/ollama/models]
+    stat_paths: [/etc/bedplate/litellm/keys.json]
+  register: preflight_host
+"""
+
+RETURN = r"""
+listeners:
+  description: Who listens on the asked ports, one entry a port and process, sorted. Free ports have none.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    port: {description: The port., type: int}
+    pid: {description: Process; null where it cannot be seen., type: int}
+    process: {description: Its name; null where it cannot be seen., type: str}
+    unit: {description: Its systemd unit; null for none., type: str}
+    ours: {description: Whether it is the expected unit and that unit is not somebody else's., type: bool}
+foreign:
+  description: Services of the same kinds that are not Bedplate's. Masked units are never listed, units from a
+    distribution's package only while they are active or enabled.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    service: {description: 'One of ollama, litellm, prometheus, node-exporter.', type: str}
+    unit: {description: The unit., type: str}
+    fragment_path: {description: Its file., type: str}
+    active: {description: Whether it runs or is about to., type: bool}
+    enabled: {description: Whether it starts with the machine., type: bool}
+free_bytes:
+  description: For each of paths, the bytes that an ordinary user may still write there.
+  returned: always
+  type: dict
+exists:
+  description: For each of stat_paths, whether it exists.
+  returned: always
+  type: dict
+has_systemd:
+  description: Whether systemd is the running init.
+  returned: always
+  type: bool
+python_version:
+  description: Version of the Python that ran this module.
+  returned: always
+  type: str
+memory_bytes:
+  description: Memory of the machine.
+  returned: always
+  type: int
+"""
+
+MARKER = "# Managed by Bedplate."
+LISTEN = "0A"
+# Unit names under which these programs are commonly installed, by us or by others.
+SERVICES = {
+    "ollama.service": "ollama",
+    "snap.ollama.listener.service": "ollama",
+    "litellm.service": "litellm",
+    "litellm-proxy.service": "litellm",
+    "prometheus.service": "prometheus",
+    "snap.prometheus.prometheus.service": "prometheus",
+    "node-exporter.service": "node-exporter",
+    "node_exporter.service": "node-exporter",
+    "prometheus-node-exporter.service": "node-exporter",
+}
+PACKAGED = ("/usr/lib/systemd/", "/lib/systemd/")
+PROC = Path("/proc")
+
+
+class Unit(NamedTuple):
+    """A service unit as systemctl shows it; `ours` means its file has the marker."""
+
+    service: str
+    unit: str
+    fragment_path: str
+    active: bool
+    enabled: bool
+    masked: bool
+    ours: bool
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is somebody else's and in the way."""
+        packaged = self.fragment_path.startswith(PACKAGED)
+        return not self.ours and not self.masked and (self.active or self.enabled or not packaged)
+
+
+def listening_inodes(ports: Iterable[int], proc: Path = PROC) -> dict[str, int]:
+    """Map the inode of each listening socket on one of the ports to its port."""
+    wanted = set(ports)
+    found: dict[str, int] = {}
+    for table in ("tcp", "tcp6"):
+        path = proc / "net" / table
+        # The second table is missing where IPv6 is switched off.
+        lines = path.read_text().splitlines()[1:] if path.exists() else []
+        for fields in (line.split() for line in lines):
+            port = int(fields[1].rpartition(":")[2], 16)
+            if fields[3] == LISTEN and port in wanted:
+                found[fields[9]] = port
+    return found
+
+
+def holders(inodes: Iterable[str], proc: Path = PROC) -> dict[str, list[int]]:
+    """Map socket inodes to the processes that hold them, as far as they may be seen."""
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    found: dict[str, list[int]] = {}
+    for process in (
+        sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()) if wanted else []
+    ):
+        for link in links_of(proc / str(process) / "fd") & wanted.keys():
+            found.setdefault(wanted[link], []).append(process)
+    return found
+
+
+def links_of(folder: Path) -> set[str]:
+    """Return the targets of a folder's links, without those that vanish or may not be read."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for link in folder.iterdir():
+            with contextlib.suppress(OSError):
+                found.add(str(link.readlink()))
+    return found
+
+
+def unit_of_cgroup(text: str) -> str | None:
+    """Return the systemd unit that a /proc/PID/cgroup file names, or None."""
+    for line in text.splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers in ("", "name=systemd"):
+            units = re.findall(r"[^/]+\.(?:service|scope)(?=/|$)", path.rpartition("/system.slice/")[2])
+            if units:
+                return str(units[0])
+    return None
+
+
+def socket_units(text: str) -> dict[int, str]:
+    """Map ports to socket units from `systemctl show -p Id -p Listen` over all sockets."""
+    found: dict[int, str] = {}
+    for block in text.split("\n\n"):
+        name = re.search(r"^Id=(.+)$", block, re.MULTILINE)
+        for port in re.findall(r"^Listen=\S*:(\d+) \(Stream\)$", block, re.MULTILINE):
+            if name:
+                found[int(port)] = name[1]
+    return found
+
+
+def units(text: str) -> list[Unit]:
+    """Read the known services from the blocks of `systemctl show`; absent ones are left out."""
+    found: dict[str, Unit] = {}
+    for block in text.split("\n\n"):
+        shown = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        name, state = shown.get("Id", ""), shown.get("LoadState")
+        if name not in SERVICES or state in (None, "not-found"):
+            continue
+        path = shown.get("FragmentPath", "")
+        found[name] = Unit(
+            service=SERVICES[name],
+            unit=name,
+            fragment_path=path,
+            active=shown.get("ActiveState") in ("active", "activating", "reloading"),
+            enabled=shown.get("UnitFileState") in ("enabled", "enabled-runtime"),
+            masked=state == "masked",
+            ours=is_ours(path),
+        )
+    return sorted(found.values())
+
+
+def is_ours(path: str) -> bool:
+    """Return whether the file has our marker as a line of its own."""
+    try:
+        return MARKER in Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+
+
+def systemctl_show(names: Iterable[str], properties: Iterable[str]) -> str:
+    """Return what systemctl shows of these units, or nothing where systemd does not run."""
+    if not has_systemd():
+        return ""
+    command = ["systemctl", "show", *(f"--property={name}" for name in properties), "--", *names]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
+
+
+def has_systemd() -> bool:
+    """Return whether systemd is the running init (its own sd_booted test)."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def stem(unit: str) -> str:
+    """Return a unit's name without .service or .socket."""
+    return unit.removesuffix(".service").removesuffix(".socket")
+
+
+def listeners(expected: Mapping[int, str], foreign: Iterable[str], proc: Path = PROC) -> list[dict[str, Any]]:
+    """Say who listens on the expected ports (port to unit); units named in `foreign` are never ours."""
+    inodes = listening_inodes(expected, proc)
+    by_inode = holders(inodes, proc)
+    sockets: dict[int, str] | None = None
+    found: dict[tuple[int, int | None], dict[str, Any]] = {}
+    for inode, port in inodes.items():
+        # systemd holds the sockets of activated services too: whoever works with one counts.
+        pids = by_inode.get(inode, [])
+        pid = next((pid for pid in pids if pid != 1), pids[0] if pids else None)
+        process = unit = None
+        try:
+            process = (proc / str(pid) / "comm").read_text().strip() if pid else None
+            unit = unit_of_cgroup((proc / str(pid) / "cgroup").read_text()) if pid else None
+        except OSError:
+            pass  # ended meanwhile
+        if pid == 1:
+            if sockets is None:
+                sockets = socket_units(systemctl_show(["*.socket"], ["Id", "Listen"]))
+            unit = sockets.get(port)
+        ours = unit is not None and stem(unit) == stem(expected[port]) and unit not in set(foreign)
+        found[port, pid] = {"port": port, "pid": pid, "process": process, "unit": unit, "ours": ours}
+    return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1] or 0))]
+
+
+def free_bytes(path: str) -> int:
+    """Return what an ordinary user may still write at the path or its nearest existing parent."""
+    folder = Path(path)
+    while not folder.exists():
+        folder = folder.parent
+    stats = os.statvfs(folder)
+    return stats.f_bavail * stats.f_frsize
+
+
+def memory_bytes(proc: Path = PROC) -> int:
+    """Return the machine's memory."""
+    (total,) = re.findall(r"^MemTotal:\s+(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
+    return int(total) * 1024
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "ports": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "port": {"type": "int", "required": True},
+                    "unit": {"type": "str", "required": True},
+                },
+            },
+            "paths": {"type": "list", "elements": "str", "default": []},
+            "stat_paths": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    for path in module.params["paths"]:
+        if not path.startswith("/"):
+            module.fail_json(msg=f"paths must be absolute, got {path!r}; give the folder's full path.")
+    shown = units(
+        systemctl_show(SERVICES, ["Id", "LoadState", "FragmentPath", "ActiveState", "UnitFileState"])
+    )
+    foreign = [unit for unit in shown if unit.foreign]
+    expected = {item["port"]: item["unit"] for item in module.params["ports"]}
+    module.exit_json(
+        changed=False,
+        listeners=listeners(expected, [unit.unit for unit in foreign]),
+        foreign=[
+            {
+                "service": unit.service,
+                "unit": unit.unit,
+                "fragment_path": unit.fragment_path,
+                "active": unit.active,
+                "enabled": unit.enabled,
+            }
+            for unit in foreign
+        ],
+        free_bytes={path: free_bytes(path) for path in module.params["paths"]},
+        exists={path: Path(path).exists() for path in module.params["stat_paths"]},
+        has_systemd=has_systemd(),
+        python_version=platform.python_version(),
+        memory_bytes=memory_bytes(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""host_survey: the readings against made /proc trees, and the whole module on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+ROW = (
+    "   0: {address}:{port:04X} 00000000:0000 {state} 00000000:00000000 "
+    "00:00000000 00000000     0        0 {inode} 1\n"
+)
+
+
+@pytest.fixture(scope="module")
+def survey(load_source: Callable[[str], ModuleType]) -> ModuleType:
+    return load_source("playbooks/library/host_survey.py")
+
+
+class FakeProc:
+    """A made /proc with sockets and processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "net").mkdir()
+        (path / "net/tcp").write_text(HEADER)
+
+    def socket(self, port: int, inode: int, *, state: str = "0A", table: str = "tcp") -> None:
+        """Add a row to a socket table."""
+        path = self.path / "net" / table
+        address = "0100007F" if table == "tcp" else "0" * 32
+        text = path.read_text() if path.exists() else HEADER
+        path.write_text(text + ROW.format(address=address, port=port, state=state, inode=inode))
+
+    def process(self, pid: int, name: str, cgroup: str, *inodes: int) -> None:
+        """Add a process that holds sockets."""
+        folder = self.path / str(pid)
+        (folder / "fd").mkdir(parents=True)
+        (folder / "comm").write_text(f"{name}\n")
+        (folder / "cgroup").write_text(cgroup)
+        for number, inode in enumerate(inodes):
+            (folder / "fd" / str(number)).symlink_to(f"socket:[{inode}]")
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> FakeProc:
+    return FakeProc(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("0::/system.slice/ollama.service\n", "ollama.service"),
+        ("9:name=systemd:/system.slice/ollama.service\n8:pids:/x.service\n0::/\n", "ollama.service"),
+        ("0::/system.slice/system-app.slice/app@1.service/worker\n", "app@1.service"),
+        ("0::/machine.slice/machine-a.scope/payload/system.slice/litellm.service\n", "litellm.service"),
+        ("0::/user.slice/user-0.slice/user@0.service/app.slice/ollama.service\n", "user@0.service"),
+        ("0::/user.slice/user-0.slice/session-3.scope\n", "session-3.scope"),
+        ("0::/init.scope\n", "init.scope"),
+        ("0::/\n", None),
+        ("", None),
+    ],
+)
+def test_unit_of_cgroup(survey: ModuleType, text: str, unit: str | None) -> None:
+    assert survey.unit_of_cgroup(text) == unit
+
+
+def test_a_port_of_ours_and_one_of_somebody_else(survey: ModuleType, proc: FakeProc) -> None:
+    proc.socket(8000, 11)
+    proc.socket(9090, 12, table="tcp6")
+    proc.socket(22, 13)
+    proc.socket(8000, 14, state="01")
+    proc.process(7, "python3", "0::/system.slice/litellm.service\n", 11)
+    proc.process(9, "nginx", "0::/system.slice/nginx.service\n", 12, 13)
+    found = survey.listeners({8000: "litellm", 9090: "prometheus.service", 3001: "x"}, [], proc.path)
+    assert found == [
+        {"port": 8000, "pid": 7, "process": "python3", "unit": "litellm.service", "ours": True},
+        {"port": 9090, "pid": 9, "process": "nginx", "unit": "nginx.service", "ours": False},
+    ]
+
+
+def test_the_expected_unit_of_somebody_else_is_not_ours(survey: ModuleType, proc: FakeProc) -> None:
+    proc.socket(11434, 11)
+    proc.process(7, "ollama", "0::/system.slice/ollama.service\n", 11)
+    (found,) = survey.listeners({11434: "ollama"}, ["ollama.service"], proc.path)
+    assert found["ours"] is False
+
+
+def test_a_process_that_cannot_be_seen(survey: ModuleType, proc: FakeProc) -> None:
+    proc.socket(11434, 11)
+    (found,) = survey.listeners({11434: "ollama"}, [], proc.path)
+    assert found == {"port": 11434, "pid": None, "process": None, "unit": None, "ours": False}
+
+
+def test_many_processes_on_one_socket_are_one_listener(survey: ModuleType, proc: FakeProc) -> None:
+    proc.socket(3001, 11)
+    proc.process(1, "systemd", "0::/init.scope\n", 11)
+    for pid in (30, 31):
+        proc.process(pid, "gunicorn", "0::/system.slice/bedplate-dashboard.service\n", 11)
+    (found,) = survey.listeners({3001: "bedplate-dashboard"}, [], proc.path)
+    assert (found["pid"], found["ours"]) == (30, True)
+
+
+def test_a_socket_that_waits_in_systemd(
+    survey: ModuleType, proc: FakeProc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = (
+        "Id=cockpit.socket\nListen=[::]:9090 (Stream)\n\n"
+        "Id=d.socket\nListen=/run/d (Stream)\nListen=127.0.0.1:8000 (Stream)\n"
+    )
+    assert survey.socket_units(shown) == {9090: "cockpit.socket", 8000: "d.socket"}
+    monkeypatch.setattr(survey, "systemctl_show", lambda *_: shown)
+    proc.socket(9090, 11, table="tcp6")
+    proc.process(1, "systemd", "0::/init.scope\n", 11)
+    (found,) = survey.listeners({9090: "prometheus"}, [], proc.path)
+    assert (found["unit"], found["ours"]) == ("cockpit.socket", False)
+
+
+def block(
+    unit: str, path: Path | str, *, load: str = "loaded", active: str = "inactive", file: str = "disabled"
+) -> str:
+    return f"Id={unit}\nLoadState={load}\nActiveState={active}\nFragmentPath={path}\nUnitFileState={file}\n"
+
+
+def test_whose_unit_it_is(survey: ModuleType, tmp_path: Path) -> None:
+    ours = tmp_path / "litellm.service"
+    ours.write_text("# Managed by Bedplate.\n[Unit]\n")
+    theirs = tmp_path / "ollama.service"
+    theirs.write_text("[Unit]\nDescription=not # Managed by Bedplate.\n")
+    shown = "\n".join(
+        [
+            block("ollama.service", theirs),
+            block("litellm.service", ours, active="active", file="enabled"),
+            block("node_exporter.service", "/etc/systemd/system/node_exporter.service", active="activating"),
+            block("prometheus.service", "/usr/lib/systemd/system/prometheus.service"),
+            block(
+                "prometheus-node-exporter.service", "/dev/null", load="masked", active="active", file="masked"
+            ),
+            block("litellm-proxy.service", "", load="not-found", file=""),
+            block("ssh.service", "/etc/systemd/system/ssh.service", active="active"),
+        ]
+    )
+    foreign = {
+        unit.unit: (unit.service, unit.active, unit.enabled) for unit in survey.units(shown) if unit.foreign
+    }
+    assert foreign == {
+        "ollama.service": ("ollama", False, False),
+        "node_exporter.service": ("node-exporter", True, False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("active", "file"), [("active", "disabled"), ("inactive", "enabled"), ("failed", "enabled")]
+)
+def test_a_packaged_unit_counts_when_it_is_used(survey: ModuleType, active: str, file: str) -> None:
+    shown = block("prometheus.service", "/lib/systemd/system/prometheus.service", active=active, file=file)
+    (unit,) = survey.units(shown)
+    assert unit.foreign
+
+
+def test_free_bytes_of_a_folder_to_come(survey: ModuleType, tmp_path: Path) -> None:
+    stats = os.statvfs(tmp_path)
+    free = survey.free_bytes(str(tmp_path / "not/there/yet"))
+    assert abs(free - stats.f_bavail * stats.f_frsize) < 2**30
+
+
+def test_the_whole_module_here(
+    survey: ModuleType, run_module: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_INET6) as six:
+        six.bind(("::1", 0))
+        six.listen()
+        ports = [server.getsockname()[1], six.getsockname()[1]]
+        params = {
+            "ports": [{"port": port, "unit": "litellm"} for port in ports],
+            "paths": [str(tmp_path / "models"), "/"],
+            "stat_paths": [str(tmp_path), str(tmp_path / "keys.json")],
+        }
+        result = run_module(survey, params, check=True)
+    assert result["changed"] is False
+    assert sorted(item["port"] for item in result["listeners"]) == sorted(ports)
+    assert {item["pid"] for item in result["listeners"]} == {os.getpid()}
+    assert not any(item["ours"] for item in result["listeners"])
+    assert result["free_bytes"].keys() == {str(tmp_path / "models"), "/"}
+    assert result["exists"] == {str(tmp_path): True, str(tmp_path / "keys.json"): False}
+    assert result["memory_bytes"] > 2**27
+    assert result["python_version"].startswith("3.")
+
+
+def test_a_relative_path_is_refused(survey: ModuleType, run_module: Callable[..., dict[str, Any]]) -> None:
+    result = run_module(survey, {"paths": ["models"]})
+    assert result["failed"] is True
+    assert result["msg"] == "paths must be absolute, got 'models'; give the folder's full path."
