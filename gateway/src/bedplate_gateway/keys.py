@@ -138,6 +138,8 @@ class KeyStore:
     def _read(self) -> dict[str, Key]:
         try:
             text = self._path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeysFileError(f"{self._path} cannot be read ({error}): deploy it again.") from None
+        except OSError as error:
+            raise KeysFileError(f"{self._path} cannot be read ({error.strerror}): deploy it again.") from None
+        except UnicodeDecodeError:
+            raise KeysFileError(f"{self._path} cannot be read (no UTF-8 text): deploy it again.") from None
         return parse_keys(text, str(self._path))

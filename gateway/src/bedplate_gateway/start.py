@@ -30,7 +30,7 @@ def read_master_key() -> str:
             f"The credential {path} cannot be read ({error}): deploy the gateway again."
         ) from None
     if not key:
-        raise CredentialError(f"The credential {path} is empty: deploy the gateway again.")
+        raise CredentialError(f"The credential {path} is empty: deploy again.")
     return key
 
 
