@@ -1,0 +1,1 @@
+"""Throwaway systemd hosts on one machine: images, network, hosts, faults, engine, model."""

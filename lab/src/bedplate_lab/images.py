@@ -1,0 +1,102 @@
+"""Bare Debian images: built once per suite and recipe, kept as an archive and as an extracted tree."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from . import machine
+from .errors import LabError
+from .places import cache_folder
+from .tools import locked, run, say
+
+SUITES = ("bookworm", "trixie")
+# What a cloud image of Debian has too; everything else is the roles' business.
+PACKAGES = (
+    "systemd systemd-sysv dbus libpam-systemd openssh-server python3 python3-apt sudo iproute2 iputils-ping nftables "
+    "ca-certificates procps curl less"
+).split()
+OPTIONS = [
+    "--variant=apt",
+    "--skip=check/qemu",
+    "--dpkgopt=force-unsafe-io",
+    "--dpkgopt=path-exclude=/usr/share/man/*",
+    "--dpkgopt=path-exclude=/usr/share/locale/*",
+    "--dpkgopt=path-exclude=/usr/share/doc/*",
+    f"--include={','.join(PACKAGES)}",
+    '--customize-hook=rm -f "$1"/etc/ssh/ssh_host_*',
+    '--customize-hook=truncate -s0 "$1"/etc/machine-id',
+    # Settings of this machine reach a host when it starts, so that the image doesn't hold old ones.
+    '--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap',
+    # Ansible's cache_valid_time would take the age of the image for the age of package lists that aren't there.
+    '--customize-hook=touch -d @0 "$1"/var/lib/apt/lists',
+]
+
+
+def key(suite: str, sources: str) -> str:
+    """Return the name under which an image is cached: suite and what it was made from."""
+    recipe = "\n".join([suite, platform.machine(), sources, *OPTIONS])
+    return f"{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def base(suite: str) -> Path:
+    """Return the extracted tree of `suite`, building or extracting it first where needed.
+
+    Interrupted at any moment, the next call starts from the last whole result; two calls at once wait for each other.
+    """
+    if suite not in SUITES:
+        raise LabError(f"--suite {suite!r} is not one of {', '.join(SUITES)}")
+    sources = machine.sources_for(suite, machine.codename(), machine.read_sources())
+    name = key(suite, sources)
+    folder = cache_folder() / "images"
+    tree, archive = folder / name, folder / f"{name}.tar.zst"
+    if tree.is_dir():
+        return tree
+    with locked(folder / f"{name}.lock", f"makes the {suite} image"):
+        if tree.is_dir():
+            return tree
+        for leftover in folder.glob(f"{name}.tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        workplace = Path(tempfile.mkdtemp(dir=folder, prefix=f"{name}.tmp"))
+        try:
+            if not archive.exists():
+                _build(suite, sources, workplace).rename(archive)
+            extracted = workplace / "tree"
+            extracted.mkdir()
+            run(["tar", "--zstd", "-xpf", archive, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", extracted])
+            extracted.chmod(0o755)
+            extracted.rename(tree)
+        finally:
+            shutil.rmtree(workplace, ignore_errors=True)
+    return tree
+
+
+def _build(suite: str, sources: str, workplace: Path) -> Path:
+    """Run mmdebstrap in a tmpfs of its own and return the archive it made."""
+    say(f"building the {suite} image: usually 40 s on 2 cores, once")
+    started = time.monotonic()
+    (workplace / "sources").write_text(sources)
+    (workplace / "apt.conf").write_text(machine.apt_settings())
+    scratch, archive, log = workplace / "scratch", workplace / "image.tar.zst", workplace.parent / f"{suite}.log"
+    scratch.mkdir()
+    # The tmpfs lives in a mount namespace of this one command, so that nothing stays mounted if it dies.
+    # Debian's /dev/shm is mounted nodev, where a Debian system can't be unpacked; hence an own one.
+    script = 'mount -t tmpfs -o mode=0755 tmpfs "$1" && shift && exec "$@"'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(scratch), "mmdebstrap"]
+    command += [*OPTIONS, f"--aptopt={workplace / 'apt.conf'}", suite, str(archive), str(workplace / "sources")]
+    with log.open("w") as stream:
+        try:
+            code = subprocess.call(command, stdout=stream, stderr=stream, env=os.environ | {"TMPDIR": str(scratch)})
+        except FileNotFoundError:
+            raise LabError("unshare is not installed; run `lab/lab deps` to install what the lab needs") from None
+    if code != 0:
+        errors = [line for line in log.read_text().splitlines() if line.startswith("E:")] or ["see the log"]
+        raise LabError(f"building the {suite} image failed ({errors[0]}); the whole log is {log}")
+    say(f"built the {suite} image in {time.monotonic() - started:.0f} s")
+    return archive

@@ -1,0 +1,86 @@
+"""Small helpers that every part uses: run a command, write a file whole, hold a lock, say what happens."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import LabError
+
+
+def say(text: str) -> None:
+    """Print one line of progress for people; standard output is kept for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(command: Sequence[str | Path], *, stdin: str | None = None, check: bool = True) -> str:
+    """Run `command` and return its standard output.
+
+    Raises LabError with the command's own last words when it fails and `check` is set, or when it is missing.
+    """
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise LabError(f"{words[0]} is not installed; run `lab/lab deps` to install what the lab needs") from None
+    if check and done.returncode != 0:
+        last_words = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+        raise LabError(f"`{' '.join(words)}` failed with exit status {done.returncode}: {last_words[0]}")
+    return done.stdout
+
+
+def succeeds(command: Sequence[str | Path]) -> bool:
+    """Tell whether `command` exits with 0; its output is dropped."""
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
+    """Replace `path` by `text` at once, so that a reader or a crash never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as stream:
+        stream.write(text)
+    Path(name).chmod(mode)
+    Path(name).rename(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in `path`, or an empty one when the file is missing or not JSON."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace `path` by `content` as readable JSON."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def locked(path: Path, waiting_for: str) -> Iterator[None]:
+    """Hold an exclusive lock on `path`; the kernel drops it when the process dies, however it dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another run of the lab that {waiting_for}")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def require_root(verb: str) -> None:
+    """Raise LabError unless this process is root."""
+    if os.geteuid() != 0:
+        raise LabError(f"`lab/lab {verb}` makes namespaces, mounts and cgroups, so it needs root; run it with sudo")
