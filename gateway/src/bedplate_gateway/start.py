@@ -25,10 +25,12 @@ def read_master_key() -> str:
     path = Path(directory) / "master-key"
     try:
         key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise CredentialError(
-            f"The credential {path} cannot be read ({error}): deploy the gateway again."
+            f"The credential {path} cannot be read ({error.strerror}): deploy again."
         ) from None
+    except UnicodeDecodeError:
+        raise CredentialError(f"The credential {path} is not UTF-8 text: deploy again.") from None
     if not key:
         raise CredentialError(f"The credential {path} is empty: deploy again.")
     return key
