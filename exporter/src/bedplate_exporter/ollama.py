@@ -1,0 +1,182 @@
+"""One poll of an Ollama engine: version, models present, models loaded."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import httpx
+
+T = TypeVar("T")
+
+TIMEOUT_SECONDS = 2.0
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+"""Ten thousand models fit; a stranger on the port that never stops sending does not."""
+
+NEVER_UNLOADED = timedelta(days=3650)
+"""Ollama writes "keep for ever" as a time some 290 years ahead."""
+
+
+class EngineError(Exception):
+    """The engine gave no usable answer; the message is one sentence for the operator."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on the engine's disk, and how it is loaded. Sizes are bytes, the context is tokens."""
+
+    name: str
+    digest: str
+    size_bytes: int
+    loaded: bool = False
+    memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
+    context_length: int | None = None
+    expires_at: datetime | None = None
+    """When the engine unloads it; None when it is not loaded or stays loaded for ever."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One moment of the engine: `error` is None when it is up; `latency_seconds` is the poll's time."""
+
+    at: datetime
+    latency_seconds: float
+    version: str | None = None
+    error: str | None = None
+    models: tuple[Model, ...] = ()
+
+    @property
+    def up(self) -> bool:
+        """Whether all of the engine's answers were there and usable."""
+        return self.error is None
+
+
+class Engine:
+    """An Ollama engine, asked with plain reads that never load a model."""
+
+    def __init__(self, url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        """`url` is its base URL; `timeout_seconds` bounds a whole poll."""
+        self._url = url
+        self._timeout_seconds = timeout_seconds
+        # The machine's proxy settings are for downloads, never for the engine.
+        self._client = httpx.Client(base_url=url, trust_env=False)
+
+    def poll(self) -> State:
+        """Return the engine's state; one that is down or strange is a state with an error, no exception."""
+        at, start = datetime.now(UTC), time.monotonic()
+        try:
+            deadline = start + self._timeout_seconds
+            version = self._ask("/api/version", _parse_version, deadline)
+            present = self._ask("/api/tags", _parse_present, deadline)
+            models = self._ask("/api/ps", lambda answer: _add_loaded(present, answer), deadline)
+        except EngineError as error:
+            return State(at, time.monotonic() - start, error=str(error))
+        return State(at, time.monotonic() - start, version=version, models=models)
+
+    def _ask(self, path: str, parse: Callable[[Any], T], deadline: float) -> T:
+        answer = self._read(path, deadline)
+        try:
+            return parse(json.loads(answer))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            raise EngineError(
+                f"{self._url}{path} answered, but not as Ollama does: check which program listens there."
+            ) from None
+
+    def _read(self, path: str, deadline: float) -> bytes:
+        late = EngineError(
+            f"Ollama at {self._url} did not answer {path} within {self._timeout_seconds:g} s: "
+            "look into `journalctl -u ollama`."
+        )
+        if (remaining := deadline - time.monotonic()) <= 0:
+            raise late
+        body = bytearray()
+        try:
+            with self._client.stream("GET", path, timeout=remaining) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise EngineError(
+                        f"Ollama at {self._url} answered {path} with status {response.status_code}: "
+                        "look into `journalctl -u ollama`."
+                    )
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    # httpx bounds each wait, not their sum.
+                    if time.monotonic() > deadline:
+                        raise late
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise EngineError(
+                            f"{self._url}{path} sends more than {MAX_ANSWER_BYTES} bytes: "
+                            "check which program listens there."
+                        )
+        except httpx.TimeoutException:
+            raise late from None
+        except httpx.ConnectError:
+            raise EngineError(
+                f"Ollama does not listen at {self._url}: see `systemctl status ollama`."
+            ) from None
+        except httpx.HTTPError as error:
+            raise EngineError(
+                f"Ollama at {self._url} broke off its answer to {path} ({type(error).__name__}): "
+                "look into `journalctl -u ollama`."
+            ) from None
+        return bytes(body)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    # Raises on half a surrogate pair, which no answer of ours could carry.
+    value.encode()
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError
+    if not 0 <= value < 2**63:
+        raise ValueError
+    return value
+
+
+def _digest(value: Any) -> str:
+    """Return a digest as sha256:HEX; Ollama leaves the prefix out of its lists."""
+    return f"sha256:{_text(value).removeprefix('sha256:')}"
+
+
+def _parse_version(answer: Any) -> str:
+    return _text(answer["version"])
+
+
+def _parse_present(answer: Any) -> tuple[Model, ...]:
+    # Go writes an empty list as null.
+    return tuple(
+        Model(_text(entry["name"]), _digest(entry["digest"]), _count(entry["size"]))
+        for entry in answer["models"] or ()
+    )
+
+
+def _parse_expiry(value: Any) -> datetime | None:
+    expires_at = datetime.fromisoformat(_text(value))
+    if expires_at.tzinfo is None:
+        raise ValueError
+    return None if expires_at - datetime.now(UTC) > NEVER_UNLOADED else expires_at.astimezone(UTC)
+
+
+def _add_loaded(present: tuple[Model, ...], answer: Any) -> tuple[Model, ...]:
+    # By digest, not by name: a copy under a second name is served by the same loaded weights.
+    loaded = {_digest(entry["digest"]): entry for entry in answer["models"] or ()}
+    return tuple(
+        replace(
+            model,
+            loaded=True,
+            memory_bytes=_count(entry["size"]),
+            gpu_memory_bytes=_count(entry["size_vram"]),
+            context_length=_count(entry["context_length"]),
+            expires_at=_parse_expiry(entry["expires_at"]),
+        )
+        if (entry := loaded.get(model.digest))
+        else model
+        for model in present
+    )

@@ -1,0 +1,83 @@
+"""The exporter as a WSGI application: `bedplate_exporter.wsgi:app`."""
+
+import json
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from bedplate_exporter.metrics import EngineCollector
+from bedplate_exporter.ollama import Engine, State
+from bedplate_exporter.settings import ollama_url
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+SCHEMA = 1
+_TEXT = "text/plain; charset=utf-8"
+
+
+def create_app(engine: Engine) -> "Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]":
+    """Return the application that answers /metrics, /state.json and /healthz for this engine."""
+    registry = CollectorRegistry()
+    registry.register(EngineCollector(engine))
+    metrics = make_wsgi_app(registry)
+
+    def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        def answer(status: str, kind: str, body: str, *headers: tuple[str, str]) -> Iterable[bytes]:
+            data = body.encode()
+            start_response(status, [("Content-Type", kind), ("Content-Length", str(len(data))), *headers])
+            return [data]
+
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            return answer(
+                "405 Method Not Allowed", _TEXT, "Only GET is answered here.\n", ("Allow", "GET, HEAD")
+            )
+        match environ.get("PATH_INFO"):
+            case "/metrics":
+                lines: Iterable[bytes] = metrics(environ, start_response)
+                return lines
+            case "/state.json":
+                body = json.dumps(document(engine.poll())) + "\n"
+                return answer("200 OK", "application/json", body, ("Cache-Control", "no-store"))
+            case "/healthz":
+                return answer("200 OK", _TEXT, "ok\n")
+            case _:
+                return answer("404 Not Found", _TEXT, "Here are /metrics, /state.json and /healthz.\n")
+
+    return app
+
+
+def document(state: State) -> dict[str, object]:
+    """Return the body of /state.json for one state, ready for JSON."""
+    return {
+        "schema": SCHEMA,
+        "at": _rfc3339(state.at),
+        "engine": {
+            "up": state.up,
+            "version": state.version,
+            "error": state.error,
+            "latency_seconds": round(state.latency_seconds, 6),
+        },
+        "models": [
+            {
+                "name": model.name,
+                "digest": model.digest,
+                "size_bytes": model.size_bytes,
+                "loaded": model.loaded,
+                "memory_bytes": model.memory_bytes,
+                "gpu_memory_bytes": model.gpu_memory_bytes,
+                "context_length": model.context_length,
+                "expires_at": _rfc3339(model.expires_at) if model.expires_at else None,
+            }
+            for model in state.models
+        ],
+    }
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+app = create_app(Engine(ollama_url()))
