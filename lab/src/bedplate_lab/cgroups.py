@@ -1,8 +1,8 @@
 """One control group per host: it says which processes belong to a host, ends them, and pauses them.
 
-Three kinds of machine are told apart. `systemd`: PID 1 is systemd with the unified hierarchy; systemd makes the group.
-`unified`: cgroup v2 without systemd. `hybrid`: the controllers are in v1 hierarchies and v2 only groups processes;
-a host then needs a group in each of them, and its init has to make the controllers writable.
+Three kinds of machine are told apart. `systemd`: PID 1 is systemd with the unified hierarchy, and makes the
+group. `unified`: cgroup v2 without systemd. `hybrid`: the controllers are in v1 hierarchies and v2 only
+groups processes; a host then needs a group in each of them, and its init makes the controllers writable.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def layout(root: Path = ROOT, run_systemd: Path = Path("/run/systemd/system")) -
 
 
 def own_groups(kind: Layout, cgroup_file: str, root: Path = ROOT) -> list[Path]:
-    """Return the groups of this process, the version 2 one first; `cgroup_file` is the text of /proc/self/cgroup.
+    """Return the groups that `cgroup_file`, the text of /proc/self/cgroup, names; the version 2 one first.
 
-    Hosts are made below these, so that they stay inside the limits of whoever started them.
+    Hosts are made below this process's own, so that they stay inside the limits of whoever started them.
     """
-    groups = []
+    groups: list[Path] = []
     for line in cgroup_file.splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
@@ -59,7 +59,7 @@ def own_groups(kind: Layout, cgroup_file: str, root: Path = ROOT) -> list[Path]:
 
 
 def delegate(group: Path) -> bool:
-    """Ask the unified `group` to hand its controllers to its children; tell whether memory limits will work there."""
+    """Ask the unified `group` to hand its controllers to its children; tell whether it hands on memory."""
     for controller in ("memory", "pids", "cpu", "io"):
         with suppress(OSError):  # one that the kernel lacks or holds elsewhere must not stop the others
             (group / "cgroup.subtree_control").write_text(f"+{controller}")
@@ -122,7 +122,9 @@ class HostGroup:
             (self.folders[0] / "cgroup.kill").write_text("1")
         if not self.wait_empty(5):
             left = sorted(set(self.processes()))
-            raise LabError(f"processes {left} of a lab host do not end; see `ps -fp {left[0]}` and end them by hand")
+            raise LabError(
+                f"processes {left} of a lab host do not end; see `ps -fp {left[0]}` and end them by hand"
+            )
 
     def wait_empty(self, seconds: float) -> bool:
         """Wait until no process is left; tell whether that came true in time."""

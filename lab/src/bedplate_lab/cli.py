@@ -6,10 +6,13 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from . import deps, hosts, images, inventory, network
+from . import deps, engine, faults, hosts, images, inventory, model, network, registry
 from .errors import LabError
 from .hosts import Hosts
 from .places import CHECKOUT, Lab, cache_folder, check_name, known_labs
@@ -24,9 +27,9 @@ examples:
   lab/lab down                       stop and remove every host of this lab
   lab/lab purge                      remove the guard route and all caches too
 
-Hosts are systemd-nspawn containers with systemd, sshd and a network of their own. They share the kernel and are not
-isolated like virtual machines: run only what you would run as root here. Images, engines and models are cached in
-$XDG_CACHE_HOME/bedplate, hosts and layers in $XDG_STATE_HOME/bedplate. BEDPLATE_LAB or --lab picks another set.
+Hosts are systemd-nspawn containers with systemd, sshd and a network of their own. They share the kernel
+and are not isolated like virtual machines: run only what you would run as root here. Images, engines and
+models are cached in $XDG_CACHE_HOME/bedplate, hosts and layers live in $XDG_STATE_HOME/bedplate.
 """
 
 
@@ -112,20 +115,45 @@ def _exec(lab: Lab, options: argparse.Namespace) -> int:
     require_root("exec")
     everything = Hosts(lab)
     command = everything.exec_command(everything.get(options.host), options.command)
-    sys.stdout.flush()
-    os.execvp(command[0], command)
+    return hosts.attach(command)
 
 
 def _ssh(lab: Lab, options: argparse.Namespace) -> int:
     everything = Hosts(lab)
     command = everything.ssh_command(everything.get(options.host), options.command)
-    os.execvp(command[0], command)
+    return hosts.attach(command)
 
 
 def _save(lab: Lab, options: argparse.Namespace) -> int:
     require_root("save")
     everything = Hosts(lab)
     everything.save(everything.get(options.host), options.layer)
+    return 0
+
+
+def _fault(lab: Lab, options: argparse.Namespace) -> int:
+    require_root("fault")
+    everything = Hosts(lab)
+    options.inject(everything, options)
+    return 0
+
+
+def _signal_service(everything: Hosts, options: argparse.Namespace) -> None:
+    faults.signal_service(everything, everything.get(options.host), options.service, options.fault.upper())
+
+
+def _cut(everything: Hosts, options: argparse.Namespace) -> None:
+    faults.cut(everything, everything.get(options.source), everything.get(options.target), options.port)
+
+
+def _registry(lab: Lab, options: argparse.Namespace) -> int:
+    everything = Hosts(lab)
+    if options.inside:
+        require_root("registry")
+        registry.serve_in(everything, everything.get(options.inside), options.models, options.port)
+    else:
+        address = options.address or str(network.gateway(network.check_guard(lab)))
+        registry.serve(Path(options.models), address, options.port)
     return 0
 
 
@@ -143,25 +171,87 @@ def _inventory(lab: Lab, options: argparse.Namespace) -> int:
     return 0
 
 
+def _engine(_lab: Lab, options: argparse.Namespace) -> int:
+    if options.archive:
+        found = engine.given(Path(options.archive), options.version)
+    else:
+        require_root("engine")
+        deps.require()
+        found = engine.find_or_build(options.version)
+    print(json.dumps(engine.as_json(found), indent=2))
+    return 0
+
+
+def _model(_lab: Lab, _options: argparse.Namespace) -> int:
+    print(json.dumps(model.find_or_fetch(), indent=2))
+    return 0
+
+
 def _deps(_lab: Lab, _options: argparse.Namespace) -> int:
     require_root("deps")
     deps.install()
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lab/lab",
-        description="Throwaway bare-metal-like Debian hosts on this machine, to try Bedplate on.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--lab", metavar="NAME", default=os.environ.get("BEDPLATE_LAB") or "main",
-        help="which set of hosts (default: $BEDPLATE_LAB, else main)",
-    )
-    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
+def _add_faults(verbs: Any) -> None:
+    """Add `fault` with one sub-verb per fault."""
+    parser = verbs.add_parser("fault", help="break something on purpose, or mend it; see `fault --help`")
+    parser.set_defaults(run=_fault)
+    kinds = parser.add_subparsers(dest="fault", metavar="FAULT", required=True, title="faults")
 
+    def add(name: str, text: str, inject: Callable[[Hosts, argparse.Namespace], None], *words: str) -> None:
+        fault = kinds.add_parser(name, help=text)
+        for word in words:
+            fault.add_argument(word.lower(), metavar=word, type=int if word == "PORT" else str)
+        fault.set_defaults(inject=inject)
+
+    add("kill", "kill a service's main process", _signal_service, "HOST", "SERVICE")
+    add("stop", "hang a service: its main process stands still", _signal_service, "HOST", "SERVICE")
+    add("cont", "let a hung service go on", _signal_service, "HOST", "SERVICE")
+    add(
+        "offline",
+        "pull a host's network cable",
+        lambda h, o: faults.set_online(h, h.get(o.host), False),
+        "HOST",
+    )
+    add("online", "plug it in again", lambda h, o: faults.set_online(h, h.get(o.host), True), "HOST")
+    add("cut", "drop what one host sends to a TCP port of another", _cut, "SOURCE", "TARGET", "PORT")
+    add("heal", "take back every cut", lambda h, _: faults.heal(h))
+    add(
+        "slow",
+        "limit what a host sends, such as to 1mbit",
+        lambda h, o: faults.slow(h, h.get(o.host), o.rate),
+        "HOST",
+        "RATE",
+    )
+    add("fast", "take the limit back", lambda h, o: faults.slow(h, h.get(o.host), None), "HOST")
+    add(
+        "fill",
+        "put a full disk, such as of 4M, over a folder",
+        lambda h, o: faults.fill(h, h.get(o.host), o.folder, o.size),
+        "HOST",
+        "FOLDER",
+        "SIZE",
+    )
+    add(
+        "unfill",
+        "take the full disk away",
+        lambda h, o: faults.unfill(h, h.get(o.host), o.folder),
+        "HOST",
+        "FOLDER",
+    )
+    add(
+        "power-cut",
+        "take the power away; `up` boots it again",
+        lambda h, o: h.power_cut(h.get(o.host)),
+        "HOST",
+    )
+    add("pause", "stop every process of a host in place", lambda h, o: h.pause(h.get(o.host), True), "HOST")
+    add("resume", "let a paused host go on", lambda h, o: h.pause(h.get(o.host), False), "HOST")
+
+
+def _add_hosts(verbs: Any) -> None:
+    """Add the verbs that make, use and remove hosts."""
     up = verbs.add_parser("up", help="boot hosts and wait until they answer on SSH")
     up.add_argument("host", nargs="+", metavar="NAME")
     up.add_argument("--suite", choices=images.SUITES, help=f"Debian release (default: {hosts.DEFAULT_SUITE})")
@@ -180,7 +270,9 @@ def _parser() -> argparse.ArgumentParser:
     down.add_argument("--all", action="store_true", help="every lab of this checkout, and the saved layers")
     down.set_defaults(run=_down)
 
-    save = verbs.add_parser("save", help="freeze a stopped host's disk as a layer that new hosts can start from")
+    save = verbs.add_parser(
+        "save", help="freeze a stopped host's disk as a layer that new hosts can start from"
+    )
     save.add_argument("host", metavar="NAME")
     save.add_argument("layer", metavar="LAYER")
     save.set_defaults(run=_save)
@@ -199,6 +291,9 @@ def _parser() -> argparse.ArgumentParser:
     ssh.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD…")
     ssh.set_defaults(run=_ssh)
 
+
+def _add_stack(verbs: Any) -> None:
+    """Add the verbs that serve a stack on the hosts: its inventory, engine and models."""
     guard = verbs.add_parser("guard", help="check that no packet for a lab address can leave this machine")
     guard.set_defaults(run=_guard)
 
@@ -206,6 +301,53 @@ def _parser() -> argparse.ArgumentParser:
     listed.add_argument("--list", action="store_true", help="the whole inventory (the default)")
     listed.add_argument("--host", metavar="NAME", help="one host's variables")
     listed.set_defaults(run=_inventory)
+
+    built = verbs.add_parser("engine", help="build or find a real Ollama and print its archive as JSON")
+    built.add_argument(
+        "--version", default=engine.DEFAULT_VERSION, help="which Ollama (default: %(default)s)"
+    )
+    built.add_argument(
+        "--archive",
+        metavar="FILE",
+        default=os.environ.get("BEDPLATE_LAB_ENGINE_ARCHIVE"),
+        help="use this release archive instead (default: $BEDPLATE_LAB_ENGINE_ARCHIVE)",
+    )
+    built.set_defaults(run=_engine)
+
+    fetched = verbs.add_parser("model", help="download or find a small real model and print its file as JSON")
+    fetched.set_defaults(run=_model)
+
+    served = verbs.add_parser("registry", help="serve a folder of Ollama models as a registry to pull from")
+    served.add_argument("action", choices=["serve"])
+    served.add_argument(
+        "models", metavar="MODELS_DIR", help="what OLLAMA_MODELS names on the host that has them"
+    )
+    served.add_argument(
+        "--in", dest="inside", metavar="HOST", help="serve a folder of this host, from this host"
+    )
+    served.add_argument("--address", help="where to listen (default: this machine's address in the lab)")
+    served.add_argument("--port", type=int, default=5000, help="TCP port (default: %(default)s)")
+    served.set_defaults(run=_registry)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lab/lab",
+        description="Throwaway bare-metal-like Debian hosts on this machine, to try Bedplate on.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--lab",
+        metavar="NAME",
+        default=os.environ.get("BEDPLATE_LAB") or "main",
+        help="which set of hosts (default: $BEDPLATE_LAB, else main)",
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
+
+    _add_hosts(verbs)
+    _add_faults(verbs)
+    _add_stack(verbs)
 
     dependencies = verbs.add_parser("deps", help="install the Debian packages that the lab needs")
     dependencies.set_defaults(run=_deps)
@@ -219,6 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; errors are one sentence on standard error."""
     options = _parser().parse_args(arguments)
     os.umask(0o022)  # folders made here become folders inside hosts, where services must be able to read them
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended politely, clean up as for Ctrl-C
     try:
         status: int = options.run(Lab(check_name("the lab name", options.lab)), options)
     except LabError as error:

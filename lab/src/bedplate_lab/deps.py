@@ -20,7 +20,9 @@ def require() -> None:
     """Raise LabError naming what is missing."""
     packages = missing()
     if packages:
-        raise LabError(f"this machine lacks {', '.join(packages)}; run `lab/lab deps` to install what the lab needs")
+        raise LabError(
+            f"this machine lacks {', '.join(packages)}; run `lab/lab deps` to install what the lab needs"
+        )
 
 
 def install() -> None:

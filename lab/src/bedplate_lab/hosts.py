@@ -44,7 +44,7 @@ class Hosts:
         """Take the lab whose hosts these are."""
         self.lab = lab
 
-    # --- records -----------------------------------------------------------------------------------------------
+    # --- records
 
     def all(self) -> list[Host]:
         """Return every host that has a record, running or not, by name."""
@@ -57,7 +57,9 @@ class Hosts:
             if host.name == name:
                 return host
         known = ", ".join(host.name for host in self.all()) or "none"
-        raise LabError(f"there is no host {name!r} in lab {self.lab.name!r} (hosts: {known}); see `lab/lab list`")
+        raise LabError(
+            f"there is no host {name!r} in lab {self.lab.name!r} (hosts: {known}); see `lab/lab list`"
+        )
 
     def folder(self, host: Host) -> Path:
         """Return the folder that holds a host's record, keys and writable tree."""
@@ -74,7 +76,9 @@ class Hosts:
         """Return what the supervision of a host needs."""
         name = network.namespace(self.lab, host.name)
         lower = [Path(path) for path in host.lower]
-        return supervision.Machine(host.name, f"bedplate-{self.lab.id}-{host.name}", self.folder(host), lower, name)
+        return supervision.Machine(
+            host.name, f"bedplate-{self.lab.id}-{host.name}", self.folder(host), lower, name
+        )
 
     def group(self, host: Host) -> cgroups.HostGroup:
         """Return the control groups that a host runs in."""
@@ -93,21 +97,25 @@ class Hosts:
         """Return the hosts that can be talked to."""
         return [host for host in self.all() if self.state(host) in ("running", "unsupervised")]
 
-    # --- up and down -------------------------------------------------------------------------------------------
+    # --- up and down
 
-    def up(self, names: Sequence[str], *, suite: str | None, groups: Sequence[str] | None, layer: str | None) -> None:
-        """Boot the named hosts side by side and wait until each answers on SSH. Hosts that run are left alone."""
+    def up(
+        self, names: Sequence[str], *, suite: str | None, groups: Sequence[str] | None, layer: str | None
+    ) -> None:
+        """Boot the named hosts side by side and wait until each answers on SSH; leave running ones alone."""
         for name in names:
             check_name("the host name", name)
         self.lab.remember()
         if layer is None and not all((self.lab.hosts / name / "host.json").exists() for name in names):
-            images.base(suite or DEFAULT_SUITE)  # before the lab's lock is taken, since this can take a minute
+            images.base(suite or DEFAULT_SUITE)  # before the lab's lock is taken: this can take a minute
         boot = partial(self._up_one, suite=suite, groups=groups, layer=layer)
         with ThreadPoolExecutor(max_workers=8) as pool:
             for _ in pool.map(boot, dict.fromkeys(names)):
                 pass
 
-    def _up_one(self, name: str, *, suite: str | None, groups: Sequence[str] | None, layer: str | None) -> None:
+    def _up_one(
+        self, name: str, *, suite: str | None, groups: Sequence[str] | None, layer: str | None
+    ) -> None:
         started = time.monotonic()
         with locked(self.lab.state / f"{name}.lock", f"starts or stops {name}"):
             host = self._record(name, suite, groups, layer)
@@ -153,7 +161,9 @@ class Hosts:
         record = read_json(self.lab.layers / layer / "layer.json")
         if not record:
             known = ", ".join(sorted(path.name for path in self.lab.layers.glob("*"))) or "none"
-            raise LabError(f"there is no layer {layer!r} (layers: {known}); make one with `lab/lab save HOST {layer}`")
+            raise LabError(
+                f"there is no layer {layer!r} (layers: {known}); make one with `lab/lab save HOST {layer}`"
+            )
         if suite not in (None, record["suite"]):
             raise LabError(f"layer {layer!r} is on {record['suite']}, not on {suite}; leave --suite out")
         return record["suite"], [*record["lower"], str(self.lab.layers / layer / "tree")]
@@ -174,6 +184,13 @@ class Hosts:
         with locked(self.lab.state / f"{host.name}.lock", f"starts or stops {host.name}"):
             supervision.power_cut(self.machine(host))
             network.unplug(self.lab, host.name, host.number)
+
+    def pause(self, host: Host, paused: bool) -> None:
+        """Stop every process of a host in place, or let them go on."""
+        group = self.group(host)
+        if group.leader() is None:
+            raise LabError(f"host {host.name!r} is not running; start it with `lab/lab up {host.name}`")
+        group.freeze(paused)
 
     def down(self, host: Host) -> None:
         """Shut a host down and remove everything of it, its disk included."""
@@ -200,10 +217,10 @@ class Hosts:
             if not cables.is_dir() or not any(cables.iterdir()):
                 network.take_down(self.lab)
 
-    # --- what a host is given ----------------------------------------------------------------------------------
+    # --- what a host is given
 
     def _write_keys(self) -> None:
-        """Make the lab's key and list the host keys where ssh looks for them. The caller holds the lab's lock."""
+        """Make the lab's key and list the host keys for ssh. The caller holds the lab's lock."""
         if not self.lab.key.exists():
             _make_key(self.lab.key, f"lab {self.lab.name}")
         lines = []
@@ -218,7 +235,9 @@ class Hosts:
         """Write name, keys and the machine's package configuration into the host's writable tree."""
         root, key = self.folder(host) / "upper", self.folder(host) / "ssh_host_ed25519_key"
         write_whole(root / "etc/hostname", f"{host.name}\n")
-        write_whole(root / "etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n{self.address(host)} {host.name}\n")
+        write_whole(
+            root / "etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n{self.address(host)} {host.name}\n"
+        )
         write_whole(root / "etc/machine-id", f"{host.machine_id}\n", 0o444)
         write_whole(root / "etc/ssh/ssh_host_ed25519_key", key.read_text(), 0o600)
         write_whole(root / "etc/ssh/ssh_host_ed25519_key.pub", key.with_suffix(".pub").read_text())
@@ -245,7 +264,7 @@ class Hosts:
             f"read {console}, then try `lab/lab down {host.name}` and `lab/lab up {host.name}`"
         )
 
-    # --- into a host -------------------------------------------------------------------------------------------
+    # --- into a host
 
     def leader(self, host: Host) -> int:
         """Return the process id of a host's init; raise LabError if the host is stopped or paused."""
@@ -253,13 +272,34 @@ class Hosts:
         if leader is None:
             raise LabError(f"host {host.name!r} is not running; start it with `lab/lab up {host.name}`")
         if state == "paused":
-            raise LabError(f"host {host.name!r} is paused; let it go on with `lab/lab fault resume {host.name}`")
+            raise LabError(
+                f"host {host.name!r} is paused; let it go on with `lab/lab fault resume {host.name}`"
+            )
         return leader
 
     def exec_command(self, host: Host, command: Sequence[str]) -> list[str]:
         """Return the command line that runs `command` in a host, without SSH."""
-        enter = ["nsenter", f"--target={self.leader(host)}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
-        return [*enter, "--", "env", "-i", f"PATH={HOST_PATH}", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", *command]
+        enter = [
+            "nsenter",
+            f"--target={self.leader(host)}",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--cgroup",
+        ]
+        return [
+            *enter,
+            "--",
+            "env",
+            "-i",
+            f"PATH={HOST_PATH}",
+            "HOME=/root",
+            "LANG=C.UTF-8",
+            "TERM=dumb",
+            *command,
+        ]
 
     def call(self, host: Host, command: Sequence[str]) -> str:
         """Run `command` in a host and return what it printed; raise LabError when it fails."""
@@ -267,7 +307,11 @@ class Hosts:
 
     def ssh_options(self) -> list[str]:
         """Return the ssh options that reach this lab's hosts and nothing else."""
-        settings = [f"UserKnownHostsFile={self.lab.known_hosts}", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes"]
+        settings = [
+            f"UserKnownHostsFile={self.lab.known_hosts}",
+            "StrictHostKeyChecking=yes",
+            "IdentitiesOnly=yes",
+        ]
         return [word for setting in settings for word in ("-o", setting)]
 
     def ssh_command(self, host: Host, command: Sequence[str]) -> list[str]:
@@ -275,14 +319,16 @@ class Hosts:
         network.check_guard(self.lab)
         return ["ssh", "-i", str(self.lab.key), *self.ssh_options(), f"root@{self.address(host)}", *command]
 
-    # --- layers ------------------------------------------------------------------------------------------------
+    # --- layers
 
     def save(self, host: Host, layer: str) -> None:
         """Freeze what a stopped host has written as a layer for new hosts; the host goes on from it too."""
         check_name("the layer name", layer)
         with locked(self.lab.state / f"{host.name}.lock", f"starts or stops {host.name}"):
             if self.state(host) != "stopped":
-                raise LabError(f"host {host.name!r} is {self.state(host)}; run `lab/lab stop {host.name}` first")
+                raise LabError(
+                    f"host {host.name!r} is {self.state(host)}; run `lab/lab stop {host.name}` first"
+                )
             target = self.lab.layers / layer
             if target.exists():
                 raise LabError(f"there is a layer {layer!r} already; save under another name")
@@ -313,7 +359,9 @@ def other_running_hosts(checkout: Path) -> list[str]:
     for lab in known_labs():
         if lab.checkout != checkout:
             hosts = Hosts(lab)
-            found += [f"{lab.checkout}: {host.name}" for host in hosts.all() if hosts.state(host) != "stopped"]
+            found += [
+                f"{lab.checkout}: {host.name}" for host in hosts.all() if hosts.state(host) != "stopped"
+            ]
     return found
 
 

@@ -18,10 +18,19 @@ from .tools import locked, run, say
 
 SUITES = ("bookworm", "trixie")
 # What a cloud image of Debian has too; everything else is the roles' business.
-PACKAGES = (
-    "systemd systemd-sysv dbus libpam-systemd openssh-server python3 python3-apt sudo iproute2 iputils-ping nftables "
-    "ca-certificates procps curl less"
-).split()
+PACKAGES = [
+    *(
+        "systemd",
+        "systemd-sysv",
+        "dbus",
+        "libpam-systemd",
+        "openssh-server",
+        "python3",
+        "python3-apt",
+        "sudo",
+    ),
+    *("iproute2", "iputils-ping", "nftables", "ca-certificates", "procps", "curl", "less"),
+]
 OPTIONS = [
     "--variant=apt",
     "--skip=check/qemu",
@@ -34,8 +43,6 @@ OPTIONS = [
     '--customize-hook=truncate -s0 "$1"/etc/machine-id',
     # Settings of this machine reach a host when it starts, so that the image doesn't hold old ones.
     '--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap',
-    # Ansible's cache_valid_time would take the age of the image for the age of package lists that aren't there.
-    '--customize-hook=touch -d @0 "$1"/var/lib/apt/lists',
 ]
 
 
@@ -48,7 +55,7 @@ def key(suite: str, sources: str) -> str:
 def base(suite: str) -> Path:
     """Return the extracted tree of `suite`, building or extracting it first where needed.
 
-    Interrupted at any moment, the next call starts from the last whole result; two calls at once wait for each other.
+    Interrupted at any moment, the next call starts from the last whole result; a second call at once waits.
     """
     if suite not in SUITES:
         raise LabError(f"--suite {suite!r} is not one of {', '.join(SUITES)}")
@@ -69,8 +76,22 @@ def base(suite: str) -> Path:
                 _build(suite, sources, workplace).rename(archive)
             extracted = workplace / "tree"
             extracted.mkdir()
-            run(["tar", "--zstd", "-xpf", archive, "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", extracted])
+            run(
+                [
+                    "tar",
+                    "--zstd",
+                    "-xpf",
+                    archive,
+                    "--xattrs",
+                    "--xattrs-include=*",
+                    "--numeric-owner",
+                    "-C",
+                    extracted,
+                ]
+            )
             extracted.chmod(0o755)
+            # Ansible's cache_valid_time would take the image's age for the age of lists that aren't there.
+            os.utime(extracted / "var/lib/apt/lists", (0, 0))
             extracted.rename(tree)
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
@@ -83,18 +104,38 @@ def _build(suite: str, sources: str, workplace: Path) -> Path:
     started = time.monotonic()
     (workplace / "sources").write_text(sources)
     (workplace / "apt.conf").write_text(machine.apt_settings())
-    scratch, archive, log = workplace / "scratch", workplace / "image.tar.zst", workplace.parent / f"{suite}.log"
+    scratch, archive, log = (
+        workplace / "scratch",
+        workplace / "image.tar.zst",
+        workplace.parent / f"{suite}.log",
+    )
     scratch.mkdir()
     # The tmpfs lives in a mount namespace of this one command, so that nothing stays mounted if it dies.
     # Debian's /dev/shm is mounted nodev, where a Debian system can't be unpacked; hence an own one.
     script = 'mount -t tmpfs -o mode=0755 tmpfs "$1" && shift && exec "$@"'
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(scratch), "mmdebstrap"]
-    command += [*OPTIONS, f"--aptopt={workplace / 'apt.conf'}", suite, str(archive), str(workplace / "sources")]
+    command = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        str(scratch),
+        "mmdebstrap",
+    ]
+    command += [
+        *OPTIONS,
+        f"--aptopt={workplace / 'apt.conf'}",
+        suite,
+        str(archive),
+        str(workplace / "sources"),
+    ]
     with log.open("w") as stream:
-        try:
-            code = subprocess.call(command, stdout=stream, stderr=stream, env=os.environ | {"TMPDIR": str(scratch)})
-        except FileNotFoundError:
-            raise LabError("unshare is not installed; run `lab/lab deps` to install what the lab needs") from None
+        code = subprocess.call(
+            command, stdout=stream, stderr=stream, env=os.environ | {"TMPDIR": str(scratch)}
+        )
     if code != 0:
         errors = [line for line in log.read_text().splitlines() if line.startswith("E:")] or ["see the log"]
         raise LabError(f"building the {suite} image failed ({errors[0]}); the whole log is {log}")

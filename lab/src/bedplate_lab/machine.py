@@ -1,6 +1,6 @@
 """What a lab host takes over from this machine so that it reaches the same package sources.
 
-Everything is read from the machine at run time and written into images and hosts only, never into the repository.
+Everything is read at run time and written into images and hosts only, never into the repository.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ def codename() -> str:
     for line in Path("/etc/os-release").read_text().splitlines():
         if line.startswith("VERSION_CODENAME="):
             return line.partition("=")[2].strip('"')
-    raise LabError("/etc/os-release names no VERSION_CODENAME; the lab needs Debian 12 or 13 as the machine under it")
+    raise LabError(
+        "/etc/os-release names no VERSION_CODENAME; the lab needs Debian 12 or 13 as the machine under it"
+    )
 
 
 def _stanzas(text: str) -> Iterable[dict[str, str]]:
     """Yield the stanzas of a deb822 file as fields; continuation lines keep their line ends."""
-    for block in re.split(r"\n\s*\n", "\n".join(line for line in text.splitlines() if not line.startswith("#"))):
+    for block in re.split(
+        r"\n\s*\n", "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    ):
         fields: dict[str, str] = {}
         last = ""
         for line in block.splitlines():
@@ -51,10 +55,17 @@ def _stanzas(text: str) -> Iterable[dict[str, str]]:
 def _one_line_sources(text: str) -> Iterable[dict[str, str]]:
     """Yield the `deb [options] URI SUITE COMPONENT...` lines of a classic sources.list in deb822's fields."""
     for line in text.splitlines():
-        found = re.match(r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<parts>[^#]+)", line)
+        found = re.match(
+            r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<parts>[^#]+)", line
+        )
         if not found:
             continue
-        fields = {"Types": "deb", "URIs": found["uri"], "Suites": found["suite"], "Components": found["parts"].strip()}
+        fields = {
+            "Types": "deb",
+            "URIs": found["uri"],
+            "Suites": found["suite"],
+            "Components": found["parts"].strip(),
+        }
         for option in (found["options"] or "").split():
             key, _, value = option.partition("=")
             fields[{"signed-by": "Signed-By", "trusted": "Trusted"}.get(key.lower(), key)] = value
@@ -73,14 +84,18 @@ def read_sources(folder: Path = Path("/etc/apt")) -> list[dict[str, str]]:
 
 
 def sources_for(suite: str, own: str, sources: Iterable[Mapping[str, str]]) -> str:
-    """Return a deb822 file that offers `suite` from the places where `sources` offer the machine's `own` release.
+    """Return a deb822 file that offers `suite` where `sources` offer `own`, the machine's release.
 
-    Sources of other projects, whose suites aren't the release's, are left out. Raises LabError if nothing is left.
+    Sources of other projects, whose suites aren't the release's, are left out; LabError if none is left.
     """
-    wanted = re.compile(rf"({'|'.join((own, *DEBIAN_ALIASES))})(?P<part>(-(updates|security|backports))?(/updates)?)")
+    wanted = re.compile(
+        rf"({'|'.join((own, *DEBIAN_ALIASES))})(?P<part>(-(updates|security|backports))?(/updates)?)"
+    )
     stanzas = []
     for fields in sources:
-        suites = [match["part"] for name in fields.get("Suites", "").split() if (match := wanted.fullmatch(name))]
+        suites = [
+            match["part"] for name in fields.get("Suites", "").split() if (match := wanted.fullmatch(name))
+        ]
         if not suites or fields.get("Enabled", "yes") == "no":
             continue
         kept = dict(fields, Types="deb", Suites=" ".join(suite + part for part in suites))
@@ -90,7 +105,7 @@ def sources_for(suite: str, own: str, sources: Iterable[Mapping[str, str]]) -> s
         stanzas.append("".join(f"{key}: {value}\n" for key, value in kept.items()))
     if not stanzas:
         raise LabError(
-            f"no file in /etc/apt/sources.list.d offers Debian's {own}, so there is nowhere to take {suite} from; "
+            f"no file in /etc/apt/sources.list.d offers Debian's {own}, so there is no place for {suite}; "
             "add the Debian archive that this machine may use there"
         )
     return "\n".join(stanzas)
@@ -98,7 +113,9 @@ def sources_for(suite: str, own: str, sources: Iterable[Mapping[str, str]]) -> s
 
 def apt_settings() -> str:
     """Return the machine's apt settings that decide how an archive is reached: proxies, checks, retries."""
-    lines = [line for line in run(["apt-config", "dump", "Acquire"]).splitlines() if APT_SETTING.fullmatch(line)]
+    lines = [
+        line for line in run(["apt-config", "dump", "Acquire"]).splitlines() if APT_SETTING.fullmatch(line)
+    ]
     return "".join(line + "\n" for line in lines if not line.endswith(' "";'))
 
 
@@ -112,7 +129,7 @@ def _is_path(value: str) -> bool:
 
 
 def pip_configuration(files: Iterable[Path] = (Path("/etc/pip.conf"), Path("~/.config/pip/pip.conf"))) -> str:
-    """Return a pip.conf with the machine's index settings; those that name files of this machine are left out."""
+    """Return a pip.conf with the machine's index settings, without those that name files of this machine."""
     settings: dict[str, str] = {}
     for path in files:
         parser = configparser.RawConfigParser()
@@ -121,21 +138,30 @@ def pip_configuration(files: Iterable[Path] = (Path("/etc/pip.conf"), Path("~/.c
             settings |= {key: value for key, value in parser.items("global") if not _is_path(value)}
     if has_own_ca():
         settings["cert"] = str(CA_BUNDLE)
-    return "".join(["[global]\n", *(f"{key} = {value}\n" for key, value in settings.items())]) if settings else ""
+    return (
+        "".join(["[global]\n", *(f"{key} = {value}\n" for key, value in settings.items())])
+        if settings
+        else ""
+    )
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that logins on a host need to reach the same indexes through the same proxies.
 
-    `own` is the environment of this process. Variables that name files of this machine are left out; the CA bundle
-    is named for the tools that bring certificates of their own.
+    `own` is the environment of this process. Variables that name files of this machine are left out; the
+    CA bundle is named for the tools that bring certificates of their own.
     """
     passed = {
         key: value
         for key, value in own.items()
-        if (key.lower() in PROXY_NAMES or key.startswith(("PIP_", "UV_"))) and value and not _is_path(value)
+        if (key.lower() in PROXY_NAMES or key.startswith(("PIP_", "UV_")))
+        and value
+        and not _is_path(value)
         # uv's and pip's own folders, switches and credentials of other commands are no business of a host.
-        and (key.lower() in PROXY_NAMES or re.search(r"INDEX|TRUSTED_HOST|INSECURE_HOST|PROXY|TIMEOUT|RETRIES", key))
+        and (
+            key.lower() in PROXY_NAMES
+            or re.search(r"INDEX|TRUSTED_HOST|INSECURE_HOST|PROXY|TIMEOUT|RETRIES", key)
+        )
     }
     if has_own_ca():
         passed |= {"SSL_CERT_FILE": str(CA_BUNDLE), "REQUESTS_CA_BUNDLE": str(CA_BUNDLE)}
@@ -175,7 +201,8 @@ def seed(root: Path) -> None:
     if Path("/etc/uv/uv.toml").is_file():
         _copy(Path("/etc/uv/uv.toml"), root)
     write_whole(
-        root / "etc/environment", "".join(f'{key}="{value}"\n' for key, value in environment(os.environ).items())
+        root / "etc/environment",
+        "".join(f'{key}="{value}"\n' for key, value in environment(os.environ).items()),
     )
     write_whole(root / "etc/resolv.conf", resolver())
 

@@ -1,7 +1,8 @@
-"""The lab's network: a subnet nobody else routes, a guard that keeps its packets on this machine, a bridge, NAT.
+"""The lab's network: a subnet nobody else routes, a guard that keeps its packets here, a bridge, NAT.
 
-The guard is a blackhole route for the subnet. It is set before the bridge and stays when the bridge goes, so that a
-play that still names a lab address fails here instead of talking to a stranger behind the default route.
+The guard is a blackhole route for the subnet. It is set before the bridge and stays when the bridge goes, so
+that a play that still names a lab address fails here instead of talking to a stranger behind the default
+route.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ADDRESS = re.compile(r"(?<![\d.])\d+\.\d+\.\d+\.\d+(?![\d.])")
 
 
 def candidates(seed: str) -> Iterator[IPv4Network]:
-    """Yield every private /24 once, the order in each pool starting where `seed` (hexadecimal digits) points."""
+    """Yield every private /24 once; in each pool the first is the one that `seed` (hex digits) points at."""
     for pool in POOLS:
         count = 2 ** (24 - pool.prefixlen)
         for step in range(count):
@@ -40,12 +41,16 @@ def pick(seed: str, taken: Iterable[IPv4Network]) -> IPv4Network:
     for candidate in candidates(seed):
         if not any(candidate.overlaps(network) for network in busy):
             return candidate
-    raise LabError("every private subnet is covered by a route of this machine; remove a route that is too wide")
+    raise LabError(
+        "every private subnet is covered by a route of this machine; remove a route that is too wide"
+    )
 
 
 def routed() -> list[IPv4Network]:
     """Return the networks that this machine's routes cover, the default route left out."""
-    routes: list[dict[str, Any]] = json.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]")
+    routes: list[dict[str, Any]] = json.loads(
+        run(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]"
+    )
     networks = [IPv4Network(route["dst"]) for route in routes if route["dst"] != "default"]
     # 0.0.0.0/1 and 128.0.0.0/1 are how some VPNs write a default route.
     return [network for network in networks if network.prefixlen > 1]
@@ -137,7 +142,9 @@ table inet {lab.table} {{
 
 def _forward_chain() -> list[dict[str, Any]]:
     """Return the parts of the chain in which iptables (and so Docker) decides about forwarded packets."""
-    listing = json.loads(run(["nft", "-json", "-a", "list", "chain", "ip", "filter", "FORWARD"], check=False) or "{}")
+    listing = json.loads(
+        run(["nft", "-json", "-a", "list", "chain", "ip", "filter", "FORWARD"], check=False) or "{}"
+    )
     parts: list[dict[str, Any]] = listing.get("nftables", [])
     return parts
 
@@ -201,4 +208,3 @@ def unplug(lab: Lab, host: str, number: int) -> None:
         run(["ip", "link", "delete", veth(lab, number)])
     if Path("/run/netns", namespace(lab, host)).exists():
         run(["ip", "netns", "delete", namespace(lab, host)])
-

@@ -23,7 +23,7 @@ def check_name(what: str, name: str) -> str:
     """Return `name` if it can be a host, lab or layer name; raise LabError otherwise."""
     if not NAME.fullmatch(name):
         raise LabError(
-            f"{what} {name!r} is not usable; take 1 to 31 lower-case letters, digits or hyphens, starting with a letter"
+            f"{what} {name!r} is not usable; take a letter and up to 30 lower-case letters, digits, hyphens"
         )
     return name
 

@@ -15,10 +15,10 @@ from .errors import LabError
 from .tools import read_json, run, say, succeeds, write_json
 
 REBOOT = 133  # exit status with which systemd-nspawn --keep-unit says that its host wants to boot again
-# The shell enters the groups named before `--` and stays as the supervisor: it starts nspawn again after each reboot.
+# The shell enters the groups named before `--` and stays as supervisor: it starts nspawn again on reboot.
 LOOP = f"""while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit; shift; done; shift
 while :; do "$@"; code=$?; [ $code = {REBOOT} ] || exit $code; done"""
-# nspawn gives a host the v1 controllers read-only; remounted, the host's systemd enforces MemoryMax and the like.
+# nspawn gives a host the v1 controllers read-only; remounted, the host's systemd enforces MemoryMax.
 HYBRID_INIT = """#!/bin/sh
 for controller in memory cpu cpuacct pids blkio devices; do
   [ -d /sys/fs/cgroup/$controller ] && mount -o remount,rw,bind /sys/fs/cgroup/$controller
@@ -114,7 +114,7 @@ def _start_unit(machine: Machine, command: list[str]) -> None:
 def _start_alone(machine: Machine, kind: Layout, command: list[str]) -> None:
     parents = cgroups.own_groups(kind, Path("/proc/self/cgroup").read_text())
     if kind is Layout.UNIFIED and not cgroups.delegate(parents[0]):
-        say(f"warning: {parents[0]} can't hand on the memory controller, so MemoryMax is not enforced in lab hosts")
+        say(f"warning: {parents[0]} can't hand on memory control, so MemoryMax is not enforced in lab hosts")
     group = HostGroup(tuple(parent / machine.unit for parent in parents))
     write_json(machine.record, {"supervisor": "shell", "groups": [str(folder) for folder in group.folders]})
     group.make()

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,9 @@ def run(command: Sequence[str | Path], *, stdin: str | None = None, check: bool 
     try:
         done = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise LabError(f"{words[0]} is not installed; run `lab/lab deps` to install what the lab needs") from None
+        raise LabError(
+            f"{words[0]} is not installed; run `lab/lab deps` to install what the lab needs"
+        ) from None
     if check and done.returncode != 0:
         last_words = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
         raise LabError(f"`{' '.join(words)}` failed with exit status {done.returncode}: {last_words[0]}")
@@ -72,15 +75,24 @@ def locked(path: Path, waiting_for: str) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the kernel drops it when the process dies, however it dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another run of the lab that {waiting_for}")
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        patience = time.monotonic() + 2
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    say(f"waiting for another run of the lab that {waiting_for}")
+                    fcntl.flock(stream, fcntl.LOCK_EX)
+                    break
+                time.sleep(0.01)
+            else:
+                break
         yield
 
 
 def require_root(verb: str) -> None:
     """Raise LabError unless this process is root."""
     if os.geteuid() != 0:
-        raise LabError(f"`lab/lab {verb}` makes namespaces, mounts and cgroups, so it needs root; run it with sudo")
+        raise LabError(
+            f"`lab/lab {verb}` makes namespaces, mounts and cgroups, so it needs root; run it with sudo"
+        )

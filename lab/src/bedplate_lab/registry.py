@@ -1,0 +1,136 @@
+"""A static model registry: a folder of Ollama's models, served so that `ollama pull` works without internet.
+
+It speaks what Ollama asks for: manifests, HEAD of blobs, and GET of a blob as a redirect to another host name
+of this server (a redirect within one name Ollama follows by itself and then misses the Location header).
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import LabError
+from .hosts import Host, Hosts
+from .tools import run, say
+
+CODE_IN_HOST = "/usr/local/lib/lab-registry"
+
+MANIFEST = re.compile(r"/v2/(?P<name>[\w.-]+/[\w.-]+)/manifests/(?P<tag>[\w.-]+)")
+BLOB = re.compile(r"/(?:v2/[\w.-]+/[\w.-]+/blobs|data)/sha256:(?P<digest>[0-9a-f]{64})")
+RANGE = re.compile(r"bytes=(?P<first>\d+)-(?P<last>\d*)")
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one models folder."""
+
+    daemon_threads = True
+
+    def __init__(self, models: Path, address: str, port: int) -> None:
+        """Listen on `address` and `port`; raise LabError if `models` is no models folder."""
+        if not (models / "manifests").is_dir() or not (models / "blobs").is_dir():
+            raise LabError(f"{models} has no manifests/ and blobs/; name the folder in OLLAMA_MODELS")
+        self.models = models
+        super().__init__((address, port), Handler)
+
+    def manifest(self, name: str, tag: str) -> Path | None:
+        """Return the manifest of a model, whichever registry it was pulled from or made for."""
+        return next(iter(sorted((self.models / "manifests").glob(f"*/{name}/{tag}"))), None)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        """Answer with the headers alone."""
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        """Answer with headers and content."""
+        self._answer(body=True)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002 - http.server's
+        """Say on standard error what was asked for and how it was answered."""
+        say(f"registry: {self.address_string()} {self.requestline} {int(code)}")
+
+    def _answer(self, body: bool) -> None:
+        path: Path | None = None
+        if found := MANIFEST.fullmatch(self.path):
+            path = self.server.manifest(found["name"], found["tag"])
+        elif found := BLOB.fullmatch(self.path):
+            path = self.server.models / "blobs" / f"sha256-{found['digest']}"
+            if body and not self.path.startswith("/data/") and path.is_file():
+                self._redirect(found["digest"])
+                return
+        if path is None or not path.is_file():
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        with path.open("rb") as stream:
+            self._send(stream, path.stat().st_size, body)
+
+    def _redirect(self, digest: str) -> None:
+        """Send the client to this server's address in its IPv6 spelling, which counts as another name."""
+        address, port = self.connection.getsockname()[:2]
+        self.send_response(HTTPStatus.TEMPORARY_REDIRECT)
+        self.send_header("Location", f"http://[::ffff:{address}]:{port}/data/sha256:{digest}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _send(self, stream: BinaryIO, size: int, body: bool) -> None:
+        first, last = 0, size - 1
+        wanted = RANGE.fullmatch(self.headers["Range"] or "")
+        if wanted:
+            first, last = int(wanted["first"]), min(int(wanted["last"] or last), last)
+            self.send_response(HTTPStatus.PARTIAL_CONTENT)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+        else:
+            self.send_response(HTTPStatus.OK)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(last - first + 1))
+        self.end_headers()
+        if not body:
+            return
+        stream.seek(first)
+        left = last - first + 1
+        while left > 0 and (piece := stream.read(min(left, 1 << 20))):
+            self.wfile.write(piece)
+            left -= len(piece)
+
+
+def serve(models: Path, address: str, port: int) -> None:
+    """Serve `models` until interrupted."""
+    try:
+        server = Server(models, address, port)
+    except OSError as error:
+        raise LabError(
+            f"can't listen on {address}:{port} ({error.strerror}); choose another --port"
+        ) from None
+    say(f"registry: {models} is served; pull http://{address}:{port}/library/NAME:TAG with insecure set")
+    server.serve_forever()
+
+
+def serve_in(hosts: Hosts, host: Host, models: str, port: int) -> None:
+    """Serve the folder `models` of a host from there, as its service lab-registry, until it stops."""
+    address = str(hosts.address(host))
+    hosts.call(host, ["mkdir", "-p", f"{CODE_IN_HOST}/bedplate_lab"])
+    for file in Path(__file__).parent.glob("*.py"):
+        run(
+            hosts.exec_command(host, ["tee", f"{CODE_IN_HOST}/bedplate_lab/{file.name}"]),
+            stdin=file.read_text(),
+        )
+    program = "import sys, pathlib; from bedplate_lab.registry import serve; "
+    program += "serve(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))"
+    unit = [
+        "systemd-run",
+        "--quiet",
+        "--collect",
+        "--unit=lab-registry",
+        f"--setenv=PYTHONPATH={CODE_IN_HOST}",
+    ]
+    hosts.call(host, [*unit, "python3", "-B", "-c", program, models, address, str(port)])
+    say(f"registry: {host.name} serves {models}; pull http://{address}:{port}/library/NAME:TAG as insecure")
