@@ -30,10 +30,9 @@ def create_app(engine: Engine) -> "Callable[[WSGIEnvironment, StartResponse], It
             start_response(status, [("Content-Type", kind), ("Content-Length", str(len(data))), *headers])
             return [data]
 
-        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
-            return answer(
-                "405 Method Not Allowed", _TEXT, "Only GET is answered here.\n", ("Allow", "GET, HEAD")
-            )
+        if environ["REQUEST_METHOD"] != "GET":
+            # No body, since the answer to a HEAD may not have one.
+            return answer("405 Method Not Allowed", _TEXT, "", ("Allow", "GET"))
         match environ.get("PATH_INFO"):
             case "/metrics":
                 lines: Iterable[bytes] = metrics(environ, start_response)
