@@ -27,6 +27,7 @@ ANSWER_SECONDS = 2.0
 # The exporter asks its engine for up to 2 s; without a margin a hung engine would look like a hung exporter.
 EXPORTER_SECONDS = 2.5
 BODY_BYTES = 1024 * 1024
+NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 
 
 def clean(text: object, length: int = 300) -> object:
@@ -49,7 +50,7 @@ Bytes = Annotated[int, Field(ge=0)]
 class _Foreign(BaseModel):
     """What another service sends: fields we do not know are ignored, so that it may grow."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, validate_by_name=True, validate_by_alias=True)
 
 
 class Engine(_Foreign):
@@ -114,8 +115,8 @@ class _ModelList(_Foreign):
 class Contact:
     """How asking one service went.
 
-    `outcome`: answered; refused (it answered, but not to us: key or limit); failed (reached, but no usable answer);
-    unreachable (its host gave no sign of life). `seconds` is the time to the answer or the failure.
+    `outcome`: answered; refused (it answered, but not to us: key or limit); failed (reached, but without a
+    usable answer); unreachable (its host gave no sign of life). `seconds` runs to the answer or the failure.
     """
 
     outcome: Literal["answered", "refused", "failed", "unreachable"]
@@ -173,15 +174,20 @@ def new_client() -> httpx.AsyncClient:
 
 
 async def collect(client: httpx.AsyncClient, settings: Settings, key: str) -> Observation:
-    """Ask gateway, exporters and Prometheus at the same time; takes at most `EXPORTER_SECONDS` and raises nothing."""
+    """Ask gateway, exporters and Prometheus at the same time; takes at most `EXPORTER_SECONDS`."""
     began = time.monotonic()
-    gateway, prometheus, *hosts = await asyncio.gather(
-        _ask_gateway(client, settings.gateway_url, key),
-        _ask_prometheus(client, settings.prometheus_url),
-        *(_ask_host(client, host) for host in settings.inference_hosts),
+    async with asyncio.TaskGroup() as group:
+        gateway = group.create_task(_ask_gateway(client, settings.gateway_url, key))
+        prometheus = group.create_task(_ask_prometheus(client, settings.prometheus_url))
+        hosts = [group.create_task(_ask_host(client, host)) for host in settings.inference_hosts]
+    return Observation(
+        at=datetime.now(UTC),
+        seconds=time.monotonic() - began,
+        gateway=gateway.result(),
+        hosts=tuple(host.result() for host in hosts),
+        prometheus=prometheus.result(),
+        verify=read_verify(settings.verify_report),
     )
-    verify = read_verify(settings.verify_report)
-    return Observation(datetime.now(UTC), time.monotonic() - began, gateway, tuple(hosts), prometheus, verify)
 
 
 def read_verify(path: Path) -> Verify:
@@ -226,7 +232,8 @@ async def _ask_host(client: httpx.AsyncClient, host: InferenceHost) -> HostAnswe
     try:
         return HostAnswer(host.name, contact, EngineState.model_validate_json(body))
     except ValidationError:
-        return HostAnswer(host.name, Contact("failed", contact.seconds, "answered without the engine's state"))
+        contact = Contact("failed", contact.seconds, "answered without the engine's state")
+        return HostAnswer(host.name, contact)
 
 
 async def _get(
@@ -257,20 +264,25 @@ async def _get(
 
 
 def _explain(error: Exception, limit: float) -> tuple[Literal["failed", "unreachable"], str]:
-    """Tell a dead service (its host refuses the connection or keeps it waiting) from a host without a sign of life."""
+    """Tell a dead service (refused, or kept waiting) from a host that gives no sign of life."""
     if isinstance(error, httpx.ConnectTimeout):
         return "unreachable", f"no connection within {CONNECT_SECONDS:g} s"
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
         return "failed", f"no answer within {limit:g} s"
+    if isinstance(error, httpx.RemoteProtocolError):
+        return "failed", "closed the connection without an answer"
+    return _explain_system(error) or ("failed", str(clean(f"{type(error).__name__}: {error}", 120)))
+
+
+def _explain_system(error: Exception) -> tuple[Literal["failed", "unreachable"], str] | None:
+    """Look for what the operating system said behind the HTTP client's error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):
             return "unreachable", "its name is not known"
         if isinstance(cause, ConnectionRefusedError):
             return "failed", "connection refused"
-        if isinstance(cause, OSError) and cause.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN):
+        if isinstance(cause, OSError) and cause.errno in NO_ROUTE:
             return "unreachable", "no route to the host"
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, httpx.RemoteProtocolError):
-        return "failed", "closed the connection without an answer"
-    return "failed", str(clean(f"{type(error).__name__}: {error}", 120))
+    return None

@@ -1,11 +1,11 @@
-"""How gunicorn runs the dashboard: `gunicorn -c python:bedplate_dashboard.gunicorn_conf -b ADDRESS:3001 …wsgi:app`.
+"""How gunicorn runs the dashboard; only the address is left to the command line.
 
-One process with threads, since the poller's last look lives in it. It needs no writable directory but /dev/shm.
+    gunicorn -c python:bedplate_dashboard.gunicorn_conf --bind ADDRESS:3001 bedplate_dashboard.wsgi:app
+
+One process with threads, since the poller's last look lives in it. It writes nowhere but in /dev/shm.
 """
 
 from __future__ import annotations
-
-from gunicorn.workers.base import Worker
 
 worker_class = "gthread"
 workers = 1
@@ -19,7 +19,7 @@ graceful_timeout = 5
 accesslog = None
 
 
-def post_worker_init(worker: Worker) -> None:
+def post_worker_init(worker: object) -> None:
     """Start the poller in the process that answers requests: threads do not survive the fork."""
     from .wsgi import poller  # noqa: PLC0415 - not before the worker has loaded the application
 

@@ -1,4 +1,4 @@
-"""One background thread asks the stack every two seconds and keeps the last look for any number of readers."""
+"""One background thread asks the stack every two seconds; any number of readers share its last look."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Poller:
                 try:
                     self._take(await self._ask(client, self.settings, self._key))
                 except Exception:
-                    # A defect of ours must not end the polling; meanwhile readers see the last look grow stale.
+                    # A defect of ours must not end the polling; readers see the last look grow stale.
                     log.exception("a poll failed")
                 await asyncio.sleep(max(0.0, began + state.POLL_SECONDS - time.monotonic()))
 

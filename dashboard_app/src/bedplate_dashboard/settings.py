@@ -16,7 +16,7 @@ MODEL_NAME_LENGTH = 200
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used; its text is one sentence with the setting, what it got and the remedy."""
+    """A setting that cannot be used; its text is one sentence: the setting, what it got, the remedy."""
 
 
 def _base_url(value: str) -> str:
@@ -81,7 +81,8 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         text = Path(name).read_bytes()
     except OSError as error:
         raise SettingsError(
-            f"{CONFIG_VARIABLE} names {name}, which cannot be read ({error.strerror}); deploy the dashboard again."
+            f"{CONFIG_VARIABLE} names {name}, which cannot be read ({error.strerror}); "
+            "deploy the dashboard again."
         ) from error
     try:
         settings = Settings.model_validate_json(text)
@@ -90,7 +91,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         place = ".".join(str(part) for part in first["loc"]) or "the file as a whole"
         got = "" if first["type"] in ("missing", "json_invalid") else f", got {_short(first['input'])}"
         problem = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{name}: {place}: {problem}{got}; correct it and restart the dashboard.") from error
+        raise SettingsError(
+            f"{name}: {place}: {problem}{got}; correct it and restart the dashboard."
+        ) from error
     names = [host.name for host in settings.inference_hosts]
     if len(set(names)) < len(names):
         twice = next(host for host in names if names.count(host) > 1)
@@ -99,11 +102,12 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
 
 
 def load_key(environ: Mapping[str, str] = os.environ) -> str:
-    """Read the dashboard's gateway key from the unit's credentials; raises SettingsError, never with the key in it."""
+    """Read the gateway key from the unit's credentials; raises SettingsError, which never shows the key."""
     folder = environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
         raise SettingsError(
-            f"CREDENTIALS_DIRECTORY is not set; start the dashboard with LoadCredential={KEY_FILE}:FILE in its unit."
+            "CREDENTIALS_DIRECTORY is not set; "
+            f"start the dashboard with LoadCredential={KEY_FILE}:FILE in its unit."
         )
     path = Path(folder, KEY_FILE)
     try:
@@ -113,9 +117,13 @@ def load_key(environ: Mapping[str, str] = os.environ) -> str:
             f"The gateway key {path} cannot be read ({error.strerror}); deploy the dashboard again."
         ) from error
     except UnicodeDecodeError as error:
-        raise SettingsError(f"The gateway key {path} is not plain ASCII; deploy the dashboard again.") from error
+        raise SettingsError(
+            f"The gateway key {path} is not plain ASCII; deploy the dashboard again."
+        ) from error
     if not key or not key.isprintable() or " " in key:
-        raise SettingsError(f"The gateway key {path} must hold one key on one line; deploy the dashboard again.")
+        raise SettingsError(
+            f"The gateway key {path} must hold one key on one line; deploy the dashboard again."
+        )
     return key
 
 

@@ -1,7 +1,7 @@
 """What "healthy" means. The only module that judges: pure functions from an `Observation` to a `Status`.
 
-healthy   the gateway lists every declared model, every inference host answers with its engine up and holds its
-          declared models, and Prometheus answers.
+healthy   the gateway lists every declared model, every inference host answers with its engine up and holds
+          its declared models, and Prometheus answers.
 down      no declared model can be served.
 degraded  anything else, and whenever the last look is too old to tell.
 
@@ -72,7 +72,7 @@ class HostStatus:
 
 @dataclass(frozen=True)
 class Placement:
-    """One declared model on one host; None where it is unknown. Bytes, tokens, seconds until it is unloaded."""
+    """One declared model on one host; None where unknown. Bytes, tokens, seconds until it is unloaded."""
 
     host: str
     present: bool | None
@@ -108,7 +108,7 @@ class CheckStatus:
 
 @dataclass(frozen=True)
 class VerifyStatus:
-    """The last verify report; `ok` is None when it has not run yet or cannot be read (then `error` says why)."""
+    """The last verify report; `ok` is None when it has not run yet or cannot be read (see `error`)."""
 
     ok: bool | None
     at: datetime | None = None
@@ -135,7 +135,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The last look: its verdict, when it ended (by both clocks), how long it took, since when the state holds."""
+    """The last look: its verdict, when it ended (by both clocks), its length, since when its state holds."""
 
     verdict: Verdict
     at: datetime
@@ -240,7 +240,7 @@ def current(last: Snapshot | None, now: float, started: datetime, started_monoto
         )
     return Status(
         state="degraded",
-        reason=f"The state is unknown: the dashboard last asked {age:.0f} s ago, when it was {verdict.state}.",
+        reason=f"The state is unknown: the last look, {age:.0f} s ago, found it {verdict.state}.",
         next=_RESTART.next,
         next_on=_RESTART.next_on,
         since=last.at + timedelta(seconds=STALE_SECONDS) if verdict.state != "degraded" else last.since,
@@ -288,7 +288,8 @@ def _model(
     on_an_engine = True if True in chances else None if None in chances else False
     known = (listed, on_an_engine)
     can_be_served = False if False in known else None if None in known else True
-    return ModelStatus(name, can_be_served, listed if seen.gateway.contact.outcome == "answered" else None, tuple(placements))
+    shown = listed if seen.gateway.contact.outcome == "answered" else None
+    return ModelStatus(name, can_be_served, shown, tuple(placements))
 
 
 def _placement(name: str, answer: HostAnswer) -> Placement:
@@ -360,15 +361,17 @@ def _host_faults(host: InferenceHost, answer: HostAnswer) -> list[Fault]:
 
 def _reason(models: tuple[ModelStatus, ...], faults: tuple[Fault, ...]) -> str:
     """Say in one sentence what can be served and, if anything is wrong, the most telling fault."""
+    if not models:
+        return "No model is declared." if not faults else f"No model is declared: {faults[0].what}."
     total = len(models)
     served = [model for model in models if model.can_be_served]
     lost = [model for model in models if model.can_be_served is False]
-    if not models:
-        lead = "No model is declared"
-    elif len(served) == total:
-        lead = f"{served[0].name} can be served" if total == 1 else f"All {total} declared models can be served"
+    everything = models[0].name if total == 1 else f"All {total} declared models"
+    nothing = f"{models[0].name} cannot" if total == 1 else f"None of {total} declared models can"
+    if len(served) == total:
+        lead = f"{everything} can be served"
     elif len(lost) == total:
-        lead = f"{lost[0].name} cannot be served" if total == 1 else f"None of {total} declared models can be served"
+        lead = f"{nothing} be served"
     elif not served:
         lead = "It is unknown whether models can be served"
     else:
@@ -377,7 +380,7 @@ def _reason(models: tuple[ModelStatus, ...], faults: tuple[Fault, ...]) -> str:
         return f"{lead}."
     more = len(faults) - 1
     tail = "" if not more else f", and {more} more fault{'s' if more > 1 else ''}"
-    joint = ", but" if models and len(served) == total else ":"
+    joint = ", but" if len(served) == total else ":"
     return f"{lead}{joint} {faults[0].what}{tail}."
 
 

@@ -48,7 +48,9 @@ class StatusMetrics(Collector):
         """Tell the state, the age and length of the last poll, and how many there were."""
         status = self._poller.status()
         states = GaugeMetricFamily(
-            "bedplate_dashboard_state", "The state that the dashboard tells: 1 for the one that holds.", labels=["state"]
+            "bedplate_dashboard_state",
+            "The state that the dashboard tells: 1 for the one that holds.",
+            labels=["state"],
         )
         for name in STATES:
             states.add_metric([name], float(status.state == name))
@@ -58,9 +60,13 @@ class StatusMetrics(Collector):
         )
         if status.seconds is not None:
             yield GaugeMetricFamily(
-                "bedplate_dashboard_poll_duration_seconds", "How long the last poll took.", value=status.seconds
+                "bedplate_dashboard_poll_duration_seconds",
+                "How long the last poll took.",
+                value=status.seconds,
             )
-        yield CounterMetricFamily("bedplate_dashboard_polls", "Polls since the start.", value=self._poller.polls)
+        yield CounterMetricFamily(
+            "bedplate_dashboard_polls", "Polls since the start.", value=self._poller.polls
+        )
 
 
 def create_app(poller: Poller) -> Flask:
@@ -178,23 +184,21 @@ def client_snippets(settings: Settings) -> dict[str, str]:
     """Make the examples to paste, with the address that clients use and never with a key."""
     model = next(iter(settings.declared_models), "MODEL")
     url = base_url(settings)
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Say hello."}]})
-    curl = (
-        f"curl {shlex.quote(f'{url}/chat/completions')} \\\n"
-        '  -H "Authorization: Bearer $OPENAI_API_KEY" \\\n'
-        "  -H 'Content-Type: application/json' \\\n"
-        f"  -d {shlex.quote(body)}"
-    )
-    python = (
-        "import os\n"
-        "from openai import OpenAI\n\n"
-        f'client = OpenAI(base_url={url!r}, api_key=os.environ["OPENAI_API_KEY"])\n'
-        "answer = client.chat.completions.create(\n"
-        f"    model={model!r},\n"
-        '    messages=[{"role": "user", "content": "Say hello."}],\n'
-        ")\n"
-        "print(answer.choices[0].message.content)"
-    )
+    body = f"""{{"model": {json.dumps(model)},
+       "messages": [{{"role": "user", "content": "Say hello."}}]}}"""
+    curl = f"""curl {shlex.quote(f"{url}/chat/completions")} \\
+  -H "Authorization: Bearer $OPENAI_API_KEY" \\
+  -H "Content-Type: application/json" \\
+  -d {shlex.quote(body)}"""
+    python = f"""from openai import OpenAI
+
+# The key is read from OPENAI_API_KEY.
+client = OpenAI(base_url={json.dumps(url)})
+answer = client.chat.completions.create(
+    model={json.dumps(model)},
+    messages=[{{"role": "user", "content": "Say hello."}}],
+)
+print(answer.choices[0].message.content)"""
     return {"curl": curl, "Python": python}
 
 

@@ -1,0 +1,198 @@
+"""Asking: each way to fail is told apart, within its deadline, and hostile text comes out harmless."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from bedplate_dashboard import collect
+from bedplate_dashboard.collect import Observation, clean, read_verify
+from bedplate_dashboard.settings import Settings
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+STATE = {"schema": 1, "at": "2026-03-01T12:00:00Z", "engine": {"up": True}, "models": [{"name": "small:1b"}]}
+
+
+def send(status: int, body: object) -> Answer:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        request.wfile.write(data)
+
+    return answer
+
+
+def drip(request: BaseHTTPRequestHandler) -> None:
+    """Send a byte now and then, so that no single read ever times out."""
+    request.send_response(200)
+    request.end_headers()
+    for _ in range(100):
+        request.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+class FakeStack:
+    """Fake gateway, exporter and Prometheus on one port; each answer can be replaced by a fault."""
+
+    def __init__(self) -> None:
+        self.authorization: str | None = None
+        self.answers: dict[str, Answer] = {
+            "/v1/models": send(200, {"data": [{"id": "small:1b"}]}),
+            "/state.json": send(200, STATE),
+            "/-/ready": send(200, b"ready"),
+        }
+        stack = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                stack.authorization = self.headers.get("Authorization", stack.authorization)
+                with contextlib.suppress(OSError):  # the client may have hung up, as it should
+                    stack.answers[self.path](self)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
+
+
+@pytest.fixture
+def stack() -> Iterator[FakeStack]:
+    fake = FakeStack()
+    yield fake
+    fake.server.shutdown()
+    fake.server.server_close()
+
+
+@pytest.fixture
+def look(stack: FakeStack, config: dict[str, Any]) -> Callable[..., Observation]:
+    def ask(**changes: str) -> Observation:
+        urls = {"gateway_url": stack.url, "prometheus_url": stack.url} | changes
+        hosts = [{"name": "gpu1", "exporter_url": stack.url, "models": ["small:1b"]}]
+        settings = Settings.model_validate_json(json.dumps(config | urls | {"inference_hosts": hosts}))
+
+        async def once() -> Observation:
+            async with collect.new_client() as client:
+                return await collect.collect(client, settings, "sk-dashboard")
+
+        return asyncio.run(once())
+
+    return ask
+
+
+def test_all_answer(look: Callable[..., Observation], stack: FakeStack) -> None:
+    seen = look()
+    assert stack.authorization == "Bearer sk-dashboard"
+    assert seen.gateway.models == {"small:1b"}
+    assert seen.hosts[0].state is not None
+    assert seen.hosts[0].state.models[0].name == "small:1b"
+    assert seen.prometheus.outcome == "answered"
+    assert (seen.verify.report, seen.verify.error) == (None, None)
+
+
+GATEWAY_FAULTS: dict[str, tuple[Answer, str, str]] = {
+    "wrong key": (send(401, {}), "refused", "HTTP 401"),
+    "over its limit": (send(429, {}), "refused", "HTTP 429"),
+    "error": (send(500, {}), "failed", "HTTP 500"),
+    "moved": (send(302, {}), "failed", "HTTP 302"),
+    "no JSON": (send(200, b"<html>"), "failed", "answered without a model list"),
+    "other JSON": (send(200, {"data": [{"id": 7}]}), "failed", "answered without a model list"),
+    "too much": (send(200, b" " * 1_200_000), "failed", "answered with more than 1 MiB"),
+    "hang-up": (
+        lambda request: request.connection.close(),
+        "failed",
+        "closed the connection without an answer",
+    ),
+    "dripping": (drip, "failed", "no answer within 0.3 s"),
+}
+
+
+@pytest.mark.parametrize(("answer", "outcome", "error"), GATEWAY_FAULTS.values(), ids=GATEWAY_FAULTS)
+def test_gateway_faults(
+    *,
+    look: Callable[..., Observation],
+    stack: FakeStack,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Answer,
+    outcome: str,
+    error: str,
+) -> None:
+    monkeypatch.setattr(collect, "ANSWER_SECONDS", 0.3)
+    stack.answers["/v1/models"] = answer
+    seen = look()
+    assert (seen.gateway.contact.outcome, seen.gateway.contact.error) == (outcome, error)
+    assert seen.gateway.models == frozenset()
+    assert seen.prometheus.outcome == "answered"
+    assert seen.seconds < 2
+
+
+def test_a_closed_port_is_a_failed_service(look: Callable[..., Observation]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        seen = look(prometheus_url=f"http://127.0.0.1:{free.getsockname()[1]}")
+    assert (seen.prometheus.outcome, seen.prometheus.error) == ("failed", "connection refused")
+
+
+def test_a_name_that_is_not_known_is_an_unreachable_host(look: Callable[..., Observation]) -> None:
+    seen = look(prometheus_url="http://no-such-host.invalid:9090")
+    assert (seen.prometheus.outcome, seen.prometheus.error) == ("unreachable", "its name is not known")
+
+
+def test_no_connection_is_an_unreachable_host() -> None:
+    assert collect._explain(httpx.ConnectTimeout(""), 2.0) == ("unreachable", "no connection within 1.5 s")
+    error = httpx.ConnectError("All connection attempts failed")
+    error.__cause__ = OSError(113, "No route to host")
+    assert collect._explain(error, 2.0) == ("unreachable", "no route to the host")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"{}",
+        json.dumps(STATE | {"schema": 2}).encode(),
+        json.dumps(STATE | {"models": [{"name": "a", "size_bytes": -1}]}).encode(),
+        b'{"schema":1,"at":"2026-03-01T12:00:00Z","engine":{"up":true,"latency_seconds":NaN},"models":[]}',
+    ],
+)
+def test_an_exporter_that_sends_something_else(
+    look: Callable[..., Observation], stack: FakeStack, state: bytes
+) -> None:
+    stack.answers["/state.json"] = send(200, state)
+    contact = look().hosts[0].contact
+    assert (contact.outcome, contact.error) == ("failed", "answered without the engine's state")
+
+
+def test_hostile_text_is_made_harmless() -> None:
+    assert clean("a\x1b[31m\n\u202eb\ud800") == "a\ufffd[31m\ufffd\ufffdb\ufffd"
+    assert clean("x" * 500) == "x" * 300 + "…"
+
+
+def test_verify_report(tmp_path: Path) -> None:
+    path = tmp_path / "verify.json"
+    assert read_verify(path) == collect.Verify()
+    path.write_text('{"schema": 1, "ok": tr')
+    assert read_verify(path).error == "the report is not in the form that the verify play writes"
+    check = {"host": "gpu1", "name": "active", "ok": None, "seen": "x", "next": "y"}
+    path.write_text(json.dumps({"schema": 1, "ok": True, "at": "2026-03-01T12:00:00Z", "checks": [check]}))
+    report = read_verify(path).report
+    assert report is not None
+    assert report.checks[0].ok is None
+    path.unlink()
+    path.mkdir()
+    assert read_verify(path).error == "the report cannot be read (Is a directory)"

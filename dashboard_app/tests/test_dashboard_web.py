@@ -1,0 +1,246 @@
+"""What readers get: page, text, API, metrics; every value escaped, nothing but reading."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from bedplate_dashboard.collect import (
+    Check,
+    Contact,
+    EngineState,
+    HostAnswer,
+    Observation,
+    Verify,
+    VerifyReport,
+)
+from bedplate_dashboard.poller import Poller
+from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.state import Snapshot
+from bedplate_dashboard.web import age, client_snippets, create_app, milliseconds, share, size
+from flask.testing import FlaskClient
+
+HOSTILE = "<img src=x onerror=alert(1)>'\"&{{7*7}}"
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+@pytest.fixture
+def poller(settings: Settings) -> Poller:
+    return Poller(settings, "sk-secret")
+
+
+@pytest.fixture
+def client(poller: Poller) -> FlaskClient:
+    return create_app(poller).test_client()
+
+
+@pytest.fixture
+def show(poller: Poller, client: FlaskClient) -> Callable[[Observation], FlaskClient]:
+    def take(seen: Observation) -> FlaskClient:
+        poller._take(seen)
+        return client
+
+    return take
+
+
+def test_the_state_comes_first_in_the_api(show: Callable[..., FlaskClient], all_well: Observation) -> None:
+    body = show(all_well).get("/api/status.json").text
+    assert body.startswith('{"state": "healthy", "schema": 1, ')
+    status = json.loads(body)
+    assert list(status) == [
+        *(
+            "state",
+            "schema",
+            "at",
+            "since",
+            "reason",
+            "next",
+            "next_on",
+            "stale",
+            "age_seconds",
+            "poll_seconds",
+        ),
+        *("name", "base_url", "faults", "gateway", "inference_hosts", "models", "prometheus", "verify"),
+    ]
+    assert (status["at"], status["since"]) == ("2026-03-01T12:00:00Z", "2026-03-01T12:00:00Z")
+    assert status["models"][0] | {"placements": None} == {
+        "name": "small:1b",
+        "can_be_served": True,
+        "listed": True,
+        "placements": None,
+    }
+    assert status["verify"]["ok"] is None
+
+
+def test_before_the_first_look_nothing_is_green(client: FlaskClient) -> None:
+    status = json.loads(client.get("/api/status.json").data)
+    assert (status["state"], status["stale"], status["models"]) == ("degraded", True, None)
+    page = client.get("/").text
+    assert "Unknown." in page
+    assert "good" not in page
+    assert client.get("/?format=text").text.startswith("UNKNOWN for ")
+
+
+def test_an_old_look_is_not_green(
+    poller: Poller, show: Callable[..., FlaskClient], all_well: Observation
+) -> None:
+    client = show(all_well)
+    assert '<main id="live" class="good"' in client.get("/live").text
+    last = poller._last
+    assert isinstance(last, Snapshot)
+    poller._last = dataclasses.replace(last, monotonic=time.monotonic() - 60)
+    assert '<main id="live" class="none" data-word="Unknown"' in client.get("/live").text
+    status = json.loads(client.get("/api/status.json").data)
+    assert (status["state"], status["stale"], round(status["age_seconds"])) == ("degraded", True, 60)
+
+
+def hostile(seen: Observation) -> Observation:
+    state = EngineState.model_validate(
+        {
+            "schema": 1,
+            "at": "2026-03-01T12:00:00Z",
+            "engine": {"up": True, "version": HOSTILE, "error": HOSTILE},
+            "models": [{"name": "small:1b", "digest": HOSTILE, "loaded": True}, {"name": HOSTILE}],
+        }
+    )
+    down = state.model_copy(update={"engine": state.engine.model_copy(update={"up": False})})
+    check = Check(host=HOSTILE, name=HOSTILE, ok=False, seen=HOSTILE, next=HOSTILE)
+    report = VerifyReport(schema_=1, ok=False, at=seen.at, checks=(check,))
+    contact = Contact("answered", 0.1)
+    return dataclasses.replace(
+        seen,
+        hosts=(HostAnswer("gpu1", contact, state), HostAnswer("gpu2", contact, down)),
+        prometheus=Contact("failed", 0.1, HOSTILE),
+        verify=Verify(report),
+    )
+
+
+def test_hostile_values_are_escaped(config: dict[str, Any], all_well: Observation) -> None:
+    config["name"] = HOSTILE
+    config["inference_hosts"][0]["models"] = ["small:1b", HOSTILE]
+    poller = Poller(Settings.model_validate_json(json.dumps(config)), "sk-secret")
+    client = create_app(poller).test_client()
+    poller._take(hostile(all_well))
+    page = client.get("/").text
+    assert "&lt;img src=x" in page
+    elements = Elements(page).seen
+    assert "img" not in [tag for tag, _ in elements]
+    assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
+    assert "{{7*7}}" in page
+    assert "&lt;img" not in client.get("/?format=text").text
+
+
+def test_the_page_needs_nothing_inline_and_nothing_from_elsewhere(
+    show: Callable[..., FlaskClient], all_well: Observation
+) -> None:
+    response = show(all_well).get("/")
+    elements = Elements(response.text).seen
+    assert not [tag for tag, attributes in elements if "style" in attributes or tag == "style"]
+    assert all("src" in attributes for tag, attributes in elements if tag == "script")
+    targets = [str(value) for _, names in elements for key, value in names.items() if key in ("src", "href")]
+    assert all(target.startswith("/") and not target.startswith("//") for target in targets)
+    for target in targets:
+        assert show(all_well).get(target).status_code == 200
+    assert "sk-secret" not in response.text
+    assert "$OPENAI_API_KEY" in response.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/?format=text", "/live", "/api/status.json", "/healthz", "/metrics", "/nothing"]
+)
+def test_every_answer_is_guarded_and_not_stored(client: FlaskClient, path: str) -> None:
+    headers = client.get(path).headers
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_it_can_only_be_read(client: FlaskClient, method: str) -> None:
+    response = client.open("/api/status.json", method=method)
+    assert (response.status_code, response.headers["Allow"]) == (405, "GET, HEAD")
+    assert response.text == "The dashboard can only be read: use GET.\n"
+
+
+def test_errors_are_one_sentence(
+    client: FlaskClient, poller: Poller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = client.get("/<script>")
+    assert (missing.status_code, missing.mimetype) == (404, "text/plain")
+    assert missing.text == "There is nothing at this address; the dashboard is at /.\n"
+    assert client.get("/?format=xml").text == "format must be html or text.\n"
+    assert client.get("/?format=xml").status_code == 400
+    monkeypatch.setattr(poller, "status", lambda: 1 / 0)
+    broken = client.get("/")
+    assert broken.status_code == 500
+    assert broken.text == "The dashboard made a mistake; see journalctl -u bedplate-dashboard -n 50.\n"
+    assert client.get("/healthz").text == "ok\n"
+
+
+def test_text_for_a_terminal(show: Callable[..., FlaskClient], all_well: Observation) -> None:
+    lines = show(hostile(all_well)).get("/?format=text").text.splitlines()
+    assert lines[0].startswith("DEGRADED for ")
+    assert lines[1].startswith("1 of 2 declared models can be served: ")
+    assert lines[2].startswith("next, on ")
+    assert "embed  CANNOT BE SERVED; gpu1: missing" in lines
+
+
+def test_metrics(show: Callable[..., FlaskClient], all_well: Observation) -> None:
+    text = show(all_well).get("/metrics").text
+    assert 'bedplate_dashboard_state{state="healthy"} 1.0' in text
+    assert 'bedplate_dashboard_state{state="down"} 0.0' in text
+    assert "bedplate_dashboard_poll_duration_seconds 0.01" in text
+    assert "bedplate_dashboard_poll_age_seconds 0.0" in text
+    assert "bedplate_dashboard_polls_total 1.0" in text
+
+
+def test_the_curl_snippet_is_safe_to_paste(settings: Settings) -> None:
+    odd = 'it\'s "odd" $(reboot)'
+    host = settings.inference_hosts[0].model_copy(update={"models": (odd,)})
+    snippets = client_snippets(settings.model_copy(update={"inference_hosts": (host,)}))
+    words = shlex.split(snippets["curl"].replace("\\\n", " "))
+    assert words[:2] == ["curl", "http://10.1.2.3:8000/v1/chat/completions"]
+    assert json.loads(words[-1])["model"] == odd
+    compile(snippets["Python"], "snippet", "exec")
+
+
+def test_lengths_and_sizes() -> None:
+    assert [age(s) for s in (-1, 0.44, 59, 600, 7300, 900000)] == [
+        "0.0 s",
+        "0.4 s",
+        "59 s",
+        "10 min",
+        "2 h",
+        "10 d",
+    ]
+    assert [milliseconds(s) for s in (None, 0.0004, 0.0123, 1.2)] == ["", "0.4 ms", "12 ms", "1.20 s"]
+    assert [size(b) for b in (None, 270_900_000, 4_900_000_000)] == ["", "271 MB", "4.9 GB"]
+    assert [share(g, m) for g, m in ((None, 1), (0, 0), (0, 9), (9, 9), (3, 9))] == [
+        "",
+        "",
+        "CPU",
+        "GPU",
+        "33% GPU",
+    ]
