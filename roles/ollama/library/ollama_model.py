@@ -21,8 +21,8 @@ DOCUMENTATION = r"""
 module: ollama_model
 short_description: Make a model present in Ollama
 description:
-  - Runs on the inference host. Reads the manifests in the models folder to tell whether the model is right, so
-    that check mode needs no running engine. Asks the engine only to make what is missing.
+  - Runs on the inference host. Reads the manifests in the models folder to tell whether the model is right,
+    so that check mode needs no running engine. Asks the engine only to make what is missing.
   - A model from a GGUF file is right when its weights have the checksum and its parameters equal the declared
     ones. Undeclared C(stop) words are left alone, since Ollama adds those of the template it detects.
   - A pulled model is right when it is there and has the declared digest, if one is declared.
@@ -55,8 +55,8 @@ options:
     type: str
   pull:
     description:
-      - Reference to pull, such as llama3.2:3b. One that begins with http:// is pulled without TLS. Where it is
-        not the model's name, the model is copied to its name and the reference removed.
+      - Reference to pull, such as llama3.2:3b. One that begins with http:// is pulled without TLS. Where it
+        is not the model's name, the model is copied to its name and the reference removed.
     type: str
   digest:
     description: Digest that a pulled model must have, as the engine's /api/tags shows it.
@@ -94,14 +94,31 @@ digest:
 MODEL_LAYER = "application/vnd.ollama.image.model"
 PARAMS_LAYER = "application/vnd.ollama.image.params"
 TEMPLATE_LAYER = "application/vnd.ollama.image.template"
-PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
-TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[0-9]+)?")
 SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 # What Ollama reads; it stores other names without a word and never uses them.
-PARAMETERS = frozenset(
-    "frequency_penalty main_gpu min_p num_batch num_ctx num_gpu num_keep num_predict num_thread presence_penalty "
-    "repeat_last_n repeat_penalty seed stop temperature top_k top_p typical_p use_mmap".split()
-)
+PARAMETERS = {
+    "frequency_penalty",
+    "main_gpu",
+    "min_p",
+    "num_batch",
+    "num_ctx",
+    "num_gpu",
+    "num_keep",
+    "num_predict",
+    "num_thread",
+    "presence_penalty",
+    "repeat_last_n",
+    "repeat_penalty",
+    "seed",
+    "stop",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "use_mmap",
+}
 ASK_SECONDS = 30
 # Checking the sum of a very large file goes on without a word for minutes.
 SILENCE_SECONDS = 1800
@@ -109,6 +126,10 @@ SILENCE_SECONDS = 1800
 
 class ModelError(Exception):
     """A failure; its text is one sentence for the user."""
+
+
+class NotFoundError(ModelError):
+    """The engine answered 404."""
 
 
 class Name(NamedTuple):
@@ -131,13 +152,13 @@ def parse_name(text: str) -> Name:
     repository, colon, tag = bare.rpartition(":")
     if not colon or "/" in tag:
         repository, tag = bare, "latest"
-    parts = repository.split("/")
-    if len(parts) > 3 or not all(PART.fullmatch(part) for part in parts) or not TAG.fullmatch(tag):
+    given = repository.split("/")
+    parts = [*["registry.ollama.ai", "library"][: max(0, 3 - len(given))], *given, tag]
+    if len(parts) != 4 or not HOST.fullmatch(parts[0]) or not all(PART.fullmatch(part) for part in parts[1:]):
         raise ModelError(
             f"{text!r} is not a model's name; write it like llama3.2:3b or HOST/NAMESPACE/MODEL:TAG."
         )
-    host, namespace, model = ["registry.ollama.ai", "library"][: 3 - len(parts)] + parts
-    return Name(host, namespace, model, tag)
+    return Name(*parts)
 
 
 def parse_sha256(text: str, setting: str) -> str:
@@ -148,19 +169,22 @@ def parse_sha256(text: str, setting: str) -> str:
     return f"sha256:{match[1]}"
 
 
-def normal_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters as Ollama needs them: numbers that came as text become numbers, `stop` a list."""
-    result: dict[str, Any] = {}
-    for name, value in parameters.items():
-        if name == "stop":
-            value = [value] if isinstance(value, str) else value
-        elif isinstance(value, str):
-            try:
-                value = json.loads(value.lower())
-            except ValueError:
-                raise ModelError(f"parameter {name} is {value!r}; give a number, true or false.") from None
-        result[name] = value
-    return result
+def parameter(name: str, value: Any) -> Any:
+    """Return a parameter as Ollama needs it: a number that came as text becomes one, `stop` is a list."""
+    if name == "stop":
+        words = [value] if isinstance(value, str) else value
+        if isinstance(words, list) and all(isinstance(word, str) for word in words):
+            return words
+        raise ModelError(f"parameter stop is {value!r}; give a list of words.")
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value.lower())
+        except ValueError:
+            found = None
+    if not isinstance(found, int | float):
+        raise ModelError(f"parameter {name} is {value!r}; give a number, true or false.")
+    return found
 
 
 def parameters_differ(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
@@ -225,6 +249,8 @@ class Wanted(NamedTuple):
     @classmethod
     def declared(cls, params: Mapping[str, Any]) -> Wanted:
         """Read the module's parameters; raises ModelError for bad ones."""
+        if not params["pull"] and not (params["gguf"] and params["checksum"]):
+            raise ModelError(f"{params['name']} has no source; give gguf with its checksum, or pull.")
         if params["pull"] and (params["parameters"] or params["template"]):
             raise ModelError(
                 f"{params['name']}: parameters and template belong to a model from a gguf file, not to pull."
@@ -235,7 +261,7 @@ class Wanted(NamedTuple):
             name=parse_name(params["name"]),
             gguf=Path(params["gguf"]) if params["gguf"] else None,
             checksum=parse_sha256(params["checksum"], "checksum") if params["checksum"] else None,
-            parameters=normal_parameters(params["parameters"] or {}),
+            parameters={key: parameter(key, value) for key, value in (params["parameters"] or {}).items()},
             template=params["template"],
             pull=params["pull"],
             digest=parse_sha256(params["digest"], "digest") if params["digest"] else None,
@@ -248,24 +274,30 @@ class Wanted(NamedTuple):
         return {"model": self.checksum, "parameters": self.parameters}
 
 
+def why_other(stored: Stored, wanted: Wanted) -> str:
+    """Return what sets the stored model apart from the declared one, or nothing."""
+    if wanted.digest and stored.digest != wanted.digest:
+        return f"its digest is {stored.digest}, not {wanted.digest}"
+    if not wanted.checksum:
+        return ""
+    if stored.layers.get(MODEL_LAYER) != wanted.checksum:
+        return f"its weights are {stored.layers.get(MODEL_LAYER)}, not {wanted.checksum}"
+    if names := parameters_differ(wanted.parameters, stored.parameters):
+        return f"its parameters differ: {', '.join(names)}"
+    if wanted.template is not None:
+        template = f"sha256:{hashlib.sha256(wanted.template.encode()).hexdigest()}"
+        return "" if stored.layers.get(TEMPLATE_LAYER) == template else "its template differs"
+    return ""
+
+
 def why_not_present(models_dir: Path, wanted: Wanted) -> str:
-    """Return why the stored model is not the declared one, or nothing where it is."""
+    """Return why the declared model is not there, whole and as declared, or nothing where it is."""
     stored, reason = read_model(models_dir, wanted.name)
     if stored is None:
         return reason
-    if wanted.digest and stored.digest != wanted.digest:
-        return f"its digest is {stored.digest}, not {wanted.digest}"
-    if wanted.checksum:
-        model = stored.layers.get(MODEL_LAYER)
-        if model != wanted.checksum:
-            return f"its weights are {model}, not {wanted.checksum}"
-        if names := parameters_differ(wanted.parameters, stored.parameters):
-            return f"its parameters differ: {', '.join(names)}"
-        if wanted.template is not None:
-            template = f"sha256:{hashlib.sha256(wanted.template.encode()).hexdigest()}"
-            if stored.layers.get(TEMPLATE_LAYER) != template:
-                return "its template differs"
-    if any(not blob_path(models_dir, digest).exists() for digest in stored.sizes):
+    if reason := why_other(stored, wanted):
+        return reason
+    if not all(blob_path(models_dir, digest).exists() for digest in stored.sizes):
         return "a file of it is missing"
     return "a file of it was cut short" if short_blobs(models_dir, stored.sizes) else ""
 
@@ -274,6 +306,7 @@ class Engine:
     """The few calls of Ollama's API that make a model; every failure is a ModelError."""
 
     def __init__(self, url: str) -> None:
+        """Take the engine's address; asks nothing yet."""
         self.url = url.rstrip("/")
         # The engine is on this host: a proxy of the environment must not get in between.
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -284,20 +317,25 @@ class Engine:
         """Send one request (a file as it is, anything else as JSON) and return the answer."""
         request = urllib.request.Request(f"{self.url}{path}", method=method)
         if hasattr(body, "read"):
+            request.data = body  # drops a length set before it
             request.add_header("Content-Length", str(os.fstat(body.fileno()).st_size))
-            request.data = body
         elif body is not None:
             request.add_header("Content-Type", "application/json")
             request.data = json.dumps(body).encode()
         try:
             response: http.client.HTTPResponse = self.opener.open(request, timeout=timeout)
         except urllib.error.HTTPError as error:
+            kind = NotFoundError if error.code == 404 else ModelError
             text = error.read().decode(errors="replace")
-            raise ModelError(
-                f"Ollama refused {method} {path}: {error_in(text) or text or error.code}"
+            raise kind(
+                f"Ollama refused {method} {path}: {field_in(text, 'error') or text or error.code}"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", None) or error
+            if isinstance(cause, BrokenPipeError | ConnectionResetError):
+                raise ModelError(
+                    f"Ollama broke off {method} {path} ({cause}); look for the cause: journalctl -u ollama"
+                ) from None
             raise ModelError(
                 f"Ollama does not answer at {self.url} ({cause}); run: systemctl status ollama"
             ) from None
@@ -308,9 +346,9 @@ class Engine:
         last = ""
         with self.call("POST", path, body, timeout=SILENCE_SECONDS) as response:
             for line in lines_of(response, what):
-                if error := error_in(line):
+                if error := field_in(line, "error"):
                     raise ModelError(f"{what} failed: {error}")
-                last = str(json.loads(line).get("status", last)) if line.strip() else last
+                last = field_in(line, "status") or last
         if last != "success":
             raise ModelError(
                 f"{what} ended early, after {last or 'nothing'!r}; run the same again, it goes on from there."
@@ -320,7 +358,7 @@ class Engine:
         """Return whether the engine holds this content."""
         try:
             self.call("HEAD", f"/api/blobs/{digest}").close()
-        except ModelError:
+        except NotFoundError:
             return False
         return True
 
@@ -338,13 +376,13 @@ def lines_of(response: http.client.HTTPResponse, what: str) -> Iterator[str]:
         raise ModelError(f"{what} broke off ({error}); run the same again, it goes on from there.") from None
 
 
-def error_in(text: str) -> str | None:
-    """Return the error that a line or body of the engine reports, or None."""
+def field_in(text: str, field: str) -> str | None:
+    """Return a field of the JSON object that a line or body of the engine is, or None."""
     try:
         data = json.loads(text)
     except ValueError:
         return None
-    return str(data["error"]) if isinstance(data, dict) and data.get("error") else None
+    return str(data[field]) if isinstance(data, dict) and data.get(field) else None
 
 
 def make_from_gguf(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> None:
@@ -382,12 +420,14 @@ def make_from_gguf(engine: Engine, models_dir: Path, name: str, wanted: Wanted) 
 
 def check_room(models_dir: Path, file: BinaryIO) -> None:
     """Raise ModelError where the models folder has no room for the file."""
+    if not models_dir.exists():
+        return  # the engine makes it
     size = os.fstat(file.fileno()).st_size
     stats = os.statvfs(models_dir)
     free = stats.f_bavail * stats.f_frsize
     if free < size:
         raise ModelError(
-            f"{models_dir} has {free / 1e9:.1f} GB free, but the model needs {size / 1e9:.1f} GB; "
+            f"{models_dir} has {free // 10**6} MB free, but the model needs {size // 10**6} MB; "
             "make room or set ollama_models_dir to another disk."
         )
 
@@ -401,17 +441,18 @@ def make_by_pull(engine: Engine, models_dir: Path, name: str, wanted: Wanted) ->
     was_there = plain == reference and (models_dir / source.path).exists()
     body = {"model": reference, "insecure": reference.startswith("http://")}
     engine.stream("/api/pull", body, f"pulling {reference}")
-    stored, _ = read_model(models_dir, source)
-    if stored and wanted.digest and stored.digest != wanted.digest:
-        raise ModelError(
-            f"{name}: {reference} has the digest {stored.digest}, not {wanted.digest}; "
-            "correct digest if the change is wanted."
-        )
-    if source == wanted.name:
-        return
-    engine.call("POST", "/api/copy", {"source": plain, "destination": name}).close()
-    if not was_there:
-        engine.call("DELETE", "/api/delete", {"model": plain}).close()
+    try:
+        stored, _ = read_model(models_dir, source)
+        if stored and wanted.digest and stored.digest != wanted.digest:
+            raise ModelError(
+                f"{name}: {reference} has the digest {stored.digest}, not {wanted.digest}; "
+                "correct digest if the change is wanted."
+            )
+        if source != wanted.name:
+            engine.call("POST", "/api/copy", {"source": plain, "destination": name}).close()
+    finally:
+        if source != wanted.name and not was_there:
+            engine.call("DELETE", "/api/delete", {"model": plain}).close()
 
 
 def make(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> None:
@@ -422,7 +463,8 @@ def make(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> None:
     (make_by_pull if wanted.pull else make_from_gguf)(engine, models_dir, name, wanted)
     if reason := why_not_present(models_dir, wanted):
         raise ModelError(
-            f"{name}: Ollama says it is made, but {reason}; check that OLLAMA_MODELS of the service is {models_dir}."
+            f"{name}: Ollama says it is made, but {reason}; "
+            f"check that OLLAMA_MODELS of the service is {models_dir}."
         )
 
 
@@ -444,7 +486,9 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     if before and wanted.pull:
         shown = {"digest": before.digest}
     elif before:
-        shown = {"model": before.layers.get(MODEL_LAYER), "parameters": before.parameters}
+        compared = before.parameters.keys() - ({"stop"} - wanted.parameters.keys())
+        parameters = {key: value for key, value in before.parameters.items() if key in compared}
+        shown = {"model": before.layers.get(MODEL_LAYER), "parameters": parameters}
     return {
         "changed": True,
         "reason": reason,
