@@ -15,7 +15,7 @@ from typing import Any
 from . import deps, engine, faults, hosts, images, inventory, model, network, registry
 from .errors import LabError
 from .hosts import Hosts
-from .places import CHECKOUT, Lab, cache_folder, check_name, known_labs
+from .places import Lab, cache_folder, check_name
 from .tools import locked, require_root, say
 
 EPILOG = """\
@@ -59,7 +59,7 @@ def _down(lab: Lab, options: argparse.Namespace) -> int:
         for host in [everything.get(name) for name in options.host]:
             everything.down(host)
         return 0
-    for one in [known for known in known_labs() if known.checkout == CHECKOUT] if options.all else [lab]:
+    for one in hosts.labs_to_clean() if options.all else [lab]:
         Hosts(one).down_all()
         if options.all:
             shutil.rmtree(one.layers, ignore_errors=True)
@@ -68,13 +68,13 @@ def _down(lab: Lab, options: argparse.Namespace) -> int:
 
 def _purge(_lab: Lab, _options: argparse.Namespace) -> int:
     require_root("purge")
-    others = hosts.other_running_hosts(CHECKOUT)
+    others = hosts.others_running()
     if others:
         raise LabError(
             f"hosts of another checkout run from the same caches ({'; '.join(others)}); "
             "run `lab/lab down --all` there first"
         )
-    for lab in [known for known in known_labs() if known.checkout == CHECKOUT]:
+    for lab in hosts.labs_to_clean():
         Hosts(lab).down_all()
         with locked(lab.lock, "changes the lab's network"):
             network.take_down(lab)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import cgroups, images, machine, network, supervision
 from .errors import LabError
-from .places import Lab, check_name, known_labs
+from .places import CHECKOUT, Lab, check_name, known_labs
 from .tools import locked, read_json, run, say, write_json, write_whole
 
 GROUPS = ("inference", "gateway", "monitoring")
@@ -125,6 +125,11 @@ class Hosts:
                 say(f"{name} is up already: {host.suite}, {self.address(host)}")
                 return
             self._mend(host)
+            gone = [path for path in host.lower if not Path(path).is_dir()]
+            if gone:
+                raise LabError(
+                    f"{name} can't start without {gone[0]}; run `lab/lab down {name}` and then `up` again"
+                )
             with locked(self.lab.lock, "changes the lab's network"):
                 subnet = network.bring_up(self.lab)
                 self._write_keys()
@@ -196,18 +201,21 @@ class Hosts:
         """Shut a host down and remove everything of it, its disk included."""
         with locked(self.lab.state / f"{host.name}.lock", f"starts or stops {host.name}"):
             self._mend(host)
-            shutil.rmtree(self.folder(host))
+            removed = self.lab.state / "removed" / f"{host.name}-{host.machine_id}"
+            removed.parent.mkdir(exist_ok=True)
             with locked(self.lab.lock, "changes the lab's network"):
+                self.folder(host).rename(removed)
                 self._write_keys()
+            shutil.rmtree(removed, ignore_errors=True)
             self._drop_network_if_last()
         say(f"{host.name} is down")
 
     def down_all(self) -> None:
-        """Take down every host of the lab, and what hosts without a whole record left behind."""
+        """Take down every host of the lab, and what an interrupted `down` left of others."""
         with ThreadPoolExecutor(max_workers=8) as pool:
             for _ in pool.map(self.down, self.all()):
                 pass
-        shutil.rmtree(self.lab.hosts, ignore_errors=True)
+        shutil.rmtree(self.lab.state / "removed", ignore_errors=True)
         if self.lab.state.is_dir():
             self._drop_network_if_last()
 
@@ -221,12 +229,12 @@ class Hosts:
 
     def _write_keys(self) -> None:
         """Make the lab's key and list the host keys for ssh. The caller holds the lab's lock."""
-        if not self.lab.key.exists():
+        if not self.lab.key.with_suffix(".pub").exists():
             _make_key(self.lab.key, f"lab {self.lab.name}")
         lines = []
         for host in self.all():
             key = self.folder(host) / "ssh_host_ed25519_key"
-            if not key.exists():
+            if not key.with_suffix(".pub").exists():
                 _make_key(key, host.name)
             lines.append(f"{self.address(host)} {key.with_suffix('.pub').read_text()}")
         write_whole(self.lab.known_hosts, "".join(lines), 0o600)
@@ -350,14 +358,20 @@ class Hosts:
 
 def _make_key(path: Path, comment: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # an interrupted ssh-keygen leaves the private half alone
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", path])
 
 
-def other_running_hosts(checkout: Path) -> list[str]:
+def labs_to_clean() -> list[Lab]:
+    """Return the labs of this checkout, and of checkouts that are gone and can't clean up themselves."""
+    return [lab for lab in known_labs() if lab.checkout == CHECKOUT or not lab.checkout.exists()]
+
+
+def others_running() -> list[str]:
     """Return `checkout: host` for each running host of labs that belong to other checkouts."""
     found = []
     for lab in known_labs():
-        if lab.checkout != checkout:
+        if lab not in labs_to_clean():
             hosts = Hosts(lab)
             found += [
                 f"{lab.checkout}: {host.name}" for host in hosts.all() if hosts.state(host) != "stopped"
