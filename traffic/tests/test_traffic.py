@@ -41,7 +41,7 @@ class FakeEndpoint:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.headers["Authorization"] != f"Bearer {KEY}":
-                    answer(self, 401, {"error": {"message": f"Wrong key {self.headers['Authorization']}"}})
+                    answer(self, 401, {"error": {"message": f"Wrong key {self.headers['Authorization']}."}})
                 elif self.path == "/v1/models":
                     answer(self, *fake.models)
                 else:

@@ -37,7 +37,8 @@ async def user_api_key_auth(request: object, api_key: str) -> UserAPIKeyAuth:  #
     if key is None:
         raise InvalidKeyError("The API key is not valid here: check it, or ask for a new one.")
     return UserAPIKeyAuth(
-        api_key=key.sha256,
+        # LiteLLM counts by this and names it in its 429: the alias is stable and tells the client which key.
+        api_key=key.alias,
         key_alias=key.alias,
         user_role=LitellmUserRoles.INTERNAL_USER,
         rpm_limit=key.rpm,

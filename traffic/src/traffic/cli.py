@@ -106,7 +106,7 @@ def _run(options: argparse.Namespace) -> int:
     at = datetime.now(UTC)
     with Endpoint(url, key, options.timeout) as endpoint:
         model = _chosen_model(endpoint, options.model)
-        sys.stdout.write(f"{options.max} requests to {model} at {url}\n")
+        sys.stdout.write(f"{url}, model {model}\n")
         results: list[Result] = []
         for number in range(options.max):
             results.append(endpoint.ask(model, PROMPTS[number % len(PROMPTS)], options.max_tokens))

@@ -75,9 +75,9 @@ class Endpoint:
         except RequestError as error:
             if error.status in {401, 403}:
                 raise CannotStartError(
-                    f"{self.url} refuses the key ({error}): check OPENAI_API_KEY, `make env` prints it."
+                    f"{self.url} refuses the key ({_end(error)}): check OPENAI_API_KEY, `make env` prints it."
                 ) from None
-            raise CannotStartError(f"{self.url} cannot be used: {error}.") from None
+            raise CannotStartError(f"{self.url} cannot be used: {_end(error)}.") from None
         try:
             return [str(model["id"]) for model in json.loads(body)["data"]]
         except (ValueError, TypeError, KeyError, RecursionError):
@@ -198,6 +198,11 @@ class _Answer:
             raise RequestError("the answer is empty")
         if not self._has_usage:
             raise RequestError("the answer has no usage block")
+
+
+def _end(error: RequestError) -> str:
+    """Return a failure's words without a full stop, to stand inside a sentence."""
+    return str(error).rstrip(".")
 
 
 def _has_token(choice: dict[str, Any]) -> bool:
