@@ -196,7 +196,7 @@ def test_made_from_a_file_once(model: Run, engine: FakeOllama) -> None:
     assert engine.asked == ["HEAD /api/blobs/", "POST /api/blobs/", "POST /api/create"]
     engine.asked.clear()
     second = model(parameters={"num_ctx": "4096"}, gguf="/not/there")
-    assert (second["changed"], second["reason"], second["digest"]) == (False, "", first["digest"])
+    assert (second["changed"], second["reason"], second["digest"]) == (False, None, first["digest"])
     assert engine.asked == []
 
 

@@ -82,7 +82,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 reason:
-  description: Why the model was not right; empty where it was.
+  description: Why the model was not right; null where it was.
   returned: success
   type: str
 digest:
@@ -477,7 +477,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     reason = why_not_present(models_dir, wanted)
     before, _ = read_model(models_dir, wanted.name)
     if not reason:
-        return {"changed": False, "reason": "", "digest": before.digest if before else None}
+        return {"changed": False, "reason": None, "digest": before.digest if before else None}
     after = None
     if not module.check_mode:
         make(Engine(module.params["url"]), models_dir, name, wanted)
