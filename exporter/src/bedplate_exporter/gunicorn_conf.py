@@ -1,4 +1,4 @@
-"""gunicorn's settings: `gunicorn -c python:bedplate_exporter.gunicorn_conf bedplate_exporter.wsgi:app`."""
+"""gunicorn's settings, for `gunicorn -c python:bedplate_exporter.gunicorn_conf`; its flags win over them."""
 
 import sys
 
@@ -10,7 +10,7 @@ try:
 except settings.SettingsError as error:
     sys.exit(f"bedplate-exporter: {error}")
 
-bind = settings.bind()
+bind = "127.0.0.1:9101"
 workers = 1
 worker_class = "gthread"
 # Prometheus, the dashboard and a few curious people at once; one thread more for each engine that hangs.

@@ -1,10 +1,9 @@
-"""Settings, all from the environment."""
+"""The one setting, from the environment."""
 
 import os
 from urllib.parse import urlsplit
 
 OLLAMA_URL_VARIABLE = "BEDPLATE_OLLAMA_URL"
-BIND_VARIABLE = "BEDPLATE_EXPORTER_BIND"
 
 
 class SettingsError(Exception):
@@ -22,8 +21,3 @@ def ollama_url() -> str:
     if not usable or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise SettingsError(f"{OLLAMA_URL_VARIABLE} is {url!r}: give http://HOST:PORT and nothing after it.")
     return url.rstrip("/")
-
-
-def bind() -> str:
-    """Return the address gunicorn listens on, HOST:PORT."""
-    return os.environ.get(BIND_VARIABLE, "127.0.0.1:9101")
