@@ -90,22 +90,21 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
     "spare host's engine down": (
         [host(1, "answered", None, ENGINE_DOWN)],
         "degraded",
-        "All 2 declared models can be served, but the engine on gpu2 is down (connection refused).",
+        "All 2 declared models can be served, but the engine on gpu2 is down.",
         "journalctl -u ollama -n 50",
         "gpu2",
     ),
     "one engine down": (
         [host(0, "answered", None, ENGINE_DOWN)],
         "degraded",
-        "1 of 2 declared models can be served: the engine on gpu1 is down (connection refused).",
+        "1 of 2 declared models can be served: the engine on gpu1 is down.",
         "journalctl -u ollama -n 50",
         "gpu1",
     ),
     "every engine down, though the gateway lists all": (
         [host(0, "answered", None, ENGINE_DOWN), host(1, "answered", None, ENGINE_DOWN)],
         "down",
-        "None of 2 declared models can be served: the engine on gpu1 is down (connection refused), "
-        "and 1 more fault.",
+        "None of 2 declared models can be served: the engine on gpu1 is down, and 1 more fault.",
         "journalctl -u ollama -n 50",
         "gpu1",
     ),

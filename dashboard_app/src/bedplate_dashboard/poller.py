@@ -34,8 +34,6 @@ class Poller:
 
     def start(self) -> None:
         """Start the thread; call it once, in the process that answers requests."""
-        self._started = datetime.now(UTC)
-        self._started_monotonic = time.monotonic()
         threading.Thread(target=lambda: asyncio.run(self._run()), name="poller", daemon=True).start()
 
     def status(self) -> state.Status:

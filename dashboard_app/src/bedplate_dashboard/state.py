@@ -347,10 +347,8 @@ def _host_faults(host: InferenceHost, answer: HostAnswer) -> list[Fault]:
     if answer.state is None:
         what = f"the exporter on {name} does not work ({answer.contact.error}), so its engine cannot be seen"
         return [Fault(what, "journalctl -u bedplate-exporter -n 50", name)]
-    engine = answer.state.engine
-    if not engine.up:
-        what = f"the engine on {name} is down ({(engine.error or 'it does not answer').rstrip('.')})"
-        return [Fault(what, "journalctl -u ollama -n 50", name)]
+    if not answer.state.engine.up:
+        return [Fault(f"the engine on {name} is down", "journalctl -u ollama -n 50", name)]
     present = {model.name for model in answer.state.models}
     missing = [model for model in host.models if engine_name(model) not in present]
     if missing:

@@ -1,4 +1,7 @@
-"""The WSGI application for gunicorn; `gunicorn_conf` starts its poller in the worker."""
+"""The WSGI application for gunicorn: `bedplate_dashboard.wsgi:app`.
+
+Loading this module starts the poller, so it belongs in the worker (gunicorn's default, without preload).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,6 @@ from .web import create_app
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
 
-try:
-    poller = Poller(settings.load(), settings.load_key())
-except settings.SettingsError as error:
-    raise SystemExit(f"bedplate-dashboard: {error}") from error
-
-app = create_app(poller)
+_poller = Poller(settings.load(), settings.load_key())
+app = create_app(_poller)
+_poller.start()
