@@ -5,7 +5,7 @@ import sys
 from bedplate_exporter import settings
 
 try:
-    # A bad setting must end gunicorn here: found in a worker, it would be started over and over.
+    # Checked here too: found by a worker, a bad setting is a traceback in the journal and not one line.
     settings.ollama_url()
 except settings.SettingsError as error:
     sys.exit(f"bedplate-exporter: {error}")
