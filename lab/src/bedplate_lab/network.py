@@ -113,7 +113,7 @@ def bring_up(lab: Lab) -> IPv4Network:
         write_json(lab.state / "network.json", {"subnet": str(network)})
     run(["ip", "route", "replace", "blackhole", str(network), "metric", str(GUARD_METRIC)])
     if not Path("/sys/class/net", lab.bridge).exists():
-        run(["ip", "link", "add", lab.bridge, "type", "bridge"])
+        run(["ip", "link", "add", lab.bridge, "address", hardware_address(lab, 0), "type", "bridge"])
     run(["ip", "address", "replace", f"{gateway(network)}/24", "dev", lab.bridge])
     run(["ip", "link", "set", lab.bridge, "up"])
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")
@@ -190,11 +190,20 @@ def veth(lab: Lab, number: int) -> str:
     return f"bp{lab.id}-{number}"
 
 
+def hardware_address(lab: Lab, last: int) -> str:
+    """Return the Ethernet address of the host whose IP address ends in `last`; 0 is the bridge.
+
+    It stays the same over restarts, as a network card's does: neighbours remember it for minutes.
+    """
+    return f"02:{lab.id[:2]}:{lab.id[2:4]}:{lab.id[4:]}:00:{last:02x}"
+
+
 def plug_in(lab: Lab, host: str, number: int, network: IPv4Network) -> None:
     """Make a host's namespace and connect it to the bridge. What was left there before has to be gone."""
     name, cable, inside = namespace(lab, host), veth(lab, number), ["ip", "-netns", namespace(lab, host)]
     run(["ip", "netns", "add", name])
-    run(["ip", "link", "add", cable, "type", "veth", "peer", "name", "host0", "netns", name])
+    card = hardware_address(lab, FIRST_HOST + number)
+    run(["ip", "link", "add", cable, "type", "veth", "peer", "name", "host0", "address", card, "netns", name])
     run(["ip", "link", "set", cable, "master", lab.bridge, "up"])
     run([*inside, "link", "set", "lo", "up"])
     run([*inside, "address", "add", f"{host_address(network, number)}/24", "dev", "host0"])

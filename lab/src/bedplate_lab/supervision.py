@@ -25,6 +25,7 @@ for controller in memory cpu cpuacct pids blkio devices; do
 done
 exec /sbin/init "$@"
 """
+NSPAWN_LOCKS = Path("/run/systemd/nspawn/locks")
 NSPAWN_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}
 
 
@@ -165,6 +166,11 @@ def clear(machine: Machine) -> None:
         run(["systemctl", "stop", machine.unit], check=False)
         run(["systemctl", "reset-failed", machine.unit], check=False)
     group.remove()
+    skeleton = machine.folder / "skeleton"
+    if skeleton.is_dir():
+        # A killed nspawn leaves the file of the lock that it held on its tree.
+        inode = skeleton.stat()
+        (NSPAWN_LOCKS / f"inode-{inode.st_dev}:{inode.st_ino}").unlink(missing_ok=True)
 
 
 def power_cut(machine: Machine) -> None:
