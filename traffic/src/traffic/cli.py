@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max", type=_positive(int), required=True, metavar="N", help="number of requests to send"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the report here; - is standard output, progress then goes to stderr"
+    )
     parser.add_argument("--model", metavar="M", help="model to ask (default: the first that is offered)")
     parser.add_argument("--url", metavar="U", help="endpoint, ends with /v1 (default: OPENAI_BASE_URL)")
     parser.add_argument(
@@ -100,26 +102,31 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(options: argparse.Namespace) -> int:
     url = _checked_url(options.url or os.environ.get("OPENAI_BASE_URL"), options.allow_public)
     key = _checked_key(options.key or os.environ.get("OPENAI_API_KEY"))
-    if options.json:
+    report_to_stdout = options.json == Path("-")
+    progress = sys.stderr if report_to_stdout else sys.stdout
+    if options.json and not report_to_stdout:
         # Emptied first, so that an older report is never taken for this run's.
         _write(options.json, "")
     at = datetime.now(UTC)
     with Endpoint(url, key, options.timeout) as endpoint:
         model = _chosen_model(endpoint, options.model)
-        sys.stdout.write(f"{url}, model {model}\n")
+        progress.write(f"{url}, model {model}\n")
         results: list[Result] = []
         for number in range(options.max):
             results.append(endpoint.ask(model, PROMPTS[number % len(PROMPTS)], options.max_tokens))
-            sys.stdout.write(f"{number + 1}/{options.max} {_line(results[-1])}\n")
-            sys.stdout.flush()
+            progress.write(f"{number + 1}/{options.max} {_line(results[-1])}\n")
+            progress.flush()
     report = document(at, url, model, results)
     summary = report["summary"]
-    sys.stdout.write(
+    progress.write(
         f"{summary['requests'] - summary['failed']} of {summary['requests']} answered, "
         f"{summary['prompt_tokens']} + {summary['completion_tokens']} tokens\n"
     )
-    if options.json:
-        _write(options.json, json.dumps(report, indent=2) + "\n")
+    text = json.dumps(report, indent=2) + "\n"
+    if report_to_stdout:
+        sys.stdout.write(text)
+    elif options.json:
+        _write(options.json, text)
     return EXIT_OK if report["ok"] else EXIT_FAILED
 
 
