@@ -18,7 +18,7 @@ from .tools import run, say
 
 CODE_IN_HOST = "/usr/local/lib/lab-registry"
 
-MANIFEST = re.compile(r"/v2/(?P<name>[\w.-]+/[\w.-]+)/manifests/(?P<tag>[\w.-]+)")
+MANIFEST = re.compile(r"/v2/(?P<name>\w[\w.-]*/\w[\w.-]*)/manifests/(?P<tag>\w[\w.-]*)")
 BLOB = re.compile(r"/(?:v2/[\w.-]+/[\w.-]+/blobs|data)/sha256:(?P<digest>[0-9a-f]{64})")
 RANGE = re.compile(r"bytes=(?P<first>\d+)-(?P<last>\d*)")
 

@@ -1,0 +1,230 @@
+"""What the lab decides before it touches the machine."""
+
+import os
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+from bedplate_lab import cgroups, cli, engine, images, machine, network, supervision, tools
+from bedplate_lab.cgroups import Layout
+from bedplate_lab.errors import LabError
+from bedplate_lab.places import Lab, check_name
+
+LAB = Lab("main", Path("/srv/bedplate"))
+DEB822 = """\
+# A comment.
+Types: deb deb-src
+URIs: http://mirror.example/debian
+Suites: bookworm bookworm-updates
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.pgp
+
+Types: deb
+URIs: http://mirror.example/debian-security
+Suites: bookworm-security
+Components: main
+
+Types: deb
+URIs: https://tools.example/apt
+Suites: tools-bookworm
+Components: main
+"""
+
+
+def sources(tmp_path: Path, **files: str) -> list[dict[str, str]]:
+    (tmp_path / "sources.list.d").mkdir()
+    for name, text in files.items():
+        (tmp_path / "sources.list.d" / name.replace("_", ".")).write_text(text)
+    return machine.read_sources(tmp_path)
+
+
+def test_sources_are_taken_over_for_the_other_suite(tmp_path: Path) -> None:
+    text = machine.sources_for("trixie", "bookworm", sources(tmp_path, debian_sources=DEB822))
+    assert "Suites: trixie trixie-updates\n" in text
+    assert "Suites: trixie-security\n" in text
+    assert "deb-src" not in text
+    assert "bookworm" not in text
+    assert "tools.example" not in text
+
+
+def test_the_keyring_is_one_that_both_suites_have(tmp_path: Path) -> None:
+    text = machine.sources_for("bookworm", "bookworm", sources(tmp_path, debian_sources=DEB822))
+    assert "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n" in text
+
+
+def test_classic_source_lines_are_read(tmp_path: Path) -> None:
+    line = (
+        "deb [signed-by=/etc/key.gpg trusted=yes] http://mirror.example/debian bookworm main contrib # ours\n"
+    )
+    text = machine.sources_for("trixie", "bookworm", sources(tmp_path, own_list=line))
+    for expected in (
+        "Suites: trixie\n",
+        "Components: main contrib\n",
+        "Signed-By: /etc/key.gpg\n",
+        "Trusted: yes\n",
+    ):
+        assert expected in text
+
+
+def test_a_machine_without_debian_sources_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"sources\.list\.d offers Debian's noble"):
+        machine.sources_for("trixie", "noble", sources(tmp_path, debian_sources=DEB822))
+
+
+def test_a_disabled_source_is_left_out(tmp_path: Path) -> None:
+    found = sources(tmp_path, debian_sources=DEB822.replace("Types: deb deb-src", "Enabled: no\nTypes: deb"))
+    assert "mirror.example/debian\n" not in machine.sources_for("trixie", "bookworm", found)
+
+
+def test_index_settings_pass_and_files_of_this_machine_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "has_own_ca", lambda: False)
+    own = {
+        "PIP_INDEX_URL": "http://index.example/simple",
+        "UV_DEFAULT_INDEX": "http://index.example/simple",
+        "https_proxy": "http://proxy.example:3128",
+        "PIP_FIND_LINKS": "/opt/wheels",
+        "UV_EXTRA_INDEX_URL": "file:///opt/index",
+        "PIP_CERT": "/etc/own.pem",
+        "UV_CACHE_DIR": "relative",
+        "HOME": "/root",
+    }
+    assert sorted(machine.environment(own)) == ["PIP_INDEX_URL", "UV_DEFAULT_INDEX", "https_proxy"]
+
+
+def test_pip_configuration_names_the_bundle_inside_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pip.conf"
+    file.write_text("[global]\nindex-url = http://index.example/a%20b\nfind-links = /opt/wheels\ncert = /a\n")
+    monkeypatch.setattr(machine, "has_own_ca", lambda: True)
+    text = machine.pip_configuration([file, tmp_path / "missing"])
+    assert text == (
+        "[global]\nindex-url = http://index.example/a%20b\ncert = /etc/ssl/certs/ca-certificates.crt\n"
+    )
+    monkeypatch.setattr(machine, "has_own_ca", lambda: False)
+    assert machine.pip_configuration([tmp_path / "missing"]) == ""
+
+
+def test_the_subnet_avoids_every_route() -> None:
+    free = network.pick(LAB.id, [])
+    assert free.prefixlen == 24
+    assert network.pick(LAB.id, []) == free
+    assert network.pick(LAB.id, [free]) != free
+    assert network.pick(LAB.id, [IPv4Network("10.0.0.0/8")]).overlaps(IPv4Network("172.16.0.0/12"))
+    with pytest.raises(LabError, match="remove a route that is too wide"):
+        network.pick(LAB.id, network.POOLS)
+
+
+def test_every_subnet_of_a_pool_is_tried_once() -> None:
+    tried = list(network.candidates("abcdef"))
+    assert len(tried) == len(set(tried)) == 65536 + 4096 + 256
+
+
+def test_names_fit_the_kernel_and_differ_between_checkouts_and_labs() -> None:
+    assert max(len(LAB.bridge), len(network.veth(LAB, 199))) <= 15
+    others = [Lab("main", Path("/srv/other")), Lab("second", Path("/srv/bedplate"))]
+    assert len({LAB.id, *(other.id for other in others)}) == 3
+
+
+@pytest.mark.parametrize("name", ["", "Web", "-a", "a-", "a_b", "ä", "a" * 32, "../x"])
+def test_unusable_names_are_refused(name: str) -> None:
+    with pytest.raises(LabError, match="is not usable"):
+        check_name("the host name", name)
+
+
+def test_the_image_key_follows_its_sources_and_suite() -> None:
+    key = images.key("trixie", "a")
+    assert images.key("trixie", "a") == key
+    assert len({key, images.key("trixie", "b"), images.key("bookworm", "a")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "systemd", "kind"),
+    [
+        (["cgroup.controllers"], True, Layout.SYSTEMD),
+        (["cgroup.controllers"], False, Layout.UNIFIED),
+        (["unified/cgroup.procs"], False, Layout.HYBRID),
+    ],
+)
+def test_the_control_groups_of_a_machine_are_told_apart(
+    tmp_path: Path, files: list[str], systemd: bool, kind: Layout
+) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    assert cgroups.layout(tmp_path, tmp_path if systemd else tmp_path / "none") is kind
+
+
+def test_a_machine_without_version_2_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="no cgroup version 2"):
+        cgroups.layout(tmp_path)
+
+
+def test_a_host_gets_a_group_in_every_hierarchy_that_limits_it(tmp_path: Path) -> None:
+    for folder in ("unified/run", "systemd", "memory/job", "cpuset", "cpu,cpuacct"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = "9:name=systemd:/\n4:memory:/job\n3:cpuset:/\n2:cpu,cpuacct:/\n1:pids:/gone\n0::/run\n"
+    found = cgroups.own_groups(Layout.HYBRID, text, tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in found] == [
+        "unified/run",
+        "systemd",
+        "memory/job",
+        "cpu,cpuacct",
+    ]
+
+
+def test_only_a_hybrid_machine_needs_an_own_init(tmp_path: Path) -> None:
+    spec = supervision.Machine(
+        "web", "bedplate-x-web", tmp_path / "a:b", [Path("/base"), Path("/layer")], "bp-x-web"
+    )
+    assert supervision.nspawn_command(spec, Layout.HYBRID)[-1].endswith("lab-init")
+    plain = supervision.nspawn_command(spec, Layout.SYSTEMD)
+    assert plain[-1] == "--boot"
+    assert f"--overlay=/base:/layer:{tmp_path}/a\\:b/upper:/" in plain
+
+
+def test_the_compiler_option_follows_the_cpu() -> None:
+    assert engine.march("amd64", {*engine.X86_64_V3, "sse"}) == "-march=x86-64-v3"
+    assert engine.march("amd64", {"sse"}) == ""
+    assert engine.march("arm64", engine.X86_64_V3) == ""
+
+
+@pytest.mark.parametrize("version", ["0.17.0", "0.30.0", "latest", "0.24"])
+def test_versions_that_cannot_be_built_are_refused(version: str) -> None:
+    with pytest.raises(LabError):
+        engine.check_version(version)
+
+
+def test_a_named_archive_is_used_as_it_is(tmp_path: Path) -> None:
+    archive = tmp_path / "engine.tar.zst"
+    archive.write_bytes(b"abc")
+    found = engine.given(archive, "0.35.1")
+    assert found.checksum == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(LabError, match="does not exist"):
+        engine.given(tmp_path / "missing", "0.35.1")
+
+
+def test_a_failed_command_is_told_in_one_sentence() -> None:
+    with pytest.raises(LabError, match=r"`sh -c .*failed with exit status 3: last words"):
+        tools.run(["sh", "-c", "echo first >&2; echo last words >&2; exit 3"])
+    with pytest.raises(LabError, match="lab/lab deps"):
+        tools.run(["no-such-command-of-the-lab"])
+
+
+def test_without_hosts_the_inventory_has_empty_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert cli.main(["inventory", "--list"]) == 0
+    assert '"hosts": []' in capsys.readouterr().out
+    assert cli.main(["guard"]) == 1
+    assert capsys.readouterr().err == "lab: lab 'main' has no network yet; run `lab/lab up NAME` first\n"
+
+
+def test_verbs_that_change_the_machine_ask_for_root(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for words in (["up", "a"], ["down"], ["purge"], ["deps"], ["fault", "heal"]):
+        assert cli.main(words) == 1
+        assert "needs root" in capsys.readouterr().err
