@@ -16,7 +16,7 @@ from . import deps, engine, faults, hosts, images, inventory, model, network, re
 from .errors import LabError
 from .hosts import Hosts
 from .places import Lab, cache_folder, check_name
-from .tools import locked, require_root, say
+from .tools import locked, require_root, say, write_json
 
 EPILOG = """\
 examples:
@@ -171,19 +171,22 @@ def _inventory(lab: Lab, options: argparse.Namespace) -> int:
     return 0
 
 
-def _engine(_lab: Lab, options: argparse.Namespace) -> int:
+def _engine(lab: Lab, options: argparse.Namespace) -> int:
     if options.archive:
         found = engine.given(Path(options.archive), options.version)
     else:
         require_root("engine")
         deps.require()
         found = engine.find_or_build(options.version)
+    write_json(lab.chosen("engine"), engine.as_json(found))
     print(json.dumps(engine.as_json(found), indent=2))
     return 0
 
 
-def _model(_lab: Lab, _options: argparse.Namespace) -> int:
-    print(json.dumps(model.find_or_fetch(), indent=2))
+def _model(lab: Lab, _options: argparse.Namespace) -> int:
+    found = model.find_or_fetch()
+    write_json(lab.chosen("model"), found)
+    print(json.dumps(found, indent=2))
     return 0
 
 

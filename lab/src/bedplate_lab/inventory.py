@@ -7,6 +7,7 @@ from typing import Any
 
 from . import network
 from .hosts import GROUPS, Host, Hosts
+from .tools import read_json
 
 
 def variables(hosts: Hosts, host: Host) -> dict[str, Any]:
@@ -26,13 +27,23 @@ def variables(hosts: Hosts, host: Host) -> dict[str, Any]:
 def listing(hosts: Hosts) -> dict[str, Any]:
     """Return the whole inventory in the form that `ansible-inventory` asks a script for.
 
+    `lab_engine` and `lab_model` are what `lab/lab engine` and `lab/lab model` found last.
     Without running hosts the groups are empty. Raises LabError when hosts run and the guard route is missing.
     """
-    running = hosts.running()
+    lab, running = hosts.lab, hosts.running()
     if running:
-        network.check_guard(hosts.lab)
+        network.check_guard(lab)
     names = dict.fromkeys([*GROUPS, *(group for host in running for group in host.groups)])
     groups: dict[str, Any] = {
         name: {"hosts": [host.name for host in running if name in host.groups]} for name in names
     }
-    return {**groups, "_meta": {"hostvars": {host.name: variables(hosts, host) for host in running}}}
+    chosen = {
+        f"lab_{what}": read_json(lab.chosen(what))
+        for what in ("engine", "model")
+        if lab.chosen(what).exists()
+    }
+    return {
+        "all": {"vars": chosen},
+        **groups,
+        "_meta": {"hostvars": {host.name: variables(hosts, host) for host in running}},
+    }

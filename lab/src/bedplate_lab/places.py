@@ -61,6 +61,11 @@ class Lab:
         """The lab's own folder of state."""
         return state_folder() / self.id
 
+    def chosen(self, what: str) -> Path:
+        """Return the record of the engine or model that this checkout's labs use last."""
+        checkout = hashlib.sha256(str(self.checkout).encode()).hexdigest()[:6]
+        return state_folder() / f"{checkout}-{what}.json"
+
     @property
     def bridge(self) -> str:
         """Name of the lab's bridge, within the kernel's 15 characters."""

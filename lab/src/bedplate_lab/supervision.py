@@ -25,7 +25,7 @@ for controller in memory cpu cpuacct pids blkio devices; do
 done
 exec /sbin/init "$@"
 """
-NSPAWN_LOCKS = Path("/run/systemd/nspawn/locks")
+NSPAWN_RUN = Path("/run/systemd/nspawn")
 NSPAWN_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}
 
 
@@ -55,7 +55,9 @@ def nspawn_command(machine: Machine, kind: Layout) -> list[str]:
         # -D is locked exclusively, so each host has an empty tree of its own under the shared image.
         f"--directory={machine.folder / 'skeleton'}",
         f"--overlay={tree}:{upper}:/",
-        f"--machine={machine.name}",
+        # The machine's name is unique on this machine; systemd 256 and later insists on it.
+        f"--machine={machine.unit}",
+        f"--hostname={machine.name}",
         "--register=no",
         "--keep-unit",
         "--link-journal=no",
@@ -109,7 +111,8 @@ def _start_unit(machine: Machine, command: list[str]) -> None:
         *(f"Environment={key}={value}" for key, value in NSPAWN_ENVIRONMENT.items()),
     ]
     unit = ["systemd-run", "--quiet", "--collect", f"--unit={machine.unit}", "--slice=machine.slice"]
-    run([*unit, *(f"--property={setting}" for setting in properties), "--", *command])
+    # If it fails, the host doesn't answer, and the caller quotes the console.
+    run([*unit, *(f"--property={setting}" for setting in properties), "--", *command], check=False)
 
 
 def _start_alone(machine: Machine, kind: Layout, command: list[str]) -> None:
@@ -166,11 +169,19 @@ def clear(machine: Machine) -> None:
         run(["systemctl", "stop", machine.unit], check=False)
         run(["systemctl", "reset-failed", machine.unit], check=False)
     group.remove()
+    _remove_nspawn_leftovers(machine)
+
+
+def _remove_nspawn_leftovers(machine: Machine) -> None:
+    """Remove what a killed nspawn leaves in /run: a mount (systemd 256 and later) and the lock on its tree."""
+    sockets = NSPAWN_RUN / "unix-export" / machine.unit
+    if sockets.exists():
+        run(["umount", "--quiet", sockets], check=False)
+        sockets.rmdir()
     skeleton = machine.folder / "skeleton"
     if skeleton.is_dir():
-        # A killed nspawn leaves the file of the lock that it held on its tree.
         inode = skeleton.stat()
-        (NSPAWN_LOCKS / f"inode-{inode.st_dev}:{inode.st_ino}").unlink(missing_ok=True)
+        (NSPAWN_RUN / "locks" / f"inode-{inode.st_dev}:{inode.st_ino}").unlink(missing_ok=True)
 
 
 def power_cut(machine: Machine) -> None:

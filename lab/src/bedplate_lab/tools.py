@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ def run(command: Sequence[str | Path], *, stdin: str | None = None, check: bool 
         ) from None
     if check and done.returncode != 0:
         last_words = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
-        raise LabError(f"`{' '.join(words)}` failed with exit status {done.returncode}: {last_words[0]}")
+        shown = textwrap.shorten(" ".join(words), 120, placeholder=" …")
+        raise LabError(f"`{shown}` failed with exit status {done.returncode}: {last_words[0]}")
     return done.stdout
 
 
