@@ -1,0 +1,150 @@
+# Bedplate's verbs. `make help` lists them; INVENTORY= picks the machines, the lab by default.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+INVENTORY ?= inventory/lab
+PYTHON ?= python3
+ALIAS ?= default
+LAB_HOST ?= bedplate
+
+VENV := .venv
+PLAY = $(VENV)/bin/ansible-playbook --inventory $(INVENTORY)
+ADHOC = $(VENV)/bin/ansible --inventory $(INVENTORY) --become
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+# Which group runs which unit; a verb may name the service with or without its prefix.
+UNITS := ollama litellm prometheus node-exporter bedplate-exporter bedplate-dashboard
+group_ollama := inference
+group_litellm := gateway
+group_prometheus := monitoring
+group_node-exporter := inference:gateway:monitoring
+group_bedplate-exporter := inference
+group_bedplate-dashboard := monitoring
+unit = $(if $(group_$(1)),$(1),$(if $(group_bedplate-$(1)),bedplate-$(1),$(error no service is called '$(1)'; known: $(UNITS))))
+group = $(group_$(call unit,$(1)))
+EVERYWHERE := inference:gateway:monitoring
+
+step = @printf '\n\033[1m[%s] %s\033[0m %s\n' '$(1)' '$(2)' '$(3)'
+
+##@ The lab: try it on this machine
+.PHONY: up
+up: ## Boot a lab host, install the whole stack on it, prove it, print its addresses
+	$(call step,1/5,Packages and Python environment,(usually 30 s the first time))
+	lab/lab deps
+	$(MAKE) install
+	$(call step,2/5,Engine and model,(usually 5 minutes the first time, then nothing to do))
+	lab/lab engine >/dev/null
+	lab/lab model >/dev/null
+	$(call step,3/5,Lab host,(usually 1 minute the first time, then 1 s))
+	lab/lab up $(LAB_HOST)
+	$(call step,4/5,ansible-playbook site.yml, (usually 2 minutes on a new host, 40 s where nothing changes))
+	lab/lab guard
+	$(VENV)/bin/ansible-playbook --inventory inventory/lab site.yml
+	$(call step,5/5,Ready,)
+	@$(MAKE) INVENTORY=inventory/lab addresses
+
+.PHONY: down
+down: ## Remove the lab's hosts; nothing of them stays
+	lab/lab down
+
+##@ Machines of your own
+.PHONY: install
+install: $(VENV)/.control ## Make the Python environment that runs the playbooks (.venv)
+
+.PHONY: deploy
+deploy: install ## Install or update the stack: make deploy INVENTORY=inventory/mine
+	$(PLAY) site.yml
+
+.PHONY: verify
+verify: install ## Prove on the running system that every promise holds
+	$(PLAY) playbooks/verify.yml
+
+##@ Day to day (add -SERVICE for one: make restart-litellm)
+.PHONY: start stop restart status health logs
+start: install ## Start every service
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.systemd_service -a 'name=bedplate.target state=started'
+stop: install ## Stop every service
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.systemd_service -a 'name=bedplate.target state=stopped'
+restart: install ## Restart every service
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.systemd_service -a 'name=bedplate.target state=restarted'
+status: install ## Show the state of every service
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl --no-pager --all list-units $(addsuffix .service,$(UNITS)) bedplate.target'
+health: install ## Say in one sentence how the stack is, and what to type next
+	$(PLAY) playbooks/health.yml
+logs: install ## Show the last lines of every service's journal
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(UNITS))'
+
+start-%: install
+	$(ADHOC) $(call group,$*) -m ansible.builtin.systemd_service -a 'name=$(call unit,$*) state=started'
+stop-%: install
+	$(ADHOC) $(call group,$*) -m ansible.builtin.systemd_service -a 'name=$(call unit,$*) state=stopped'
+restart-%: install
+	$(ADHOC) $(call group,$*) -m ansible.builtin.systemd_service -a 'name=$(call unit,$*) state=restarted'
+# systemctl status tells a stopped unit by its exit status; that is an answer, no failure of the verb.
+status-%: install
+	$(ADHOC) $(call group,$*) -m ansible.builtin.shell -a 'systemctl --no-pager --full status $(call unit,$*); [ $$? -le 3 ]'
+logs-%: install
+	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 --unit $(call unit,$*)'
+health-%: install
+	$(PLAY) playbooks/health.yml --extra-vars health_service=$(call unit,$*)
+
+##@ Keys and clients
+.PHONY: env key addresses traffic-quick
+env: install ## Print addresses and key for your shell: eval "$$(make env)"
+	@$(call client,env)
+key: install ## Print one key: make key ALIAS=batch
+	@$(call client,key)
+addresses: install
+	@$(call client,addresses)
+traffic-quick: install ## Ask three questions as a client would
+	$(PLAY) playbooks/traffic.yml
+
+# The playbook writes into a private file, so that nothing but the answer reaches standard output.
+client = file=$$(mktemp); log=$$(mktemp); trap 'rm -f "$$file" "$$log"' EXIT; \
+	$(PLAY) playbooks/client.yml --extra-vars "client_file=$$file client_form=$(1) client_alias=$(ALIAS)" >"$$log" 2>&1 \
+	|| { cat "$$log" >&2; exit 1; }; cat "$$file"
+
+##@ Development
+.PHONY: lint unit molecule test test-all lock
+lint: $(VENV)/.dev ## Every linter, no findings allowed
+	yamllint --strict .
+	ansible-lint
+	ruff check .
+	ruff format --check .
+	for package in exporter dashboard_app traffic gateway; do mypy "$$package/src"; done
+	mypy lab/src
+	shellcheck $$(git ls-files '*.sh' .ci/run)
+
+unit: $(VENV)/.dev ## The tests that need no host
+	pytest
+
+molecule: $(VENV)/.dev ## What users are promised, on lab hosts with the real services
+	molecule test --all
+
+test: lint unit ## Everything that must hold
+	$(MAKE) molecule
+
+lock: $(VENV)/.control ## Make the locks of requirements/ anew
+	for lock in control litellm exporter traffic dashboard dev; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	    --no-emit-package litellm-enterprise "requirements/$$lock.in" --output-file "requirements/$$lock.txt"; \
+	done
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n\033[1m%s\033[0m\n", substr($$0, 5)} /^[a-z-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@printf '\n%s\n' 'INVENTORY=inventory/mine names your machines; without it a verb is for the lab.'
+
+$(VENV)/.control: requirements/control.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Bedplate needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || apt-get install --yes --no-install-recommends python3-venv >&2
+	@echo 'making the Python environment $(VENV)' >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/control.txt
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.control
+	$(VENV)/bin/uv pip install --quiet --python $(VENV) --require-hashes --requirement requirements/dev.txt
+	touch $@
