@@ -173,7 +173,7 @@ def clear(machine: Machine) -> None:
 
 
 def _remove_nspawn_leftovers(machine: Machine) -> None:
-    """Remove what a killed nspawn leaves in /run: a mount (systemd 256 and later) and the lock on its tree."""
+    """Remove what a killed nspawn leaves in /run: a mount (systemd 256 and later) and its tree's lock."""
     sockets = NSPAWN_RUN / "unix-export" / machine.unit
     if sockets.exists():
         run(["umount", "--quiet", sockets], check=False)
