@@ -403,3 +403,14 @@ def test_the_machines_proxy_is_not_asked(fake: FakeEndpoint, monkeypatch: pytest
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert run("--max", "1") == 0
     assert len(fake.bodies) == 1
+
+
+def test_a_report_to_standard_output_is_alone_there(
+    fake: FakeEndpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--max", "1", "--url", fake.url, "--key", KEY, "--json", "-"])
+    output = capsys.readouterr()
+    assert ended.value.code == 0
+    assert json.loads(output.out)["summary"]["requests"] == 1
+    assert "1/1 ok" in output.err

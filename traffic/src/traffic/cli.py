@@ -57,7 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         "--max", type=_positive(int), required=True, metavar="N", help="number of requests to send"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the report here; - is standard output, progress then goes to stderr"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the report here; - is standard output, progress then goes to stderr",
     )
     parser.add_argument("--model", metavar="M", help="model to ask (default: the first that is offered)")
     parser.add_argument("--url", metavar="U", help="endpoint, ends with /v1 (default: OPENAI_BASE_URL)")
