@@ -190,12 +190,13 @@ def test_reboot_keeps_disk_network_and_journal(lab: Checkout, name: str) -> None
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_power_cut_keeps_the_disk(lab: Checkout, name: str) -> None:
-    in_host(lab, name, "echo synced >/root/mark && sync")
+    in_host(lab, name, "echo synced >/root/mark; echo 192.0.2.1 elsewhere >>/etc/hosts; sync")
     lab("fault", "power-cut", name)
     assert state_of(lab, name) == "stopped"
     assert name not in json.loads(lab("inventory").stdout)["_meta"]["hostvars"]
     lab("up", name)
     assert in_host(lab, name, "cat /root/mark").stdout == "synced\n"
+    in_host(lab, name, "grep -q elsewhere /etc/hosts")
 
 
 def test_pause_and_resume(lab: Checkout) -> None:

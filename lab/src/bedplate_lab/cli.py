@@ -66,7 +66,7 @@ def _down(lab: Lab, options: argparse.Namespace) -> int:
     return 0
 
 
-def _purge(_lab: Lab, _options: argparse.Namespace) -> int:
+def _purge(lab: Lab, _options: argparse.Namespace) -> int:
     require_root("purge")
     others = hosts.others_running()
     if others:
@@ -74,12 +74,14 @@ def _purge(_lab: Lab, _options: argparse.Namespace) -> int:
             f"hosts of another checkout run from the same caches ({'; '.join(others)}); "
             "run `lab/lab down --all` there first"
         )
-    for lab in hosts.labs_to_clean():
-        Hosts(lab).down_all()
-        with locked(lab.lock, "changes the lab's network"):
-            network.take_down(lab)
-            network.remove_guard(lab)
-        lab.forget()
+    for one in hosts.labs_to_clean():
+        Hosts(one).down_all()
+        with locked(one.lock, "changes the lab's network"):
+            network.take_down(one)
+            network.remove_guard(one)
+        one.forget()
+    for what in ("engine", "model"):
+        lab.chosen(what).unlink(missing_ok=True)
     shutil.rmtree(cache_folder(), ignore_errors=True)
     say(f"removed the guard routes, the state of this checkout's labs, and {cache_folder()}")
     return 0
@@ -175,8 +177,6 @@ def _engine(lab: Lab, options: argparse.Namespace) -> int:
     if options.archive:
         found = engine.given(Path(options.archive), options.version)
     else:
-        require_root("engine")
-        deps.require()
         found = engine.find_or_build(options.version)
     write_json(lab.chosen("engine"), engine.as_json(found))
     print(json.dumps(engine.as_json(found), indent=2))
@@ -367,8 +367,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended politely, clean up as for Ctrl-C
     try:
         status: int = options.run(Lab(check_name("the lab name", options.lab)), options)
+        sys.stdout.flush()
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
         return 1
     except KeyboardInterrupt:
         print("lab: interrupted; the same command mends what is half done", file=sys.stderr)

@@ -19,10 +19,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from . import deps
 from .errors import LabError
 from .hosts import Hosts
 from .places import Lab, cache_folder
-from .tools import locked, read_json, run, say, write_json
+from .tools import locked, read_json, require_root, run, say, write_json
 
 DEFAULT_VERSION = "0.24.0"
 OLDEST_SAFE, NEWEST_ALONE = (0, 17, 1), (0, 24, 0)
@@ -109,6 +110,8 @@ def find_or_build(version: str) -> Engine:
             if not record.exists():
                 if architecture == "amd64" and not option:
                     say("this CPU lacks x86-64-v3 (AVX2): the engine is built without it, 4 times slower")
+                require_root("engine")
+                deps.require()
                 _build(version, option, archive, folder.with_name(f"{folder.name}.log"))
                 write_json(record, {"version": version, "checksum": checksum(archive)})
     say(f"engine: Ollama {version} for the CPU, built here from the Go module proxy and cached for good")

@@ -242,6 +242,10 @@ class Hosts:
     def _seed(self, host: Host) -> None:
         """Write name, keys and the machine's package configuration into the host's writable tree."""
         root, key = self.folder(host) / "upper", self.folder(host) / "ssh_host_ed25519_key"
+        write_whole(root / "etc/resolv.conf", machine.resolver())
+        seeded = self.folder(host) / "seeded"
+        if seeded.exists():
+            return  # a restart changes nothing on the disk
         write_whole(root / "etc/hostname", f"{host.name}\n")
         write_whole(
             root / "etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n{self.address(host)} {host.name}\n"
@@ -253,6 +257,7 @@ class Hosts:
         for private in (root / "root", root / "root/.ssh"):
             private.chmod(0o700)
         machine.seed(root)
+        seeded.touch()
 
     def _wait_for_ssh(self, host: Host) -> None:
         started, address = time.monotonic(), (str(self.address(host)), 22)
@@ -351,6 +356,7 @@ class Hosts:
             lower = list(host.lower)
             host.lower.append(str(target / "tree"))
             tree.rename(target / "tree")
+            (self.folder(host) / "seeded").unlink()
             write_json(self.folder(host) / "host.json", asdict(host))
             write_json(target / "layer.json", {"suite": host.suite, "lower": lower})
         say(f"saved {host.name} as layer {layer}: boot from it with `lab/lab up NAME --from {layer}`")

@@ -204,7 +204,6 @@ def seed(root: Path) -> None:
         root / "etc/environment",
         "".join(f'{key}="{value}"\n' for key, value in environment(os.environ).items()),
     )
-    write_whole(root / "etc/resolv.conf", resolver())
 
 
 def _copy(path: Path, root: Path) -> None:
