@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from rendering import INVENTORIES, Stack, render
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,3 +50,9 @@ def run_module(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, An
         return result
 
     return run
+
+
+@pytest.fixture(scope="session", params=INVENTORIES)
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """Each inventory of render/inventories, rendered once."""
+    return render(request.param, tmp_path_factory.mktemp("render"))

@@ -1,0 +1,252 @@
+"""What the templates become: units that systemd takes without a word, and the configurations' promises."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from bedplate_dashboard.settings import load
+from bedplate_gateway.keys import parse_keys
+from rendering import Stack
+
+STOCK_UNITS = Path("/usr/lib/systemd/system")
+# Points of `systemd-analyze security`, in tenths: 3.0.
+EXPOSURE = 30
+Verify = Callable[[dict[str, str]], str]
+
+
+@pytest.fixture(scope="session")
+def verify(tmp_path_factory: pytest.TempPathFactory) -> Verify:
+    """A function that returns what `systemd-analyze verify` says about units, by their texts."""
+    tree = tmp_path_factory.mktemp("tree")
+    shutil.copytree(STOCK_UNITS, tree / "usr/lib/systemd/system", symlinks=True)
+    (tree / "lib").symlink_to("usr/lib")
+    (tree / "bin").symlink_to("usr/bin")
+    (tree / "sbin").symlink_to("usr/sbin")
+    own = tree / "etc/systemd/system"
+
+    def run(units: dict[str, str]) -> str:
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir(parents=True)
+        for name, text in units.items():
+            (own / name).write_text(text)
+            for program in re.findall(r"^Exec\w+=[-+@!:]*(/\S+)", text, re.MULTILINE):
+                dummy = tree / program.lstrip("/")
+                dummy.parent.mkdir(parents=True, exist_ok=True)
+                dummy.touch(mode=0o755)
+        files = [str(own / name) for name in units]
+        done = subprocess.run(
+            ["systemd-analyze", "verify", f"--root={tree}", "--man=no", *files],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout + done.stderr + ("" if done.returncode == 0 else f"exit {done.returncode}\n")
+
+    return run
+
+
+def test_systemd_says_nothing_about_any_unit(stack: Stack, verify: Verify) -> None:
+    for host, rendered in stack.hosts.items():
+        assert verify(rendered.units) == "", host
+
+
+ONE_BOX = pytest.mark.parametrize("stack", ["one-box"], indirect=True)
+
+
+@ONE_BOX
+def test_a_misspelt_directive_is_seen_in_every_unit(stack: Stack, verify: Verify) -> None:
+    units = stack.hosts["box"].units
+    for name in units.keys() - {"bedplate.target"}:
+        wrong = units[name].replace("NoNewPrivileges=", "NoNewPrivilege=")
+        assert wrong != units[name]
+        assert "NoNewPrivilege" in verify({**units, name: wrong}), name
+
+
+@ONE_BOX
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("ProtectSystem=strict", "ProtectSystem=strictly"),
+        ("RestartSec=2", "RestartSteps=3"),  # only systemd 254 and later know it
+        ("SystemCallFilter=@system-service", "SystemCallFilter=@system-services"),
+        ("PartOf=bedplate.target", "PartOf=bedplate.targt"),
+        ("ExecStart=/opt", "ExecStart=opt"),
+        ("ExecStart=/opt", "Exec=/opt"),
+    ],
+)
+def test_a_wrong_value_is_seen(stack: Stack, verify: Verify, right: str, wrong: str) -> None:
+    units = stack.hosts["box"].units
+    text = units["litellm.service"].replace(right, wrong)
+    assert text != units["litellm.service"]
+    assert "litellm.service" in verify({**units, "litellm.service": text})
+
+
+def exposure(unit: Path) -> subprocess.CompletedProcess[str]:
+    """Have systemd weigh one unit file; the exit status says whether it is at most EXPOSURE."""
+    return subprocess.run(
+        ["systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE}", unit],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_exposure_of_every_service(stack: Stack, tmp_path: Path) -> None:
+    for rendered in stack.hosts.values():
+        for name, text in rendered.units.items():
+            if name.endswith(".service"):
+                unit = tmp_path / name
+                unit.write_text(text)
+                done = exposure(unit)
+                assert done.returncode == 0, f"{name}\n{done.stdout}{done.stderr}"
+
+
+@ONE_BOX
+def test_a_service_without_its_sandbox_is_too_exposed(stack: Stack, tmp_path: Path) -> None:
+    unit = tmp_path / "litellm.service"
+    unit.write_text(
+        re.sub(
+            r"^(Protect|Private|Restrict|Capability|System).*$",
+            "",
+            stack.hosts["box"].units[unit.name],
+            flags=re.M,
+        )
+    )
+    assert exposure(unit).returncode != 0
+
+
+def test_every_unit_says_who_wrote_it_and_belongs_to_the_target(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        for name, text in rendered.units.items():
+            assert text.startswith("# Managed by Bedplate.\n"), name
+            if name not in ("bedplate.target", "ollama-preload.service"):
+                assert "\nPartOf=bedplate.target\n" in text
+                assert "\nWantedBy=bedplate.target\n" in text
+
+
+def test_nothing_is_left_unrendered(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        for name, text in {**rendered.units, **rendered.files}.items():
+            assert not re.search(r"{{|}}|{%|\bNone\b|Undefined", text), name
+
+
+def test_ollama_is_closed_to_strangers(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        if "ollama.service" not in rendered.units:
+            continue
+        clients = rendered.wiring["ollama_allowed_clients"]
+        listen = rendered.wiring["ollama_listen_address"]
+        port = rendered.wiring["ollama_url"].rpartition(":")[2]
+        assert f"OLLAMA_HOST={listen}:{port}\n" in rendered.files["ollama.env"]
+        assert "OLLAMA_NO_CLOUD=1\n" in rendered.files["ollama.env"]
+        assert bool(clients) == (listen != "127.0.0.1")
+        assert ("ExecStartPre=+/usr/sbin/nft -f" in rendered.units["ollama.service"]) == bool(clients)
+        if clients:
+            others = f'tcp dport {port} iifname != "lo" ip saddr != {{ {", ".join(clients)} }} reject'
+            assert others in rendered.files["clients.nft"]
+
+
+def test_metrics_answer_to_monitoring_alone(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        for service, role in (("node-exporter", "node_exporter"), ("bedplate-exporter", "exporter")):
+            unit = rendered.units.get(f"{service}.service")
+            if unit is not None:
+                clients = ["localhost", *rendered.wiring[f"{role}_allowed_clients"]]
+                assert "\nIPAddressDeny=any\n" in unit
+                assert re.findall(r"^IPAddressAllow=(.*)$", unit, re.MULTILINE)[0].split() == clients
+
+
+@pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
+def test_proxies_reach_downloads_only(stack: Stack) -> None:
+    with_proxy = {
+        name
+        for rendered in stack.hosts.values()
+        for name, text in {**rendered.units, **rendered.files}.items()
+        if "10.2.0.9:3128" in text
+    }
+    # The engine pulls its models itself.
+    assert with_proxy == {"ollama.env"}
+
+
+@pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
+def test_models_on_another_disk(stack: Stack) -> None:
+    unit = stack.hosts["gpu1"].units["ollama.service"]
+    assert "\nRequiresMountsFor=/srv/models\n" in unit
+    assert "\nReadWritePaths=/srv/models\n" in unit
+    assert "ReadWritePaths" not in stack.hosts["gpu2"].units["ollama.service"]
+
+
+def test_litellm_gets_the_settings_it_was_promised(stack: Stack) -> None:
+    (rendered,) = (rendered for rendered in stack.hosts.values() if "config.yaml" in rendered.files)
+    config = yaml.safe_load(rendered.files["config.yaml"])
+    assert config["litellm_settings"]["request_timeout"] == 120
+    assert config["litellm_settings"]["callbacks"] == ["prometheus"]
+    assert config["router_settings"]["num_retries"] == 1
+    assert config["router_settings"]["enable_pre_call_checks"] is False
+    assert config["router_settings"]["disable_cooldowns"] is True
+    assert config["general_settings"]["background_health_checks"] is False
+    assert config["general_settings"]["health_check_interval"] == 300
+    assert config["general_settings"]["custom_auth"] == "bedplate_gateway.custom_auth.user_api_key_auth"
+    assert config["model_list"] == [
+        {
+            "model_name": backend["model"],
+            "litellm_params": {
+                "model": f"openai/{backend['model']}",
+                "api_base": backend["url"],
+                "api_key": "none",
+            },
+        }
+        for backend in rendered.wiring["litellm_backends"]
+    ]
+    assert "LITELLM_LOCAL_MODEL_COST_MAP=True\n" in rendered.files["litellm.env"]
+
+
+def test_the_gateway_reads_the_keys_file(stack: Stack) -> None:
+    (rendered,) = (rendered for rendered in stack.hosts.values() if "keys.json" in rendered.files)
+    keys = {key.alias: key for key in parse_keys(rendered.files["keys.json"], "keys.json").values()}
+    assert keys.keys() == {"default", "verify", "dashboard", "canary"}
+    assert (keys["default"].rpm, keys["default"].tpm, keys["default"].max_parallel) == (100, 1000, None)
+    assert (keys["verify"].rpm, keys["verify"].tpm) == (60, None)
+
+
+def test_the_dashboard_reads_its_settings(stack: Stack, tmp_path: Path) -> None:
+    (rendered,) = (rendered for rendered in stack.hosts.values() if "config.json" in rendered.files)
+    (tmp_path / "config.json").write_text(rendered.files["config.json"])
+    settings = load({"BEDPLATE_DASHBOARD_CONFIG": str(tmp_path / "config.json")})
+    assert [host.name for host in settings.inference_hosts] == [
+        host["name"] for host in rendered.wiring["dashboard_inference_hosts"]
+    ]
+
+
+def test_promtool_takes_the_configuration(stack: Stack, tmp_path: Path, repo_root: Path) -> None:
+    (rendered,) = (rendered for rendered in stack.hosts.values() if "prometheus.yml" in rendered.files)
+    text = rendered.files["prometheus.yml"]
+
+    def promtool(config: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "prometheus.yml").write_text(config)
+        return subprocess.run(
+            [repo_root / "tests/tools/promtool", "check", "config", tmp_path / "prometheus.yml"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    done = promtool(text)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert promtool(text.replace("scrape_timeout: 10s", "scrape_timeout: 99s")).returncode == 1
+    addresses = [
+        target
+        for job in yaml.safe_load(text)["scrape_configs"]
+        for static in job["static_configs"]
+        for target in static["targets"]
+    ]
+    assert sorted(addresses) == sorted(t["address"] for t in rendered.wiring["prometheus_targets"])

@@ -1,0 +1,169 @@
+"""The wiring in playbooks/group_vars: what an inventory becomes for each role, written out in full."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rendering import Stack
+
+SERVICE_KEYS = [
+    {"alias": "verify", "rpm": 60},
+    {"alias": "dashboard", "rpm": 120},
+    {"alias": "canary", "rpm": 10},
+]
+# These follow from the checkout and the user's home, not from the inventory.
+PLACES = {"bedplate_managed", "bedplate_template_dir", "bedplate_secrets_file", "litellm_secrets_file"}
+
+
+def all_hosts(address: str, clients: list[str], **more: Any) -> dict[str, Any]:
+    """What every host gets."""
+    return {
+        "bedplate_download_environment": {},
+        "node_exporter_listen_address": address,
+        "node_exporter_allowed_clients": clients,
+        **more,
+    }
+
+
+EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
+    "one-box": {
+        "box": {
+            **all_hosts("127.0.0.1", []),
+            "ollama_listen_address": "127.0.0.1",
+            "ollama_allowed_clients": [],
+            "ollama_url": "http://127.0.0.1:11434",
+            "exporter_listen_address": "127.0.0.1",
+            "exporter_allowed_clients": [],
+            "exporter_ollama_url": "http://127.0.0.1:11434",
+            "litellm_listen_address": "127.0.0.1",
+            "litellm_url": "http://127.0.0.1:8000",
+            "litellm_backends": [{"model": "smollm2:135m", "url": "http://127.0.0.1:11434/v1"}],
+            "litellm_service_keys": SERVICE_KEYS,
+            "prometheus_listen_address": "127.0.0.1",
+            "prometheus_url": "http://127.0.0.1:9090",
+            "prometheus_targets": [
+                {"job": "litellm", "host": "box", "address": "127.0.0.1:9464", "path": "/metrics/"},
+                {"job": "ollama", "host": "box", "address": "127.0.0.1:9101"},
+                {"job": "prometheus", "host": "box", "address": "127.0.0.1:9090"},
+                {"job": "dashboard", "host": "box", "address": "127.0.0.1:3001"},
+                {"job": "node", "host": "box", "address": "127.0.0.1:9100"},
+            ],
+            "dashboard_name": "bedplate",
+            "dashboard_listen_address": "127.0.0.1",
+            "dashboard_gateway_url": "http://127.0.0.1:8000",
+            "dashboard_prometheus_url": "http://127.0.0.1:9090",
+            "dashboard_inference_hosts": [
+                {"name": "box", "exporter_url": "http://127.0.0.1:9101", "models": ["smollm2:135m"]}
+            ],
+            "dashboard_gateway_key": "",
+        }
+    },
+    "three-hosts": {
+        "gpu1": {
+            **all_hosts("10.1.0.1", ["10.1.0.3", "10.1.0.1"]),
+            "ollama_listen_address": "10.1.0.1",
+            "ollama_allowed_clients": ["10.1.0.2", "10.1.0.1"],
+            "ollama_url": "http://10.1.0.1:11434",
+            "exporter_listen_address": "10.1.0.1",
+            "exporter_allowed_clients": ["10.1.0.3", "10.1.0.1"],
+            "exporter_ollama_url": "http://10.1.0.1:11434",
+        },
+        "door": {
+            **all_hosts("10.1.0.2", ["10.1.0.3", "10.1.0.2"]),
+            "litellm_listen_address": "10.1.0.2",
+            "litellm_url": "http://10.1.0.2:8000",
+            "litellm_backends": [{"model": "smollm2:135m", "url": "http://10.1.0.1:11434/v1"}],
+            "litellm_service_keys": SERVICE_KEYS,
+        },
+        "eye": {
+            **all_hosts("127.0.0.1", []),
+            "prometheus_listen_address": "127.0.0.1",
+            "prometheus_url": "http://127.0.0.1:9090",
+            "prometheus_targets": [
+                {"job": "litellm", "host": "door", "address": "10.1.0.2:9464", "path": "/metrics/"},
+                {"job": "ollama", "host": "gpu1", "address": "10.1.0.1:9101"},
+                {"job": "prometheus", "host": "eye", "address": "127.0.0.1:9090"},
+                {"job": "dashboard", "host": "eye", "address": "127.0.0.1:3001"},
+                {"job": "node", "host": "gpu1", "address": "10.1.0.1:9100"},
+                {"job": "node", "host": "door", "address": "10.1.0.2:9100"},
+                {"job": "node", "host": "eye", "address": "127.0.0.1:9100"},
+            ],
+            "dashboard_name": "rack",
+            "dashboard_listen_address": "127.0.0.1",
+            "dashboard_gateway_url": "http://10.1.0.2:8000",
+            "dashboard_prometheus_url": "http://127.0.0.1:9090",
+            "dashboard_inference_hosts": [
+                {"name": "gpu1", "exporter_url": "http://10.1.0.1:9101", "models": ["smollm2:135m"]}
+            ],
+            "dashboard_gateway_key": "",
+        },
+    },
+    "two-engines": {
+        **{
+            name: {
+                **all_hosts(address, ["10.2.0.3", address]),
+                "bedplate_download_environment": {"https_proxy": "http://10.2.0.9:3128"},
+                "ollama_listen_address": address,
+                "ollama_allowed_clients": ["10.2.0.3", address],
+                "ollama_url": f"http://{address}:21434",
+                "exporter_listen_address": address,
+                "exporter_allowed_clients": ["10.2.0.3", address],
+                "exporter_ollama_url": f"http://{address}:21434",
+            }
+            for name, address in (("gpu1", "10.2.0.1"), ("gpu2", "10.2.0.2"))
+        },
+        "front": {
+            **all_hosts("127.0.0.1", []),
+            "bedplate_download_environment": {"https_proxy": "http://10.2.0.9:3128"},
+            "litellm_listen_address": "10.2.0.3",
+            "litellm_url": "http://10.2.0.3:18000",
+            "litellm_backends": [
+                {"model": "smollm2:135m", "url": "http://10.2.0.1:21434/v1"},
+                {"model": "llama3.2:3b", "url": "http://10.2.0.1:21434/v1"},
+                {"model": "smollm2:135m", "url": "http://10.2.0.2:21434/v1"},
+                {"model": "other", "url": "http://10.2.0.8:8000/v1"},
+            ],
+            "litellm_service_keys": SERVICE_KEYS,
+            "prometheus_listen_address": "10.2.0.3",
+            "prometheus_url": "http://10.2.0.3:19090",
+            "prometheus_targets": [
+                {"job": "litellm", "host": "front", "address": "10.2.0.3:19464", "path": "/metrics/"},
+                {"job": "ollama", "host": "gpu1", "address": "10.2.0.1:19101"},
+                {"job": "ollama", "host": "gpu2", "address": "10.2.0.2:19101"},
+                {"job": "prometheus", "host": "front", "address": "10.2.0.3:19090"},
+                {"job": "dashboard", "host": "front", "address": "10.2.0.3:13001"},
+                {"job": "node", "host": "gpu1", "address": "10.2.0.1:19100"},
+                {"job": "node", "host": "gpu2", "address": "10.2.0.2:19100"},
+                {"job": "node", "host": "front", "address": "127.0.0.1:19100"},
+                {"job": "other", "host": "tenth", "address": "10.2.0.10:9100"},
+            ],
+            "dashboard_name": "bedplate",
+            "dashboard_listen_address": "10.2.0.3",
+            "dashboard_gateway_url": "http://10.2.0.3:18000",
+            "dashboard_prometheus_url": "http://10.2.0.3:19090",
+            "dashboard_inference_hosts": [
+                {
+                    "name": "gpu1",
+                    "exporter_url": "http://10.2.0.1:19101",
+                    "models": ["smollm2:135m", "llama3.2:3b"],
+                },
+                {"name": "gpu2", "exporter_url": "http://10.2.0.2:19101", "models": ["smollm2:135m"]},
+            ],
+            "dashboard_gateway_key": "",
+        },
+    },
+}
+
+
+def test_wiring_of_each_host(stack: Stack) -> None:
+    got = {
+        host: {name: value for name, value in rendered.wiring.items() if name not in PLACES}
+        for host, rendered in stack.hosts.items()
+    }
+    assert got == EXPECTED[stack.name]
+
+
+def test_the_keys_of_each_stack_lie_in_a_folder_of_its_name(stack: Stack) -> None:
+    name = "rack" if stack.name == "three-hosts" else "bedplate"
+    for rendered in stack.hosts.values():
+        assert rendered.wiring["bedplate_secrets_file"].endswith(f"/config/bedplate/{name}/keys.json")
