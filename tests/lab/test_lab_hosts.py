@@ -56,11 +56,12 @@ def _lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     assert all(there[kind] for kind in ("namespaces", "links", "tables", "groups", "processes")), there
     yield checkout
     checkout("down", "--all")
-    assert not any(traces(checkout).values()), traces(checkout)
-    checkout("guard")
+    left, guarded = traces(checkout), checkout("guard", check=False).returncode
     checkout("purge")
+    assert not any(left.values()), left
+    assert guarded == 0, "the guard has to stay after the last host"
     assert not list(checkout.cache.iterdir())
-    assert checkout("guard", check=False).returncode == 1
+    assert checkout("guard", check=False).returncode == 1, "purge has to remove the guard"
 
 
 @pytest.fixture(scope="module", name="other")

@@ -76,19 +76,8 @@ def base(suite: str) -> Path:
                 _build(suite, sources, workplace).rename(archive)
             extracted = workplace / "tree"
             extracted.mkdir()
-            run(
-                [
-                    "tar",
-                    "--zstd",
-                    "-xpf",
-                    archive,
-                    "--xattrs",
-                    "--xattrs-include=*",
-                    "--numeric-owner",
-                    "-C",
-                    extracted,
-                ]
-            )
+            attributes = ["--xattrs", "--xattrs-include=*", "--numeric-owner"]
+            run(["tar", "--zstd", "-xpf", archive, *attributes, "-C", extracted])
             extracted.chmod(0o755)
             # Ansible's cache_valid_time would take the image's age for the age of lists that aren't there.
             os.utime(extracted / "var/lib/apt/lists", (0, 0))
@@ -110,32 +99,16 @@ def _build(suite: str, sources: str, workplace: Path) -> Path:
         workplace.parent / f"{suite}.log",
     )
     scratch.mkdir()
-    # The tmpfs lives in a mount namespace of this one command, so that nothing stays mounted if it dies.
-    # Debian's /dev/shm is mounted nodev, where a Debian system can't be unpacked; hence an own one.
+    # Namespaces for mounts and processes: when this process dies, however it dies, mmdebstrap and its mounts do
+    # too. A session of its own, since it kills its process group when something fails.
+    own = "setpriv --pdeathsig KILL unshare --propagation private --pid --fork --kill-child --mount-proc"
+    # Debian mounts /dev/shm nodev, where a Debian system can't be unpacked; hence a tmpfs of its own.
     script = 'mount -t tmpfs -o mode=0755 tmpfs "$1" && shift && exec "$@"'
-    command = [
-        "unshare",
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        script,
-        "sh",
-        str(scratch),
-        "mmdebstrap",
-    ]
-    command += [
-        *OPTIONS,
-        f"--aptopt={workplace / 'apt.conf'}",
-        suite,
-        str(archive),
-        str(workplace / "sources"),
-    ]
+    command = [*own.split(), "sh", "-c", script, "sh", str(scratch), "mmdebstrap", *OPTIONS]
+    command += [f"--aptopt={workplace / 'apt.conf'}", suite, str(archive), str(workplace / "sources")]
+    environment = os.environ | {"TMPDIR": str(scratch)}
     with log.open("w") as stream:
-        code = subprocess.call(
-            command, stdout=stream, stderr=stream, env=os.environ | {"TMPDIR": str(scratch)}
-        )
+        code = subprocess.call(command, stdout=stream, stderr=stream, env=environment, start_new_session=True)
     if code != 0:
         errors = [line for line in log.read_text().splitlines() if line.startswith("E:")] or ["see the log"]
         raise LabError(f"building the {suite} image failed ({errors[0]}); the whole log is {log}")
