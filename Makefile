@@ -64,11 +64,11 @@ verify: install ## Prove on the running system that every promise holds
 ##@ Day to day (add -SERVICE for one: make restart-litellm)
 .PHONY: start stop restart status health logs
 start: install ## Start every service
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.systemd_service -a 'name=bedplate.target state=started'
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl start bedplate.target'
 stop: install ## Stop every service
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.systemd_service -a 'name=bedplate.target state=stopped'
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl stop bedplate.target'
 restart: install ## Restart every service
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.systemd_service -a 'name=bedplate.target state=restarted'
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl restart bedplate.target'
 status: install ## Show the state of every service
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl --no-pager --all list-units $(addsuffix .service,$(UNITS)) bedplate.target'
 health: install ## Say in one sentence how the stack is, and what to type next
@@ -77,11 +77,11 @@ logs: install ## Show the last lines of every service's journal
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(UNITS))'
 
 start-%: install
-	$(ADHOC) $(call group,$*) -m ansible.builtin.systemd_service -a 'name=$(call unit,$*) state=started'
+	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl start $(call unit,$*)'
 stop-%: install
-	$(ADHOC) $(call group,$*) -m ansible.builtin.systemd_service -a 'name=$(call unit,$*) state=stopped'
+	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl stop $(call unit,$*)'
 restart-%: install
-	$(ADHOC) $(call group,$*) -m ansible.builtin.systemd_service -a 'name=$(call unit,$*) state=restarted'
+	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl restart $(call unit,$*)'
 # systemctl status tells a stopped unit by its exit status; that is an answer, no failure of the verb.
 status-%: install
 	$(ADHOC) $(call group,$*) -m ansible.builtin.shell -a 'systemctl --no-pager --full status $(call unit,$*); [ $$? -le 3 ]'
