@@ -1,0 +1,84 @@
+"""What the repository may hold: whole locks and checksums, and nothing of the machine it was written on."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCKS = [*sorted((ROOT / "requirements").glob("*.txt")), ROOT / "roles/bedplate/files/uv.txt"]
+HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
+# Written apart, so that this file does not name them.
+REGISTRIES = [
+    f"{name}.{end}"
+    for end, names in {
+        "org": ("pypi", "pythonhosted", "npmjs", "golang", "debian"),
+        "com": ("npmjs", "ubuntu"),
+        "io": ("docker", "ghcr", "quay"),
+    }.items()
+    for name in names
+]
+
+
+def requirements(lock: Path) -> list[str]:
+    """The requirements of a lock, each with its hashes in one line."""
+    lines = lock.read_text().replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_a_lock_pins_everything_by_hash(lock: Path) -> None:
+    found = requirements(lock)
+    assert found
+    for line in found:
+        assert re.match(r"[a-z0-9][a-z0-9._-]*(\[[a-z,]+\])?==\S+", line), line
+        assert HASH.search(line), line
+        # No index, no address, no other option.
+        assert not re.search(r"--|://|@", HASH.sub("", line)), line
+
+
+def test_litellm_comes_without_its_proprietary_part() -> None:
+    for lock in LOCKS:
+        assert not re.search(r"^litellm[-_]enterprise", lock.read_text(), re.MULTILINE), lock
+
+
+def test_each_input_has_a_lock_that_names_what_it_asks() -> None:
+    for path in sorted((ROOT / "requirements").glob("*.in")):
+        names = {re.split(r"[=\[]", line)[0] for line in requirements(path.with_suffix(".txt"))}
+        for line in path.read_text().splitlines():
+            if re.match(r"[A-Za-z]", line):
+                assert re.split(r"[=\[ ;]", line)[0].lower() in names, f"{path.name}: {line}"
+
+
+def test_ollama_checksums() -> None:
+    variables = yaml.safe_load((ROOT / "roles/ollama/vars/main.yml").read_text())
+    table = variables["__ollama_checksums"]
+    versions = [tuple(int(part) for part in version.split(".")) for version in table]
+    assert versions == sorted(versions, reverse=True)
+    assert versions[-1] >= tuple(int(part) for part in variables["__ollama_minimum_version"].split("."))
+    for version, row in table.items():
+        assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+        assert row.keys() == {"amd64", "arm64"}, version
+    sums = [checksum for row in table.values() for checksum in row.values()]
+    assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", checksum) for checksum in sums)
+    assert len(sums) == len(set(sums))
+    default = yaml.safe_load((ROOT / "roles/ollama/defaults/main.yml").read_text())["ollama_version"]
+    assert default in table
+
+
+def test_no_registry_and_no_place_of_this_machine_is_named() -> None:
+    words = [*map(re.escape, REGISTRIES), r"/work/[a-z]", r"/(home/[a-z]+|root)/\.(?!ansible)", r"\.pyenv"]
+    strange = re.compile("|".join(words))
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    files = [ROOT / name for name in listed.decode().split("\0") if name]
+    assert len(files) > 100
+    for path in files:
+        if not path.is_file() or path.is_symlink() or path == Path(__file__):
+            continue
+        for number, line in enumerate(path.read_text(errors="ignore").splitlines(), 1):
+            found = strange.search(line)
+            assert not found, f"{path.relative_to(ROOT)}:{number} names {found and found[0]}"
