@@ -68,7 +68,7 @@ def _lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
 
 @pytest.fixture(scope="module", name="other")
 def _other(lab: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    """Start from a second checkout, and delete it with a host still up: the first one's `down --all` has to see."""
+    """Use a second checkout, then delete it with a host still up: `down --all` has to notice."""
     folder = tmp_path_factory.mktemp("other")
     yield Checkout(folder, lab.state)
     shutil.rmtree(folder)
@@ -137,8 +137,10 @@ def wait_until(lab: Checkout, question: str, true_in_host: str, seconds: float =
 @pytest.mark.parametrize("name", HOSTS)
 def test_boots_to_running_within_the_promised_time(lab: Checkout, name: str) -> None:
     wait_until(lab, "systemctl is-system-running --quiet", name)
-    seconds = []
-    for _ in range(5):  # the best of five, for this machine may be busy with other things
+    seconds = [float("inf")]
+    while (
+        len(seconds) < 6 and min(seconds) >= 2
+    ):  # five tries, for this machine may be busy with other things
         lab("down", name)
         started = time.monotonic()
         lab("up", name, "--suite", HOSTS[name])
