@@ -99,8 +99,8 @@ def _build(suite: str, sources: str, workplace: Path) -> Path:
         workplace.parent / f"{suite}.log",
     )
     scratch.mkdir()
-    # Namespaces for mounts and processes: when this process dies, mmdebstrap and its mounts go too. A session of
-    # its own, since mmdebstrap kills its process group when something fails.
+    # Namespaces for mounts and processes: when this process dies, mmdebstrap and its mounts go too. A session
+    # of its own, since mmdebstrap kills its process group when something fails.
     own = "setpriv --pdeathsig KILL unshare --propagation private --pid --fork --kill-child --mount-proc"
     # Debian mounts /dev/shm nodev, where a Debian system can't be unpacked; hence a tmpfs of its own.
     script = 'mount -t tmpfs -o mode=0755 tmpfs "$1" && shift && exec "$@"'
