@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
 from bedplate_exporter import gunicorn_conf
 from bedplate_exporter.ollama import Engine, Model
 from bedplate_exporter.settings import SettingsError, ollama_url
@@ -113,7 +114,7 @@ def test_an_expiry_is_read_to_the_second(fake_ollama: FakeOllama) -> None:
     fake_ollama.answers["/api/ps"]["models"][0]["expires_at"] = "2026-11-24T07:54:10.123456789+01:00"
     expires_at = Engine(fake_ollama.url).poll().models[0].expires_at
     assert expires_at is not None
-    assert expires_at.replace(microsecond=0) == datetime(2026, 11, 24, 6, 54, 10, tzinfo=UTC)
+    assert expires_at.replace(microsecond=0) == datetime(2026, 11, 24, 6, 54, 10, tzinfo=timezone.utc)
 
 
 def test_a_copy_of_a_loaded_model_is_loaded(fake_ollama: FakeOllama) -> None:

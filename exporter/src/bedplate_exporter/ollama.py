@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
 
 import httpx
@@ -66,7 +66,7 @@ class Engine:
 
     def poll(self) -> State:
         """Return the engine's state; one that is down or strange is a state with an error, no exception."""
-        at, start = datetime.now(UTC), time.monotonic()
+        at, start = datetime.now(timezone.utc), time.monotonic()
         try:
             deadline = start + self._timeout_seconds
             version = self._ask("/api/version", _parse_version, deadline)
@@ -161,7 +161,11 @@ def _parse_expiry(value: Any) -> datetime | None:
     expires_at = datetime.fromisoformat(_text(value))
     if expires_at.tzinfo is None:
         raise ValueError
-    return None if expires_at - datetime.now(UTC) > NEVER_UNLOADED else expires_at.astimezone(UTC)
+    return (
+        None
+        if expires_at - datetime.now(timezone.utc) > NEVER_UNLOADED
+        else expires_at.astimezone(timezone.utc)
+    )
 
 
 def _add_loaded(present: tuple[Model, ...], answer: Any) -> tuple[Model, ...]:
