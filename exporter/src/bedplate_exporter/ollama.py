@@ -1,6 +1,7 @@
 """One poll of an Ollama engine: version, models present, models loaded."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ MAX_ANSWER_BYTES = 16 * 1024 * 1024
 """Ten thousand models fit; a stranger on the port that never stops sending does not."""
 
 NEVER_UNLOADED = timedelta(days=3650)
+TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
 """Ollama writes "keep for ever" as a time some 290 years ahead."""
 
 
@@ -158,14 +160,14 @@ def _parse_present(answer: Any) -> tuple[Model, ...]:
 
 
 def _parse_expiry(value: Any) -> datetime | None:
-    expires_at = datetime.fromisoformat(_text(value))
-    if expires_at.tzinfo is None:
+    # Go writes up to nine digits of a second and a Z, which Python 3.10 does not read.
+    match = TIMESTAMP.fullmatch(_text(value))
+    if match is None:
         raise ValueError
-    return (
-        None
-        if expires_at - datetime.now(timezone.utc) > NEVER_UNLOADED
-        else expires_at.astimezone(timezone.utc)
-    )
+    second, fraction, zone = match.groups()
+    moment = f"{second}.{(fraction or '')[:6]:0<6}{zone.replace('Z', '+00:00')}"
+    expires_at = datetime.fromisoformat(moment).astimezone(timezone.utc)
+    return None if expires_at - datetime.now(timezone.utc) > NEVER_UNLOADED else expires_at
 
 
 def _add_loaded(present: tuple[Model, ...], answer: Any) -> tuple[Model, ...]:
