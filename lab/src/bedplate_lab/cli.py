@@ -16,7 +16,7 @@ from . import deps, engine, faults, hosts, images, inventory, model, network, re
 from .errors import LabError
 from .hosts import Hosts
 from .places import Lab, cache_folder, check_name
-from .tools import locked, require_root, say, write_json
+from .tools import locked, require_root, say, succeeds, write_json
 
 EPILOG = """\
 examples:
@@ -192,6 +192,14 @@ def _model(lab: Lab, _options: argparse.Namespace) -> int:
     return 0
 
 
+def _check(_lab: Lab, _options: argparse.Namespace) -> int:
+    require_root("check")
+    deps.require()
+    if not succeeds(["unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "true"]):
+        raise LabError("this machine lets root make no namespaces; run the lab on a machine or VM of your own")
+    return 0
+
+
 def _deps(_lab: Lab, _options: argparse.Namespace) -> int:
     require_root("deps")
     deps.install()
@@ -358,6 +366,9 @@ def _parser() -> argparse.ArgumentParser:
 
     dependencies = verbs.add_parser("deps", help="install the Debian packages that the lab needs")
     dependencies.set_defaults(run=_deps)
+
+    check = verbs.add_parser("check", help="check that this machine can boot lab hosts")
+    check.set_defaults(run=_check)
 
     purge = verbs.add_parser("purge", help="remove this checkout's hosts and guard routes, and all caches")
     purge.set_defaults(run=_purge)
