@@ -8,6 +8,7 @@ import contextlib
 import os
 import platform
 import re
+import socket
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ module: host_survey
 short_description: Look at what a host already runs and holds, changing nothing
 description:
   - Says who listens on the given ports, which services of the same names belong to somebody else, how much
-    room the given folders have and which of the given paths exist.
+    room the given folders have, which of the given paths exist and which of the given addresses are its own.
   - Reads /proc, the unit files and systemctl show. Needs root to name the process behind a port.
   - A unit file is Bedplate's when it has the line "# Managed by Bedplate.".
 options:
@@ -45,6 +46,11 @@ options:
     default: []
   stat_paths:
     description: Paths of which it is wanted whether they exist.
+    type: list
+    elements: str
+    default: []
+  addresses:
+    description: IPv4 addresses of which it is wanted whether a service of this host can listen there.
     type: list
     elements: str
     default: []
@@ -90,6 +96,10 @@ free_bytes:
   type: dict
 exists:
   description: For each of stat_paths, whether it exists.
+  returned: always
+  type: dict
+own_address:
+  description: For each of addresses, whether it is one of this host.
   returned: always
   type: dict
 has_systemd:
@@ -282,6 +292,16 @@ def free_bytes(path: str) -> int:
     return stats.f_bavail * stats.f_frsize
 
 
+def own_address(address: str) -> bool:
+    """Return whether a service of this host can listen at the IPv4 address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:  # another host's, or none at all
+            return False
+    return True
+
+
 def memory_bytes(proc: Path = PROC) -> int:
     """Return the machine's memory."""
     (total,) = re.findall(r"^MemTotal:\s+(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
@@ -303,6 +323,7 @@ def main() -> None:
             },
             "paths": {"type": "list", "elements": "str", "default": []},
             "stat_paths": {"type": "list", "elements": "str", "default": []},
+            "addresses": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -329,6 +350,7 @@ def main() -> None:
         ],
         free_bytes={path: free_bytes(path) for path in module.params["paths"]},
         exists={path: Path(path).exists() for path in module.params["stat_paths"]},
+        own_address={address: own_address(address) for address in module.params["addresses"]},
         has_systemd=has_systemd(),
         python_version=platform.python_version(),
         memory_bytes=memory_bytes(),

@@ -181,6 +181,8 @@ def test_the_whole_module_here(
             "ports": [{"port": port, "unit": "litellm"} for port in ports],
             "paths": [str(tmp_path / "models"), "/"],
             "stat_paths": [str(tmp_path), str(tmp_path / "keys.json")],
+            # The second is one for documentation, the third none at all.
+            "addresses": ["127.0.0.1", "203.0.113.7", "10.999.1.1"],
         }
         result = run_module(survey, params, check=True)
     assert result["changed"] is False
@@ -189,6 +191,7 @@ def test_the_whole_module_here(
     assert not any(item["ours"] for item in result["listeners"])
     assert result["free_bytes"].keys() == {str(tmp_path / "models"), "/"}
     assert result["exists"] == {str(tmp_path): True, str(tmp_path / "keys.json"): False}
+    assert result["own_address"] == {"127.0.0.1": True, "203.0.113.7": False, "10.999.1.1": False}
     assert result["memory_bytes"] > 2**27
     assert result["python_version"].startswith("3.")
 
