@@ -107,14 +107,19 @@ client = file=$$(mktemp); log=$$(mktemp); trap 'rm -f "$$file" "$$log"' EXIT; \
 	|| { cat "$$log" >&2; exit 1; }; cat "$$file"
 
 ##@ Development
-.PHONY: lint unit lab-ready lab-test molecule test lock
-lint: $(VENV)/.dev ## Every linter, no findings allowed
+.PHONY: lint lint-yaml lint-ansible lint-python lint-types lint-shell unit lab-ready lab-test molecule test lock
+lint: lint-yaml lint-ansible lint-python lint-types lint-shell ## Every linter, no findings allowed
+lint-yaml: $(VENV)/.dev
 	yamllint --strict .
+lint-ansible: $(VENV)/.dev
 	ansible-lint
+lint-python: $(VENV)/.dev
 	ruff check .
 	ruff format --check .
+lint-types: $(VENV)/.dev
 	for package in exporter dashboard_app traffic gateway; do mypy "$$package/src"; done
 	mypy lab/src
+lint-shell: $(VENV)/.dev
 	shellcheck $$(git ls-files '*.sh' .ci/run)
 
 unit: $(VENV)/.dev ## The tests that need no host
