@@ -1,0 +1,115 @@
+"""Hosts, inventories and runs for the tests of what preflight refuses.
+
+They run in the molecule scenario `refusals`, which boots the hosts `plain` and `other` in a lab of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+GROUPS = ("inference", "gateway", "monitoring")
+MODEL = {"name": "smollm2:135m", "pull": "smollm2:135m"}
+
+
+class Host:
+    """A lab host: calling it runs a script there, without SSH; `vars` is how Ansible reaches it."""
+
+    def __init__(self, name: str, variables: dict[str, Any]) -> None:
+        self.name = name
+        self.vars = {key: value for key, value in variables.items() if key.startswith("ansible_")}
+        self.address = str(variables["ansible_host"])
+
+    def __call__(self, script: str) -> str:
+        done = subprocess.run(
+            [ROOT / "lab/lab", "exec", self.name, "bash", "-euo", "pipefail", "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def changes_since(self, mark: Path) -> str:
+        """Name the files that changed under the folders in which Bedplate ever writes."""
+        return self(f"find /etc /opt /usr /var/lib /srv /home -xdev -newer {mark} ! -type d")
+
+
+class Run(NamedTuple):
+    """What one run of a playbook printed and changed; `message` is the first error, as it was printed."""
+
+    code: int
+    output: str
+    message: str
+    changed: int
+
+    @property
+    def sentence(self) -> str:
+        """The message in one line."""
+        return " ".join(self.message.split())
+
+    def refused(self) -> str:
+        """The message in one line; fails unless the run was refused with nothing changed."""
+        assert (self.code, self.changed) == (2, 0), self.output
+        return self.sentence
+
+    def accepted(self) -> str:
+        """The whole output; fails unless the run passed with nothing changed."""
+        assert (self.code, self.changed) == (0, 0), self.output
+        return self.output
+
+
+class Control:
+    """A control machine: its own folder for keys, and inventories as a user would write them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.keys = folder / "config/bedplate/bedplate/keys.json"
+
+    def inventory(self, groups: dict[str, Iterable[Host]], settings: dict[str, Any]) -> Path:
+        """Write an inventory with these settings for all hosts."""
+        path = self.folder / f"inventory-{len(list(self.folder.iterdir()))}.json"
+        children = {
+            group: {"hosts": {host.name: host.vars for host in hosts}} for group, hosts in groups.items()
+        }
+        path.write_text(json.dumps({"all": {"vars": settings, "children": children}}))
+        return path
+
+    def one_box(self, host: Host, settings: dict[str, Any]) -> Path:
+        """Write an inventory of one host that is everything."""
+        return self.inventory({group: [host] for group in GROUPS}, settings)
+
+    def run(self, inventory: Path, settings: dict[str, Any] | None = None, *arguments: str) -> Run:
+        """Run preflight, or what `arguments` name, with settings from the command line."""
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "ansible", "playbook", f"--inventory={inventory}"),
+                *([f"--extra-vars={json.dumps(settings)}"] if settings else []),
+                *(arguments or ("playbooks/preflight.yml",)),
+            ],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+                "ANSIBLE_NOCOLOR": "1",
+                "XDG_CONFIG_HOME": str(self.folder / "config"),
+            },
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        output = done.stdout + done.stderr
+        error = re.search(
+            r"\[ERROR\]: (?:Task failed: )?(?:Action failed: )?(.*?)\n(?:Origin|<<<)", output, re.DOTALL
+        )
+        changed = sum(int(number) for number in re.findall(r" changed=(\d+)", output))
+        return Run(done.returncode, output, error[1].rstrip() if error else "", changed)

@@ -1,0 +1,85 @@
+"""Settings that are wrong in themselves: each is refused with its remedy, and nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from refusing import MODEL, Control, Host, Run
+
+MARK = Path("/var/lib/before-the-refusals")
+REFUSED: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "refused.yml").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(control: Control, one_box: Path, plain: Host) -> Iterator[dict[str, Future[Run]]]:
+    """The runs of all cases, at most two at a time."""
+    plain(f"touch {MARK}")
+    with ThreadPoolExecutor(2) as pool:
+        yield {case: pool.submit(control.run, one_box, REFUSED[case]["settings"]) for case in REFUSED}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_wrong_setting_is_refused(case: str, runs: dict[str, Future[Run]]) -> None:
+    assert runs[case].result().refused() == REFUSED[case]["message"]
+
+
+def test_no_secret_is_printed(runs: dict[str, Future[Run]]) -> None:
+    for case in ("placeholder key", "long placeholder key"):
+        (key,) = REFUSED[case]["settings"]["litellm_keys"]
+        assert key["secret"] not in runs[case].result().output
+
+
+def test_what_the_inventory_sets_is_found_too(control: Control, plain: Host) -> None:
+    inventory = control.one_box(plain, {"prometheus_targets": [], "ollama_modles": [MODEL]})
+    assert control.run(inventory).refused() == (
+        "ollama_modles is set for group all, but Bedplate has no such variable; did you mean ollama_models? "
+        "prometheus_targets is set for group all, but Bedplate sets it itself; "
+        "set prometheus_extra_targets instead."
+    )
+
+
+def test_an_empty_group_is_refused(control: Control, plain: Host) -> None:
+    inventory = control.inventory({"inference": [plain], "gateway": [plain], "monitoring": []}, {})
+    assert control.run(inventory).refused() == (
+        f"The group 'monitoring' has no hosts in {inventory}: copy inventory/example to inventory/mine "
+        "and name a host in each of inference, gateway and monitoring (one machine may stand in all three)."
+    )
+
+
+def test_a_misspelt_group_is_refused(control: Control, plain: Host) -> None:
+    inventory = control.inventory({"inference": [plain], "gatway": [plain], "monitoring": [plain]}, {})
+    assert control.run(inventory).refused() == (
+        "the inventory has a group gatway, but group gateway is missing; did you mean gateway?"
+    )
+
+
+def test_no_inventory_is_refused(control: Control) -> None:
+    missing = control.folder / "not-there.yml"
+    run = control.run(missing)
+    assert run.code != 0
+    assert "inventory/example" in run.refused()
+
+
+def test_site_stops_where_preflight_refuses(control: Control, one_box: Path) -> None:
+    for settings in ({"litellm_prot": 8001}, {"dashboard_port": 70000}):
+        run = control.run(one_box, settings, "site.yml")
+        run.refused()
+        assert "PLAY [Every host]" not in run.output
+
+
+def test_good_settings_pass_and_make_no_keys(control: Control, one_box: Path) -> None:
+    control.run(one_box).accepted()
+    control.run(one_box, {"litellm_port": "8001", "bedplate_name": "rack-2"}).accepted()
+    assert not control.keys.parent.exists()
+
+
+def test_the_host_is_untouched(runs: dict[str, Future[Run]], plain: Host) -> None:
+    for run in runs.values():
+        run.result()
+    assert plain.changes_since(MARK) == ""
+    assert plain("ls -d /opt/bedplate /etc/bedplate /root/.ansible/tmp/* 2>/dev/null || true") == ""
