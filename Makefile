@@ -135,7 +135,7 @@ lab-test: $(VENV)/.dev lab-ready ## The lab's own promises, on hosts that it boo
 	pytest tests/lab
 
 molecule: $(VENV)/.dev lab-ready ## What users are promised, on lab hosts with the real services
-	molecule test --all
+	ANSIBLE_HOME=$(CURDIR)/.ansible molecule test --all
 
 test: lint unit ## Everything that must hold
 	@if reason=$$({ lab/lab deps >&2 && lab/lab check; } 2>&1); then $(MAKE) lab-test molecule; else \
