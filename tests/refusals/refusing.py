@@ -38,6 +38,12 @@ class Host:
         assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
         return done.stdout
 
+    def send(self, file: Path, path: str) -> None:
+        """Copy a file of this machine to the host."""
+        command = [str(ROOT / "lab/lab"), "exec", self.name, "sh", "-c", f"cat >{path}"]
+        with file.open("rb") as content:
+            subprocess.run(command, stdin=content, timeout=300, check=True)
+
     def changes_since(self, mark: Path) -> str:
         """Name the files that changed under the folders in which Bedplate ever writes."""
         return self(f"find /etc /opt /usr /var/lib /srv /home -xdev -newer {mark} ! -type d")

@@ -92,8 +92,8 @@ def test_a_small_disk_is_refused(control: Control, one_box: Path, plain: Host) -
     plain("mkdir -p /opt/bedplate && mount -t tmpfs -o size=700M tmpfs /opt/bedplate")
     try:
         assert control.run(one_box).refused() == (
-            "plain: a first installation needs 7.0 GB at /opt/bedplate, free are 0.7 GB: make room, or mount a "
-            "larger disk there."
+            "plain: a first installation needs 7.0 GB at /opt/bedplate, free are 0.7 GB: "
+            "make room, or mount a larger disk there."
         )
         plain("mount -o remount,size=8G /opt/bedplate")
         control.run(one_box).accepted()
@@ -115,8 +115,8 @@ def test_a_host_with_keys_needs_their_file(control: Control, one_box: Path, plai
     plain("mkdir -p /etc/bedplate/litellm && echo '{}' >/etc/bedplate/litellm/keys.json")
     try:
         assert control.run(one_box).refused() == (
-            f"plain has API keys, but their file {control.keys} is missing on this control machine: restore it from "
-            "your backup, or make new keys for every client with -e litellm_keys_reset=true."
+            f"plain has API keys, but their file {control.keys} is missing on this control machine: "
+            "restore it from your backup, or make new keys for every client with -e litellm_keys_reset=true."
         )
         control.run(one_box, {"litellm_keys_reset": True}).accepted()
         assert not control.keys.exists()
