@@ -102,10 +102,10 @@ class Control:
                 *(arguments or ("playbooks/preflight.yml",)),
             ],
             cwd=ROOT,
+            # As from a user's shell: what molecule sets for its own runs, colours too, is left out.
             env={
-                **os.environ,
+                **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
                 "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "ANSIBLE_NOCOLOR": "1",
                 "XDG_CONFIG_HOME": str(self.folder / "config"),
             },
             capture_output=True,

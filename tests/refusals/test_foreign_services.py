@@ -117,8 +117,9 @@ def test_an_ollama_is_handed_over_with_its_models(
     other(f"chown -R root: {MODELS}/blobs")
     run = control.run(inventory, None, "site.yml", "--tags", "ollama")
     assert run.sentence == (
-        f"{MODELS}/blobs (ollama_models_dir) cannot be written by the user ollama: run chown -R ollama: {MODELS}, "
-        "open every folder above it (chmod o+x) and keep it out of /home, which the service cannot see."
+        f"{MODELS}/blobs (ollama_models_dir) cannot be written by the user ollama: run "
+        f"chown -R ollama: {MODELS}, open every folder above it (chmod o+x) "
+        "and keep it out of /home, which the service cannot see."
     )
     other(f"chown -R ollama: {MODELS}")
     run = control.run(inventory, None, "site.yml", "--tags", "ollama")
