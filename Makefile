@@ -43,7 +43,7 @@ up: ## Boot a lab host, install the whole stack on it, prove it, print its addre
 	lab/lab guard
 	$(VENV)/bin/ansible-playbook --inventory inventory/lab site.yml
 	$(call step,5/5,Ready,)
-	@$(MAKE) INVENTORY=inventory/lab addresses
+	@$(MAKE) INVENTORY=inventory/lab lab-addresses
 
 .PHONY: down
 down: ## Remove the lab's hosts; nothing of them stays
@@ -58,47 +58,54 @@ deploy: install ## Install or update the stack: make deploy INVENTORY=inventory/
 	$(PLAY) site.yml
 
 .PHONY: verify
-verify: install ## Prove on the running system that every promise holds
+verify: hosts ## Prove on the running system that every promise holds
 	$(PLAY) playbooks/verify.yml
+
+# A verb without a host would do nothing and say so in a warning only.
+.PHONY: hosts
+hosts: install
+	@$(VENV)/bin/ansible --inventory $(INVENTORY) $(EVERYWHERE) --list-hosts 2>/dev/null | grep -q 'hosts ([1-9]' \
+	  || { echo 'There is no host in $(INVENTORY): run make up for the lab, or name your machines with INVENTORY=inventory/mine.' >&2; exit 1; }
 
 ##@ Day to day (add -SERVICE for one: make restart-litellm)
 .PHONY: start stop restart status health logs
-start: install ## Start every service
+start: hosts ## Start every service
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl start bedplate.target'
-stop: install ## Stop every service
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl stop bedplate.target'
-restart: install ## Restart every service
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl restart bedplate.target'
-status: install ## Show the state of every service
+# The target alone would be told, and its services not waited for.
+stop: hosts ## Stop every service
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.shell -a 'systemctl stop bedplate.target $$(systemctl show --value --property=ConsistsOf bedplate.target)'
+restart: hosts ## Restart every service
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.shell -a 'systemctl restart bedplate.target $$(systemctl show --value --property=ConsistsOf bedplate.target)'
+status: hosts ## Show the state of every service
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl --no-pager --all list-units $(addsuffix .service,$(UNITS)) bedplate.target'
-health: install ## Say in one sentence how the stack is, and what to type next
+health: hosts ## Say in one sentence how the stack is, and what to type next
 	$(PLAY) playbooks/health.yml
-logs: install ## Show the last lines of every service's journal
+logs: hosts ## Show the last lines of every service's journal
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(UNITS))'
 
-start-%: install
+start-%: hosts
 	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl start $(call unit,$*)'
-stop-%: install
+stop-%: hosts
 	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl stop $(call unit,$*)'
-restart-%: install
+restart-%: hosts
 	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl restart $(call unit,$*)'
 # systemctl status tells a stopped unit by its exit status; that is an answer, no failure of the verb.
-status-%: install
+status-%: hosts
 	$(ADHOC) $(call group,$*) -m ansible.builtin.shell -a 'systemctl --no-pager --full status $(call unit,$*); [ $$? -le 3 ]'
-logs-%: install
+logs-%: hosts
 	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 --unit $(call unit,$*)'
-health-%: install
+health-%: hosts
 	$(PLAY) playbooks/health.yml --extra-vars health_service=$(call unit,$*)
 
 ##@ Keys and clients
-.PHONY: env key addresses traffic-quick
-env: install ## Print addresses and key for your shell: eval "$$(make env)"
+.PHONY: env key lab-addresses traffic-quick
+env: hosts ## Print addresses and key for your shell: eval "$$(make env)"
 	@$(call client,env)
-key: install ## Print one key: make key ALIAS=batch
+key: hosts ## Print one key: make key ALIAS=batch
 	@$(call client,key)
-addresses: install
+lab-addresses: hosts
 	@$(call client,addresses)
-traffic-quick: install ## Ask three questions as a client would
+traffic-quick: hosts ## Ask three questions as a client would
 	$(PLAY) playbooks/traffic.yml
 
 # The playbook writes into a private file, so that nothing but the answer reaches standard output.

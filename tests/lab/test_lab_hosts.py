@@ -55,7 +55,7 @@ def _lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     there = traces(checkout)
     assert all(there[kind] for kind in ("namespaces", "links", "tables", "groups", "processes")), there
     yield checkout
-    checkout("down", "--all")
+    checkout("down", "--all-labs")
     left, guarded = traces(checkout), checkout("guard", check=False).returncode
     records = [json.loads(file.read_text()) for file in checkout.state.rglob("network.json")]
     checkout("purge")
@@ -68,7 +68,7 @@ def _lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
 
 @pytest.fixture(scope="module", name="other")
 def _other(lab: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    """Use a second checkout, then delete it with a host still up: `down --all` has to notice."""
+    """Use a second checkout, then delete it with a host still up: `down --all-labs` has to notice."""
     folder = tmp_path_factory.mktemp("other")
     yield Checkout(folder, lab.state)
     shutil.rmtree(folder)

@@ -54,16 +54,16 @@ def _stop(lab: Lab, options: argparse.Namespace) -> int:
 
 def _down(lab: Lab, options: argparse.Namespace) -> int:
     require_root("down")
-    if options.host and (options.all or options.layers):
-        raise LabError("--all and --layers take down every host; leave the names out, or the option")
+    if options.host and (options.all_labs or options.layers):
+        raise LabError("--all-labs and --layers take down every host; leave the names out, or the option")
     if options.host:
         everything = Hosts(lab)
         for host in [everything.get(name) for name in options.host]:
             everything.down(host)
         return 0
-    for one in hosts.labs_to_clean() if options.all else [lab]:
+    for one in hosts.labs_to_clean() if options.all_labs else [lab]:
         Hosts(one).down_all()
-        if options.all or options.layers:
+        if options.all_labs or options.layers:
             shutil.rmtree(one.layers, ignore_errors=True)
     return 0
 
@@ -74,7 +74,7 @@ def _purge(lab: Lab, _options: argparse.Namespace) -> int:
     if others:
         raise LabError(
             f"hosts of another checkout run from the same caches ({'; '.join(others)}); "
-            "run `lab/lab down --all` there first"
+            "run `lab/lab down --all-labs` there first"
         )
     for one in hosts.labs_to_clean():
         Hosts(one).down_all()
@@ -281,7 +281,7 @@ def _add_hosts(verbs: Any) -> None:
     down = verbs.add_parser("down", help="shut hosts down and remove them (all of the lab if none is named)")
     down.add_argument("host", nargs="*", metavar="NAME")
     which = down.add_mutually_exclusive_group()
-    which.add_argument("--all", action="store_true", help="every lab of this checkout, and the saved layers")
+    which.add_argument("--all-labs", action="store_true", help="every lab of this checkout, and the saved layers")
     which.add_argument("--layers", action="store_true", help="all hosts of the lab and its saved layers")
     down.set_defaults(run=_down)
 
