@@ -61,6 +61,24 @@ def test_an_older_ubuntu_may_infer(control: Control, plain: Host, other: Host) -
         assert "plain: Ubuntu 22.04 is not proven in our lab." in control.run(inventory).accepted()
 
 
+def test_several_hosts_must_reach_each_other(control: Control, plain: Host, other: Host) -> None:
+    groups = {"inference": [plain], "gateway": [plain], "monitoring": [other]}
+    models = {"ollama_models": [MODEL]}
+    assert control.run(control.inventory(groups, models)).refused() == (
+        "plain serves on 127.0.0.1, which the monitoring host other cannot reach: "
+        "set bedplate_bind_address to its private address."
+    )
+    address = {
+        "bedplate_bind_address": "{{ ansible_host }}",
+        "bedplate_host_address": "{{ inventory_hostname }}",
+    }
+    run = control.run(control.inventory(groups, {**models, **address}))
+    assert run.refused() == (
+        "plain is reached as 'plain': with several hosts each needs an IPv4 address that the others reach, "
+        "set bedplate_host_address."
+    )
+
+
 def test_a_host_without_systemd_is_refused(control: Control, plain: Host) -> None:
     # A process namespace whose first process is sshd: what is logged in to there is not run by systemd.
     plain("systemd-run --unit=no-systemd unshare --pid --fork --mount-proc /usr/sbin/sshd -D -p 2222")
