@@ -127,7 +127,7 @@ lint-types: $(VENV)/.dev
 	for package in exporter dashboard_app traffic gateway; do mypy "$$package/src"; done
 	mypy lab/src
 lint-shell: $(VENV)/.dev
-	shellcheck $$(git ls-files '*.sh' .ci/run)
+	shellcheck $$(git ls-files '*.sh' .ci/run tests/tools)
 
 unit: $(VENV)/.dev ## The tests that need no host
 	pytest
