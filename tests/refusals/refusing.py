@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +80,7 @@ class Control:
         self.folder = folder
         self.keys = folder / "config/bedplate/bedplate/keys.json"
 
-    def inventory(self, groups: dict[str, Iterable[Host]], settings: dict[str, Any]) -> Path:
+    def inventory(self, groups: Mapping[str, Iterable[Host]], settings: dict[str, Any]) -> Path:
         """Write an inventory with these settings for all hosts."""
         path = self.folder / f"inventory-{len(list(self.folder.iterdir()))}.json"
         children = {
