@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 from ansible.executor.task_result import CallbackTaskResult
@@ -17,6 +18,7 @@ short_description: Count the module runs on each host
 description:
   - Each task that ran on a host counts, each item of a loop for itself. What Ansible decides on the control
     machine, and what is delegated there, does not.
+  - Says at the end how many there were and how long all of it took.
   - Writes a JSON object, the number by host, to the file that BEDPLATE_HOST_TASKS names.
 """
 
@@ -48,6 +50,7 @@ class CallbackModule(CallbackBase):
         """Start at nothing."""
         super().__init__()
         self.counts: dict[str, int] = {}
+        self.started = time.monotonic()
 
     def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
         """Count a task that went well."""
@@ -59,8 +62,10 @@ class CallbackModule(CallbackBase):
         self._count(result)
 
     def v2_playbook_on_stats(self, stats: object) -> None:
-        """Write the numbers."""
+        """Say and write the numbers."""
         del stats
+        numbers = ", ".join(f"{host} {count}" for host, count in sorted(self.counts.items())) or "none"
+        self._display.display(f"Module runs: {numbers}; {time.monotonic() - self.started:.0f} s")
         if target := os.environ.get("BEDPLATE_HOST_TASKS"):
             Path(target).write_text(json.dumps(self.counts) + "\n")
 
