@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the module runs of a play on its hosts, which is what a run that changes nothing spends its time on."""
+"""Counts the module runs of a play on its hosts: what a run that changes nothing spends its time on."""
 
 from __future__ import annotations
 
@@ -71,7 +71,11 @@ class CallbackModule(CallbackBase):
 
     def _count(self, result: CallbackTaskResult) -> None:
         action = str(result.task.action).rpartition(".")[2]
-        if action in CONTROL_SIDE or result.task.delegate_to == "localhost" or result.host.name == "localhost":
+        if (
+            action in CONTROL_SIDE
+            or result.task.delegate_to == "localhost"
+            or result.host.name == "localhost"
+        ):
             return
         items = result.result.get("results")
         runs = 1 if not result.task.loop else sum(not item.get("skipped", False) for item in items or [])
