@@ -126,6 +126,8 @@ lint-python: $(VENV)/.dev
 lint-types: $(VENV)/.dev
 	for package in exporter dashboard_app traffic gateway; do mypy "$$package/src"; done
 	mypy lab/src
+	MYPYPATH=tests/unit:gateway/src:dashboard_app/src mypy --explicit-package-bases tests/unit/*.py
+	MYPYPATH=tests/refusals mypy --explicit-package-bases tests/refusals/*.py
 lint-shell: $(VENV)/.dev
 	shellcheck $$(git ls-files '*.sh' .ci/run tests/tools)
 

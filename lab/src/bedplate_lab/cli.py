@@ -196,7 +196,7 @@ def _check(_lab: Lab, _options: argparse.Namespace) -> int:
     require_root("check")
     deps.require()
     if not succeeds(["unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "true"]):
-        raise LabError("this machine lets root make no namespaces; run the lab on a machine or VM of your own")
+        raise LabError("this machine lets root make no namespaces; use a machine or VM of your own")
     return 0
 
 
@@ -281,7 +281,9 @@ def _add_hosts(verbs: Any) -> None:
     down = verbs.add_parser("down", help="shut hosts down and remove them (all of the lab if none is named)")
     down.add_argument("host", nargs="*", metavar="NAME")
     which = down.add_mutually_exclusive_group()
-    which.add_argument("--all-labs", action="store_true", help="every lab of this checkout, and the saved layers")
+    which.add_argument(
+        "--all-labs", action="store_true", help="all of every lab of this checkout, and its layers"
+    )
     which.add_argument("--layers", action="store_true", help="all hosts of the lab and its saved layers")
     down.set_defaults(run=_down)
 
