@@ -145,7 +145,7 @@ lab-test: $(VENV)/.dev lab-ready ## The lab's own promises, on hosts that it boo
 
 # Two at a time: `default` leaves the host that the others of its row start from. A scenario's output comes when it ends.
 molecule: $(VENV)/.dev lab-ready ## What users are promised, on lab hosts with the real services
-	@echo 'Seven scenarios, two at a time (30 minutes on 2 cores); each tells its story when it ends.'
+	@echo 'Seven scenarios, two at a time (18 minutes on 2 cores); each tells its story when it ends.'
 	$(MAKE) --jobs 2 --output-sync=target molecule-models molecule-refusals
 molecule-faults: molecule-default
 molecule-installs: molecule-faults

@@ -36,7 +36,7 @@ lab/lab down site
 
 lab/lab up bare --suite "$suite"
 tar -C "$bundle" -cf - . | lab/lab exec bare tar -C /root -xf -
-seconds bare_shell_script lab/lab exec bare bash /root/bare_install.sh
+seconds bare_shell_script lab/lab ssh bare bash /root/bare_install.sh
 
 {
   echo "# site.yml beside a bare shell script"
