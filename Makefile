@@ -165,6 +165,7 @@ lock: $(VENV)/.control ## Make the locks of requirements/ anew
 	  uv pip compile --quiet --universal --python-version $$([ $$lock = exporter ] && echo 3.10 || echo 3.11) --generate-hashes --no-emit-index-url --no-header \
 	    --no-emit-package litellm-enterprise "requirements/$$lock.in" --output-file "requirements/$$lock.txt"; \
 	done
+	sed -n '/^uv==/,$$p' requirements/control.txt >roles/bedplate/files/uv.txt
 
 .PHONY: help
 help: ## This list

@@ -54,6 +54,17 @@ def test_each_input_has_a_lock_that_names_what_it_asks() -> None:
                 assert re.split(r"[=\[ ;]", line)[0].lower() in names, f"{path.name}: {line}"
 
 
+def test_hosts_get_the_uv_of_the_control_machine() -> None:
+    """One pin in three places: the hosts' lock, the control machine's, and the wheels' build backend."""
+    hosts = (ROOT / "roles/bedplate/files/uv.txt").read_text()
+    control = (ROOT / "requirements/control.txt").read_text()
+    assert hosts == control[control.index("\nuv==") + 1 :], "run make lock"
+    version = hosts.split()[0].removeprefix("uv==")
+    backends = [path.read_text() for path in ROOT.glob("*/pyproject.toml")]
+    assert len(backends) == 4
+    assert all(f'requires = ["uv_build=={version}"]' in text for text in backends)
+
+
 def test_ollama_checksums() -> None:
     variables = yaml.safe_load((ROOT / "roles/ollama/vars/main.yml").read_text())
     table = variables["__ollama_checksums"]
