@@ -1,145 +1,101 @@
-"""Client keys: read from a file of hashes, looked up by secret, reread when the file changes."""
+"""Client keys: read from a file of hashes, looked up by secret, with expiry, rotation and revocation."""
 
 import hashlib
-import json
-import logging
-import os
 import re
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-SCHEMA = 1
-KEYS_FILE_VARIABLE = "BEDPLATE_KEYS_FILE"
+from pydantic import AwareDatetime, Field
 
-_log = logging.getLogger(__name__)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_LIMITS = ("rpm", "tpm", "max_parallel")
-_FIELDS = {"alias", "sha256", "models", *_LIMITS}
+from bedplate_gateway.errors import ApiError
+from bedplate_gateway.settings import Class, Positive, SettingsError, Strict, parse_file
 
-
-class KeysFileError(Exception):
-    """The keys file cannot be used; the message is one sentence that names the file and the remedy."""
+SCHEMA = 2
+Sha256 = Annotated[str, Field(pattern=re.compile(r"^[0-9a-f]{64}$"))]
 
 
-@dataclass(frozen=True)
-class Key:
-    """One client key: who it is and its limits (requests a minute, tokens a minute, requests at once)."""
+class Secret(Strict):
+    """One secret of a key by its hash; a rotated one is valid `until` a moment."""
 
-    alias: str
-    sha256: str
-    rpm: int | None = None
-    tpm: int | None = None
-    max_parallel: int | None = None
+    sha256: Sha256
+    until: AwareDatetime | None = None
 
 
-def keys_file_from_environment() -> Path:
-    """Return the path in BEDPLATE_KEYS_FILE; raises KeysFileError when it is not set."""
-    path = os.environ.get(KEYS_FILE_VARIABLE)
-    if not path:
-        raise KeysFileError(
-            f"{KEYS_FILE_VARIABLE} is not set: give it the path of the file with the key hashes."
-        )
-    return Path(path)
+class Key(Strict):
+    """One client key: who it is, its class and its limits (requests and tokens a minute, requests at once)."""
+
+    alias: str = Field(min_length=1)
+    secrets: tuple[Secret, ...]
+    priority_class: Class = Field(default="normal", alias="class")
+    rpm: Positive | None = None
+    tpm: Positive | None = None
+    max_parallel: Positive | None = None
+    models: frozenset[str] = frozenset()
+    """The models that it may use; empty means all."""
+    expires: AwareDatetime | None = None
+    revoked: bool = False
+
+    def may_use(self, model: str) -> bool:
+        """Say whether the key may use a model."""
+        return not self.models or model in self.models
 
 
-def parse_keys(text: str, source: str) -> dict[str, Key]:
-    """Return the keys of a keys file's text by their sha256; `source` names it in a KeysFileError."""
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise KeysFileError(f"{source} is not JSON ({error}): deploy it again.") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise KeysFileError(
-            f'{source} needs "schema": {SCHEMA} at its top: deploy it again with this release.'
-        )
-    entries = document.get("keys")
-    if not isinstance(entries, list):
-        raise KeysFileError(f'{source} needs a list "keys": deploy it again.')
-    keys: dict[str, Key] = {}
-    aliases: set[str] = set()
-    for number, entry in enumerate(entries):
-        key = _parse_entry(entry, f"{source}, keys[{number}]")
-        if key.alias in aliases:
-            raise KeysFileError(f"{source} names the key {key.alias!r} twice: remove one of them.")
-        if key.sha256 in keys:
-            raise KeysFileError(
-                f"{source} gives {key.alias!r} and {keys[key.sha256].alias!r} one secret: renew one."
-            )
-        keys[key.sha256] = key
-        aliases.add(key.alias)
-    return keys
+class KeysFile(Strict):
+    """The file as it lies on the disk."""
+
+    schema_version: int = Field(alias="schema", ge=SCHEMA, le=SCHEMA)
+    keys: tuple[Key, ...]
 
 
-def _parse_entry(entry: Any, where: str) -> Key:
-    if not isinstance(entry, dict):
-        raise KeysFileError(f'{where} must be an object with "alias" and "sha256", it is {entry!r}.')
-    if unknown := sorted(set(entry) - _FIELDS):
-        raise KeysFileError(
-            f"{where} has the unknown field {unknown[0]!r}: known are {', '.join(sorted(_FIELDS))}."
-        )
-    alias, sha256 = entry.get("alias"), entry.get("sha256")
-    if not isinstance(alias, str) or not alias:
-        raise KeysFileError(f'{where} needs an "alias", it has {alias!r}.')
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        # The value is not shown: it may be a secret that was pasted in place of its hash.
-        raise KeysFileError(f'{where} ({alias}) needs "sha256" as 64 lower-case hexadecimal digits.')
-    if entry.get("models"):
-        # LiteLLM would only hide the other models from the list and still serve them.
-        raise KeysFileError(
-            f'{where} ({alias}) limits "models", which is not enforced yet: leave the list empty.'
-        )
-    for name in _LIMITS:
-        value = entry.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise KeysFileError(
-                f'{where} ({alias}) needs "{name}" as a whole number above 0 or null, it has {value!r}.'
-            )
-    return Key(alias, sha256, *(entry.get(name) for name in _LIMITS))
+class Keys:
+    """The keys of one file, by the hashes of their secrets."""
 
+    def __init__(self, keys: tuple[Key, ...]) -> None:
+        """Raise ValueError when an alias or a secret stands there twice."""
+        self.by_alias: dict[str, Key] = {}
+        self._by_hash: dict[str, tuple[Key, Secret]] = {}
+        for key in keys:
+            if key.alias in self.by_alias:
+                raise ValueError(f"the key {key.alias!r} stands there twice")
+            self.by_alias[key.alias] = key
+            for secret in key.secrets:
+                if secret.sha256 in self._by_hash:
+                    raise ValueError(f"{key.alias!r} and {self._by_hash[secret.sha256][0].alias!r} share a secret")
+                self._by_hash[secret.sha256] = key, secret
 
-class KeyStore:
-    """The keys of one file, reread when the file on disk changes."""
-
-    def __init__(self, path: Path) -> None:
-        """Read the file at once; raises KeysFileError when it cannot be used."""
-        self._path = path
-        self._stamp = self._current_stamp()
-        self._keys = self._read()
-
-    def find(self, secret: str) -> Key | None:
-        """Return the key that a client's secret belongs to, or None.
-
-        A changed file that cannot be used is logged once; the keys read before stay valid until it is mended.
-        """
-        # The stamp is taken before the file is read, so a write between the two is seen at the next call.
-        if (stamp := self._current_stamp()) != self._stamp:
-            self._stamp = stamp
-            self._reload()
+    def authenticate(self, authorization: str | None, now: datetime | None = None) -> Key:
+        """Return whose key an Authorization header carries; raises ApiError 401, which says what is wrong with it."""
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise _unauthorized('No API key was given: send it as "Authorization: Bearer KEY".', "no_key")
         # Looking a hash up needs no constant time: nobody can steer the hash of a guess.
-        return self._keys.get(hashlib.sha256(secret.encode()).hexdigest())
+        found = self._by_hash.get(hashlib.sha256(token.strip().encode()).hexdigest())
+        if found is None:
+            raise _unauthorized("The API key is not valid here: check it, or ask for a new one.", "wrong_key")
+        key, secret = found
+        now = now or datetime.now(UTC)
+        if key.revoked:
+            raise _unauthorized("This API key was revoked: ask for a new one.", "revoked_key")
+        if key.expires is not None and now >= key.expires:
+            raise _unauthorized(
+                f"This API key expired at {key.expires.isoformat(timespec='seconds')}: ask for a new one.", "expired_key"
+            )
+        if secret.until is not None and now >= secret.until:
+            raise _unauthorized(
+                f"This API key was replaced and ended at {secret.until.isoformat(timespec='seconds')}: use the new one.",
+                "expired_key",
+            )
+        return key
 
-    def _reload(self) -> None:
-        try:
-            self._keys = self._read()
-        except KeysFileError as error:
-            _log.error("The keys read before stay valid: %s", error)
-        else:
-            # A warning, since nothing configures this logger and lower levels would be lost.
-            _log.warning("%s changed: %d keys are valid now.", self._path, len(self._keys))
 
-    def _current_stamp(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
+def read_keys(path: Path) -> Keys:
+    """Return the keys of a file; raises SettingsError, whose sentence shows no secret and no hash."""
+    try:
+        return Keys(parse_file(path, KeysFile).keys)
+    except ValueError as error:
+        raise SettingsError(f"{path}: {error}: deploy it again.") from None
 
-    def _read(self) -> dict[str, Key]:
-        try:
-            text = self._path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise KeysFileError(f"{self._path} cannot be read ({error.strerror}): deploy it again.") from None
-        except UnicodeDecodeError:
-            raise KeysFileError(f"{self._path} cannot be read (no UTF-8 text): deploy it again.") from None
-        return parse_keys(text, str(self._path))
+
+def _unauthorized(message: str, reason: str) -> ApiError:
+    return ApiError(401, "invalid_api_key", message, reason=reason, headers={"www-authenticate": "Bearer"})

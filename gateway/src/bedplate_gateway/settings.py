@@ -1,0 +1,111 @@
+"""The gateway's settings: one JSON file, checked as a whole before anything starts."""
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Class = Literal["high", "normal", "low"]
+CLASSES: tuple[Class, ...] = ("high", "normal", "low")
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+File = TypeVar("File", bound=BaseModel)
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message is one sentence that names the file, the field and the remedy."""
+
+
+class Strict(BaseModel):
+    """A part of a file that is refused as a whole when it has a field that is not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Listener(Strict):
+    """Where a door is; `allowed_clients` are the peer addresses it answers to, all where empty."""
+
+    address: str
+    port: Port
+    allowed_clients: frozenset[str] = frozenset()
+
+
+class EngineModel(Strict):
+    """A model on an engine: requests it runs at a time and its context in tokens (None: not known)."""
+
+    name: str = Field(min_length=1)
+    slots: Positive
+    context: Positive | None = None
+
+
+class Engine(Strict):
+    """A server of models. `url` is its base without /v1; `models_at_once` is how many it keeps loaded together."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["ollama", "openai"]
+    url: str
+    api_key: str | None = None
+    models_at_once: Positive | None = None
+    models: tuple[EngineModel, ...]
+
+
+class ModelLimits(Strict):
+    """What all keys together may use of a model in a minute, and how long one answer may be, in tokens."""
+
+    rpm: Positive | None = None
+    tpm: Positive | None = None
+    max_output_tokens: Positive | None = None
+
+
+class Queue(Strict):
+    """How many requests of a class may wait, of them of one key, and for how long."""
+
+    size: Positive = 1000
+    size_per_key: Positive = 1000
+    seconds: Seconds = 120.0
+
+
+class Settings(Strict):
+    """Everything that the gateway reads besides the keys. Times are in seconds, sizes in bytes."""
+
+    api: Listener
+    metrics: Listener
+    engines: tuple[Engine, ...]
+    models: dict[str, ModelLimits] = {}
+    queues: dict[Class, Queue] = {}
+    share: Positive = 8
+    """Every how many-th free slot goes to the oldest waiting request of a lower class."""
+    first_byte_seconds: Seconds = 120.0
+    """Bounds the first byte of an answer, each gap in it, and a whole answer that is not streamed."""
+    load_seconds: Seconds = 300.0
+    """Bounds the first byte while the engine still loads the model."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 1
+    drain_seconds: Seconds = 30.0
+    max_output_tokens: Positive | None = None
+    refuse_truncation: bool = False
+    max_body_bytes: Positive = 16 * 1024 * 1024
+    keys_file: Path
+    state_dir: Path
+
+
+def read_settings(path: Path) -> Settings:
+    """Return the settings in a file; raises SettingsError."""
+    return parse_file(path, Settings)
+
+
+def parse_file(path: Path, model: type[File]) -> File:
+    """Return a JSON file's content as `model`; raises SettingsError in one sentence, without any value of it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror}): deploy it again.") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path} cannot be read (no UTF-8 text): deploy it again.") from None
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise SettingsError(f"{path}, {where}: {first['msg']}: deploy it again.") from None
