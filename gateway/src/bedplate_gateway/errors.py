@@ -30,9 +30,7 @@ class ApiError(Exception):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the body of the answer."""
-        return {
-            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        }
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def body(self) -> bytes:
         """Return the body as JSON."""

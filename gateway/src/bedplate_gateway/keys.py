@@ -61,7 +61,9 @@ class Keys:
             self.by_alias[key.alias] = key
             for secret in key.secrets:
                 if secret.sha256 in self._by_hash:
-                    raise ValueError(f"{key.alias!r} and {self._by_hash[secret.sha256][0].alias!r} share a secret")
+                    raise ValueError(
+                        f"{key.alias!r} and {self._by_hash[secret.sha256][0].alias!r} share a secret"
+                    )
                 self._by_hash[secret.sha256] = key, secret
 
     def authenticate(self, authorization: str | None, now: datetime | None = None) -> Key:
@@ -79,7 +81,8 @@ class Keys:
             raise _unauthorized("This API key was revoked: ask for a new one.", "revoked_key")
         if key.expires is not None and now >= key.expires:
             raise _unauthorized(
-                f"This API key expired at {key.expires.isoformat(timespec='seconds')}: ask for a new one.", "expired_key"
+                f"This API key expired at {key.expires.isoformat(timespec='seconds')}: ask for a new one.",
+                "expired_key",
             )
         if secret.until is not None and now >= secret.until:
             raise _unauthorized(

@@ -89,6 +89,10 @@ class Settings(Strict):
     keys_file: Path
     state_dir: Path
 
+    def queue(self, priority_class: Class) -> Queue:
+        """Return the bounds of a class's queue."""
+        return self.queues.get(priority_class) or Queue()
+
 
 def read_settings(path: Path) -> Settings:
     """Return the settings in a file; raises SettingsError."""

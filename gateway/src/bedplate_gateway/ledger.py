@@ -1,0 +1,65 @@
+"""What was used of the limits in the last minute, in a file that outlives the process, kill -9 included."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from bedplate_gateway.limits import Use
+
+REWRITE_BYTES = 4 * 1024 * 1024
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Ledger:
+    """A file of one JSON line a use. Its times are of one boot: after another one it is empty."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the file; `read` comes first, then `rewrite` opens it."""
+        self._path = path
+        self._boot = BOOT_ID.read_text(encoding="ascii").strip()
+        self._descriptor = -1
+        self._written = 0
+        self.export: Callable[[], Iterable[Use]] = lambda: ()
+
+    def read(self) -> list[Use]:
+        """Return the uses of this boot; a line that a kill cut in two ends them."""
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return []
+        if not lines or lines[0] != self._boot:
+            return []
+        uses = []
+        for line in lines[1:]:
+            try:
+                uses.append(Use(*json.loads(line)))
+            except (ValueError, TypeError):
+                break
+        return uses
+
+    def rewrite(self) -> None:
+        """Write only what counts now into a new file, and go on there."""
+        content = "\n".join([self._boot, *(json.dumps(use) for use in self.export())]) + "\n"
+        temporary = self._path.with_suffix(".new")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        os.write(descriptor, content.encode())
+        temporary.replace(self._path)
+        self.close()
+        self._descriptor = descriptor
+        self._written = 0
+
+    def append(self, use: Use) -> None:
+        """Write one use down; nothing where the file is not open."""
+        if self._descriptor < 0:
+            return
+        # Written through at once, so that only a power cut can lose it.
+        self._written += os.write(self._descriptor, json.dumps(use).encode() + b"\n")
+        if self._written > REWRITE_BYTES:
+            self.rewrite()
+
+    def close(self) -> None:
+        """Write no more, for instance since another process goes on with the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
