@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from traffic import fake_server
 from traffic.client import CannotStartError, Endpoint, Result
+from traffic.options import EXIT_CANNOT_START, Parser, positive
 
-EXIT_OK, EXIT_FAILED, EXIT_CANNOT_START, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 SCHEMA = 1
 PROMPTS = (
     "Name three colours.",
@@ -27,34 +29,15 @@ PROMPTS = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """End with one line instead of the whole usage."""
-        self.exit(EXIT_CANNOT_START, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-def _positive(kind: type[int] | type[float]) -> Any:
-    def parse(text: str) -> int | float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = kind(0)
-        if not 0 < value < 1_000_000:
-            word = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} is no {word} above 0 and below a million")
-        return value
-
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="traffic",
         description="Send chat requests to an OpenAI-compatible endpoint, one after the other, and report.",
-        epilog="Exit status: 0 all answered with usage; 1 some failed; 2 could not start.",
+        epilog="Exit status: 0 all answered with usage; 1 some failed; 2 could not start. "
+        "`traffic fake-server --help`: an engine without a model, for tests.",
     )
     parser.add_argument(
-        "--max", type=_positive(int), required=True, metavar="N", help="number of requests to send"
+        "--max", type=positive(int), required=True, metavar="N", help="number of requests to send"
     )
     parser.add_argument(
         "--json",
@@ -69,14 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-tokens",
-        type=_positive(int),
+        type=positive(int),
         default=16,
         metavar="N",
         help="longest answer (default: 16 tokens)",
     )
     parser.add_argument(
         "--timeout",
-        type=_positive(float),
+        type=positive(float),
         default=120.0,
         metavar="S",
         help="seconds a request may take (default: 120)",
@@ -91,7 +74,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with its status."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["fake-server"]:
+        fake_server.main(given[1:])
+    options = _parser().parse_args(given)
     try:
         sys.exit(_run(options))
     except CannotStartError as error:

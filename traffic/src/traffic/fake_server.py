@@ -1,0 +1,649 @@
+"""`traffic fake-server`: no model, but an engine's answers, with known delays, concurrency and faults.
+
+It speaks OpenAI's API as Ollama 0.24.0 does, and as much of Ollama's own as LiteLLM and Bedplate's gateway
+ask. One word of a prompt counts as one token. Waiting requests start in the order in which they came, and a
+request whose client leaves during its prompt keeps its slot to the prompt's end, as in Ollama.
+"""
+
+import argparse
+import asyncio
+import base64
+import hashlib
+import json
+import random
+import signal
+import struct
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NoReturn, get_args
+
+from aiohttp import web
+
+from traffic.options import Parser, positive
+
+FaultKind = Literal["error", "cut", "garbage", "silent", "stall"]
+MAX_BODY_BYTES = 64 * 1024 * 1024
+REMEMBERED = 50_000
+EMBEDDING = (0.6, 0.0, -0.8)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong: status 500, an answer cut in its middle, garbage, silence, or a halt in its middle."""
+
+    kind: FaultKind
+    probability: float = 1.0
+    model: str | None = None
+    """The model whose requests it befalls; None: every model's."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How the fake engine behaves. Times are seconds; lengths are tokens."""
+
+    models: tuple[str, ...] = ("fake",)
+    concurrency: int = 1
+    prompt_seconds: float = 0.0
+    seconds_per_token: float = 0.0
+    tokens: int = 16
+    """Length of an answer that the request does not bound."""
+    context: int = 4096
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass
+class Arrival:
+    """One request as /fake/stats shows it; times are those of the machine's monotonic clock."""
+
+    marker: str
+    """The first word of the last message, so that a caller finds its request again."""
+    model: str
+    path: str
+    arrived: float
+    started: float | None = None
+    ended: float | None = None
+    outcome: Literal["waiting", "running", "served", "cancelled", "fault"] = "waiting"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a request asks for, whatever API it came by."""
+
+    model: str
+    prompt_tokens: int
+    pieces: tuple[str, ...]
+    tool_call: dict[str, Any] | None
+    finish_reason: str
+    stream: bool
+    include_usage: bool
+
+
+class _CutError(Exception):
+    """The connection is to break off here."""
+
+
+Write = Callable[[bytes], Awaitable[None]]
+
+
+@dataclass
+class FakeEngine:
+    """The engine behind the addresses; `application` makes the web application that serves it."""
+
+    behaviour: Behaviour
+    running: int = 0
+    max_running: int = 0
+    waiting: int = 0
+    outcomes: dict[str, int] = field(default_factory=lambda: {"served": 0, "cancelled": 0, "fault": 0})
+    arrivals: deque[Arrival] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+    def __post_init__(self) -> None:
+        """Make the slots and the dice; the same requests in the same order meet the same faults."""
+        self._slots = asyncio.Semaphore(self.behaviour.concurrency)
+        self._dice = random.Random(0)  # noqa: S311 - dice, no secret
+
+    def application(self) -> web.Application:
+        """Return the application with every address."""
+        application = web.Application(client_max_size=MAX_BODY_BYTES)
+        application.add_routes(
+            [
+                web.get("/", self._root),
+                web.get("/fake/stats", self._stats),
+                web.get("/v1/models", self._models),
+                web.post("/v1/chat/completions", self._serve(self._openai)),
+                web.post("/v1/completions", self._serve(self._openai)),
+                web.post("/v1/embeddings", self._serve(self._embeddings)),
+                web.post("/api/chat", self._serve(self._ollama)),
+                web.post("/api/embed", self._serve(self._embeddings)),
+                web.get("/api/tags", self._tags),
+                web.get("/api/ps", self._loaded),
+                web.post("/api/show", self._show),
+                web.get("/api/version", self._version),
+            ]
+        )
+        return application
+
+    async def _root(self, _: web.Request) -> web.Response:
+        return web.Response(text="traffic fake-server: no model answers here")
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return web.json_response({"version": "0.0.0-fake"})
+
+    async def _stats(self, _: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "running": self.running,
+                "max_running": self.max_running,
+                "waiting": self.waiting,
+                **self.outcomes,
+                "arrivals": [asdict(arrival) for arrival in self.arrivals],
+            }
+        )
+
+    async def _models(self, _: web.Request) -> web.Response:
+        entries = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "fake"}
+            for name in self.behaviour.models
+        ]
+        return web.json_response({"object": "list", "data": entries})
+
+    async def _tags(self, _: web.Request) -> web.Response:
+        return web.json_response({"models": [_described(name) for name in self.behaviour.models]})
+
+    async def _loaded(self, _: web.Request) -> web.Response:
+        loaded = [
+            _described(name)
+            | {
+                "expires_at": "2100-01-01T00:00:00Z",
+                "size_vram": 0,
+                "context_length": self.behaviour.context,
+            }
+            for name in self.behaviour.models
+        ]
+        return web.json_response({"models": loaded})
+
+    async def _show(self, request: web.Request) -> web.Response:
+        body = await _json_body(request)
+        name = body.get("model") or body.get("name")
+        if name not in self.behaviour.models:
+            return _refusal(request, 404, f"model '{name}' not found")
+        return web.json_response(
+            {
+                "template": "{{ .Tools }}",
+                "parameters": f"num_ctx {self.behaviour.context}",
+                "details": _described(name)["details"],
+                "model_info": {"general.architecture": "fake", "fake.context_length": self.behaviour.context},
+                "capabilities": ["completion", "tools", "embedding"],
+            }
+        )
+
+    def _serve(
+        self, answer: Callable[[web.Request, dict[str, Any], Arrival], Awaitable[web.StreamResponse]]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Return the handler of a request that needs a slot: it counts what becomes of it."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            body = await _json_body(request)
+            model = body.get("model")
+            if model not in self.behaviour.models:
+                return _refusal(request, 404, f"model '{model}' not found")
+            words = _prompt(body).split()
+            last = _prompt(body, last=True).split()
+            arrival = Arrival(
+                marker=last[0][:64] if last else "",
+                model=model,
+                path=request.path,
+                arrived=time.monotonic(),
+                prompt_tokens=min(len(words), self.behaviour.context),
+            )
+            if len(words) > self.behaviour.context and body.get("truncate") is False:
+                return _refusal(request, 400, "the input length exceeds the context length")
+            self.arrivals.append(arrival)
+            try:
+                async with self._slot(arrival):
+                    response = await self._faulty(request, body, arrival) or await answer(
+                        request, body, arrival
+                    )
+                    arrival.outcome = "served" if arrival.outcome == "running" else arrival.outcome
+                    return response
+            except _CutError:
+                arrival.outcome = "fault"
+                if request.transport is not None:
+                    request.transport.abort()
+                return web.Response(status=500)
+            except (asyncio.CancelledError, ConnectionError):
+                if arrival.outcome != "fault":
+                    arrival.outcome = "cancelled"
+                raise
+            finally:
+                arrival.ended = time.monotonic()
+                self.outcomes[arrival.outcome] += 1
+
+        return handle
+
+    @asynccontextmanager
+    async def _slot(self, arrival: Arrival) -> AsyncIterator[None]:
+        """Wait for a slot and for the prompt, then hold the slot."""
+        self.waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self.waiting -= 1
+        arrival.started, arrival.outcome = time.monotonic(), "running"
+        self.running += 1
+        self.max_running = max(self.max_running, self.running)
+        prompt = asyncio.ensure_future(asyncio.sleep(self.behaviour.prompt_seconds))
+        try:
+            await asyncio.shield(prompt)
+            yield
+        finally:
+            if prompt.done():
+                self._free()
+            else:
+                # An engine that has begun with a prompt ends it, even when nobody waits for it any more.
+                prompt.add_done_callback(lambda _: self._free())
+
+    def _free(self) -> None:
+        self.running -= 1
+        self._slots.release()
+
+    def _fault(self, request: web.Request, model: str) -> FaultKind | None:
+        """Return what goes wrong with this request: the header X-Fake-Fault says, or the dice."""
+        named = request.headers.get("X-Fake-Fault")
+        for kind in get_args(FaultKind):
+            if named == kind:
+                return kind  # type: ignore[no-any-return]
+        for fault in self.behaviour.faults:
+            if fault.model in {None, model} and self._dice.random() < fault.probability:
+                return fault.kind
+        return None
+
+    async def _faulty(
+        self, request: web.Request, body: dict[str, Any], arrival: Arrival
+    ) -> web.StreamResponse | None:
+        kind = self._fault(request, arrival.model)
+        if kind is None:
+            return None
+        arrival.outcome = "fault"
+        if kind == "error":
+            return _refusal(request, 500, "the fake engine fails, as it was told to")
+        if kind == "garbage":
+            return web.Response(body=b"\x00\xff<html>{" * 20, content_type="application/json")
+        if kind == "silent":
+            await asyncio.Event().wait()
+        response = web.StreamResponse()
+        response.content_type = "text/event-stream" if body.get("stream") else "application/json"
+        await response.prepare(request)
+        if body.get("stream"):
+            await response.write(_event(_chat_chunk(arrival.model, {"role": "assistant", "content": "half"})))
+        else:
+            await response.write(b'{"id": "half')
+        if kind == "stall":
+            await asyncio.Event().wait()
+        raise _CutError
+
+    def _call(self, body: dict[str, Any], arrival: Arrival) -> _Call:
+        options = body.get("options") or {}
+        asked = body.get("max_completion_tokens") or body.get("max_tokens") or options.get("num_predict") or 0
+        length = min(self.behaviour.tokens, asked) if asked > 0 else self.behaviour.tokens
+        tool_call = _tool_call(body)
+        if tool_call:
+            pieces: tuple[str, ...] = ()
+        elif (
+            body.get("format")
+            or (body.get("response_format") or {"type": "text"}).get("type", "text") != "text"
+        ):
+            pieces = ('{"answer": "fake"}',)
+        else:
+            pieces = tuple(f"word{number} " for number in range(length))
+        cut = not tool_call and len(pieces) == asked < self.behaviour.tokens
+        path_streams = arrival.path == "/api/chat"
+        return _Call(
+            model=arrival.model,
+            prompt_tokens=arrival.prompt_tokens,
+            pieces=pieces,
+            tool_call=tool_call,
+            finish_reason="tool_calls" if tool_call else "length" if cut else "stop",
+            stream=bool(body.get("stream", path_streams)),
+            include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+        )
+
+    async def _pieces(self, call: _Call, arrival: Arrival) -> AsyncIterator[str]:
+        """Give the answer piece by piece, each at its time; the clock is not reset by late wake-ups."""
+        start = time.monotonic()
+        for number, piece in enumerate(call.pieces or ("",)):
+            late = start + (number + 1) * self.behaviour.seconds_per_token - time.monotonic()
+            if late > 0:
+                await asyncio.sleep(late)
+            arrival.completion_tokens += 1
+            yield piece
+
+    async def _openai(
+        self, request: web.Request, body: dict[str, Any], arrival: Arrival
+    ) -> web.StreamResponse:
+        """Answer /v1/chat/completions or /v1/completions."""
+        call = self._call(body, arrival)
+        chat = request.path == "/v1/chat/completions"
+        if not call.stream:
+            text = "".join([piece async for piece in self._pieces(call, arrival)])
+            message: dict[str, Any] = {"role": "assistant", "content": text}
+            if call.tool_call:
+                message["tool_calls"] = [call.tool_call]
+            choice = {"message": message} if chat else {"text": text}
+            return web.json_response(
+                _envelope(call.model, "chat.completion" if chat else "text_completion")
+                | {
+                    "choices": [{"index": 0, **choice, "finish_reason": call.finish_reason}],
+                    "usage": _usage(arrival),
+                }
+            )
+        chunk = _chat_chunk if chat else _text_chunk
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        async for piece in self._pieces(call, arrival):
+            delta: dict[str, Any] = {"role": "assistant", "content": piece}
+            if call.tool_call:
+                delta["tool_calls"] = [call.tool_call]
+            await response.write(_event(chunk(call.model, delta)))
+        await response.write(
+            _event(chunk(call.model, {"role": "assistant", "content": ""}, call.finish_reason))
+        )
+        if call.include_usage:
+            usage = _envelope(call.model, "chat.completion.chunk" if chat else "text_completion")
+            await response.write(_event(usage | {"choices": [], "usage": _usage(arrival)}))
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    async def _ollama(
+        self, request: web.Request, body: dict[str, Any], arrival: Arrival
+    ) -> web.StreamResponse:
+        """Answer /api/chat, Ollama's own: lines of JSON."""
+        call = self._call(body, arrival)
+
+        def line(content: str, **more: Any) -> dict[str, Any]:
+            message = {"role": "assistant", "content": content, **more.pop("message", {})}
+            return {
+                "model": call.model,
+                "created_at": "2026-01-01T00:00:00Z",
+                "message": message,
+                "done": False,
+                **more,
+            }
+
+        def last(content: str) -> dict[str, Any]:
+            return line(
+                content,
+                done=True,
+                done_reason="length" if call.finish_reason == "length" else "stop",
+                total_duration=1,
+                prompt_eval_count=arrival.prompt_tokens,
+                prompt_eval_duration=1,
+                eval_count=arrival.completion_tokens,
+                eval_duration=1,
+            )
+
+        tool_calls: dict[str, Any] = {}
+        if call.tool_call:
+            function = call.tool_call["function"]
+            arguments = json.loads(function["arguments"])
+            tool_calls = {"tool_calls": [{"function": {"name": function["name"], "arguments": arguments}}]}
+        if not call.stream:
+            answer = last("".join([piece async for piece in self._pieces(call, arrival)]))
+            answer["message"] |= tool_calls
+            return web.json_response(answer)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        async for piece in self._pieces(call, arrival):
+            await response.write(json.dumps(line(piece, message=tool_calls)).encode() + b"\n")
+        await response.write(json.dumps(last("")).encode() + b"\n")
+        await response.write_eof()
+        return response
+
+    async def _embeddings(
+        self, request: web.Request, body: dict[str, Any], arrival: Arrival
+    ) -> web.StreamResponse:
+        """Answer /v1/embeddings or /api/embed: the same vector for every text."""
+        given = body.get("input")
+        count = len(given) if isinstance(given, list) else 1
+        if request.path == "/api/embed":
+            return web.json_response(
+                {
+                    "model": arrival.model,
+                    "embeddings": [EMBEDDING] * count,
+                    "prompt_eval_count": arrival.prompt_tokens,
+                }
+            )
+        packed = base64.b64encode(struct.pack(f"<{len(EMBEDDING)}f", *EMBEDDING)).decode()
+        vector: Any = packed if body.get("encoding_format") == "base64" else EMBEDDING
+        return web.json_response(
+            {
+                "object": "list",
+                "data": [
+                    {"object": "embedding", "embedding": vector, "index": index} for index in range(count)
+                ],
+                "model": arrival.model,
+                "usage": {"prompt_tokens": arrival.prompt_tokens, "total_tokens": arrival.prompt_tokens},
+            }
+        )
+
+
+def _described(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": "2026-01-01T00:00:00Z",
+        "size": 1,
+        # Each model has a digest of its own, as in Ollama.
+        "digest": hashlib.sha256(name.encode()).hexdigest(),
+        "details": {
+            "format": "fake",
+            "family": "fake",
+            "families": ["fake"],
+            "parameter_size": "0",
+            "quantization_level": "",
+        },
+    }
+
+
+async def _json_body(request: web.Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.read())
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest(
+            text='{"error": {"message": "the body is no JSON object"}}', content_type="application/json"
+        )
+    return body
+
+
+def _refusal(request: web.Request, status: int, message: str) -> web.Response:
+    """Return an error in the shape of the API that was asked."""
+    if request.path.startswith("/api/"):
+        return web.json_response({"error": message}, status=status)
+    kind = {404: "not_found_error", 400: "invalid_request_error"}.get(status, "api_error")
+    error = {"message": message, "type": kind, "param": None, "code": None}
+    return web.json_response({"error": error}, status=status)
+
+
+def _prompt(body: dict[str, Any], *, last: bool = False) -> str:
+    """Return the text of the prompt, or of its last message."""
+    given = body.get("messages") or body.get("prompt") or body.get("input") or ""
+    parts = given if isinstance(given, list) else [given]
+    return " ".join(_text(part) for part in (parts[-1:] if last else parts))
+
+
+def _text(part: Any) -> str:
+    if isinstance(part, dict):
+        content = part.get("content") or part.get("text") or ""
+        return " ".join(_text(piece) for piece in content) if isinstance(content, list) else str(content)
+    return str(part)
+
+
+def _tool_call(body: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a call of the first tool, unless it was forbidden or already answered."""
+    tools, messages = body.get("tools") or [], body.get("messages") or [{}]
+    if not tools or body.get("tool_choice") == "none" or messages[-1].get("role") == "tool":
+        return None
+    function = tools[0]["function"]
+    properties = (function.get("parameters") or {}).get("properties") or {}
+    values = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
+    arguments = {name: values.get(about.get("type"), "fake") for name, about in properties.items()}
+    return {
+        "id": f"call_{time.monotonic_ns():x}",
+        "index": 0,
+        "type": "function",
+        "function": {"name": function["name"], "arguments": json.dumps(arguments)},
+    }
+
+
+def _usage(arrival: Arrival) -> dict[str, int]:
+    return {
+        "prompt_tokens": arrival.prompt_tokens,
+        "completion_tokens": arrival.completion_tokens,
+        "total_tokens": arrival.prompt_tokens + arrival.completion_tokens,
+    }
+
+
+def _envelope(model: str, kind: str) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-fake",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": "fp_fake",
+    }
+
+
+def _chat_chunk(model: str, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
+    return _envelope(model, "chat.completion.chunk") | {"choices": choices}
+
+
+def _text_chunk(model: str, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    choices = [{"index": 0, "text": delta["content"], "finish_reason": finish_reason}]
+    nothing = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    return _envelope(model, "text_completion") | {"choices": choices, "usage": nothing}
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(data)}\n\n".encode()
+
+
+def _not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0")
+    return value
+
+
+def _parse_fault(text: str) -> Fault:
+    """Read KIND[=PROBABILITY][@MODEL]."""
+    what, _, model = text.partition("@")
+    kind, _, probability = what.partition("=")
+    for known in get_args(FaultKind):
+        if kind == known:
+            try:
+                value = float(probability or 1)
+            except ValueError:
+                value = -1.0
+            if not 0 <= value <= 1:
+                raise argparse.ArgumentTypeError(f"{probability!r} is no probability from 0 to 1")
+            return Fault(known, value, model or None)
+    raise argparse.ArgumentTypeError(f"{kind!r} is no fault: there is {', '.join(get_args(FaultKind))}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="traffic fake-server",
+        description="Serve answers without a model, as an engine with known delays, concurrency and faults.",
+        epilog="GET /fake/stats counts what came. The header X-Fake-Fault: KIND lets one request fail.",
+    )
+    parser.add_argument(
+        "--address", default="127.0.0.1", metavar="A", help="address to listen on (default: 127.0.0.1)"
+    )
+    parser.add_argument("--port", type=int, default=0, metavar="P", help="port (default: a free one)")
+    parser.add_argument(
+        "--model", action="append", metavar="M", help="a model to offer; may be repeated (default: fake)"
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=positive(int),
+        default=1,
+        metavar="N",
+        help="requests that run at a time; the others wait inside (default: 1)",
+    )
+    parser.add_argument(
+        "--prompt-seconds", type=_not_negative, default=0.0, metavar="S", help="time before the first token"
+    )
+    parser.add_argument(
+        "--seconds-per-token", type=_not_negative, default=0.0, metavar="S", help="time for each token"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=positive(int),
+        default=16,
+        metavar="N",
+        help="length of an answer that the request does not bound (default: 16)",
+    )
+    parser.add_argument(
+        "--context",
+        type=positive(int),
+        default=4096,
+        metavar="N",
+        help="longest prompt in words; a longer one is cut in silence, as Ollama does (default: 4096)",
+    )
+    parser.add_argument(
+        "--fault",
+        action="append",
+        type=_parse_fault,
+        default=[],
+        metavar="KIND[=PROBABILITY][@MODEL]",
+        help=f"let requests fail: {', '.join(get_args(FaultKind))}; may be repeated",
+    )
+    return parser
+
+
+async def _run(behaviour: Behaviour, address: str, port: int) -> None:
+    """Serve until a signal comes; the first line on standard output is the address."""
+    over = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, over.set)
+    runner = web.AppRunner(
+        FakeEngine(behaviour).application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address, port, backlog=4096).start()
+        print(f"http://{address}:{runner.addresses[0][1]}", flush=True)
+        await over.wait()
+    finally:
+        await runner.cleanup()
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Run the command and exit with its status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    behaviour = Behaviour(
+        models=tuple(options.model or Behaviour.models),
+        concurrency=options.concurrency,
+        prompt_seconds=options.prompt_seconds,
+        seconds_per_token=options.seconds_per_token,
+        tokens=options.tokens,
+        context=options.context,
+        faults=tuple(options.fault),
+    )
+    try:
+        asyncio.run(_run(behaviour, options.address, options.port))
+    except (OSError, OverflowError) as error:
+        parser.error(f"cannot listen on {options.address} port {options.port} ({error})")
+    parser.exit()
