@@ -49,17 +49,28 @@ class Admission(Protocol):
 
     def submit(
         self, ask: Ask, on_grant: Callable[["Lease"], None], on_refuse: Callable[[ApiError], None]
-    ) -> "Waiting": ...
-    def cancel(self, waiting: "Waiting") -> None: ...
-    def charge(self, lease: "Lease", tokens: int) -> None: ...
-    def swap(self, lease: "Lease") -> bool: ...
-    def release(self, lease: "Lease") -> None: ...
-    def touch(self, lease: "Lease") -> None: ...
+    ) -> "Waiting":
+        """Ask to start."""
+
+    def cancel(self, waiting: "Waiting") -> None:
+        """Take a request out of the queue."""
+
+    def touch(self, lease: "Lease") -> None:
+        """Note that the request lives."""
+
+    def charge(self, lease: "Lease", tokens: int) -> None:
+        """Count tokens."""
+
+    def swap(self, lease: "Lease") -> bool:
+        """Move the lease to another engine."""
+
+    def release(self, lease: "Lease") -> None:
+        """End the lease."""
 
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """A request that waits to start; `number` names it between processes, `taken_at` is when it was counted."""
+    """A request that waits; `number` names it between processes, `taken_at` is when it was counted."""
 
     admission: Admission
     number: int
@@ -70,13 +81,13 @@ class Waiting:
     ticket: Ticket | None = None
 
     def cancel(self) -> None:
-        """Leave the queue; what it counted is given back. Nothing happens to one that was granted or refused."""
+        """Leave the queue; what it counted is given back. Once granted or refused, nothing happens."""
         self.admission.cancel(self)
 
 
 @dataclass(eq=False, slots=True)
 class Lease:
-    """The right to run on an engine. `waited` is in seconds, `headers` are the x-ratelimit ones of its start."""
+    """The right to run on an engine. `waited` is in seconds, `headers` are the x-ratelimit ones then."""
 
     admission: Admission
     number: int
@@ -113,7 +124,7 @@ class Lease:
 
 
 async def acquire(admission: Admission, ask: Ask) -> Lease:
-    """Wait for the lease; raises ApiError when it is refused. Cancelled, it leaves neither place nor lease."""
+    """Wait for the lease; raises ApiError when refused. Cancelled, it leaves neither place nor lease."""
     answer: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
 
     def grant(lease: Lease) -> None:
@@ -298,7 +309,7 @@ class LocalAdmission:
         taken_at: float,
         deadline: float,
     ) -> Waiting:
-        """Let a predecessor's waiting request go on waiting; it was counted there. `engines_changed` starts it."""
+        """Let a predecessor's request, counted there, go on waiting; `engines_changed` may start it."""
         waiting = Waiting(self, next(self._numbers), ask, on_grant, on_refuse, taken_at)
         self._enter(waiting, taken_at, deadline)
         return waiting
@@ -312,7 +323,7 @@ class LocalAdmission:
             del self._waiting[ticket]
             waiting.on_grant(self._lease(waiting.number, ask, slot, self.clock() - arrived))
 
-        ticket = Ticket(ask.key, ask.priority_class, ask.model, ask.prompt_bytes, arrived, deadline, grant)
+        ticket = Ticket(ask.key, ask.priority_class, ask.model, arrived, deadline, grant)
         waiting.ticket = ticket
         self._waiting[ticket] = waiting
         self.scheduler.enter(ticket)
@@ -358,7 +369,8 @@ class LocalAdmission:
         return ApiError(
             429,
             "rate_limit_exceeded",
-            f"The limit of {over.limit} {over.unit} a minute of {whose} is used up: try again in {over.seconds:.1f} s.",
+            f"The limit of {over.limit} {over.unit} a minute of {whose} is used up: "
+            f"try again in {over.seconds:.1f} s.",
             type=over.unit,
             retry_after=over.seconds,
             headers=self.limits.headers(ask.key.alias, ask.model, now),
@@ -384,7 +396,7 @@ class LocalAdmission:
         return self.settings.queue(ask.priority_class).seconds
 
     def _seconds_to_start(self, ask: Ask) -> float:
-        """Estimate how long a request that comes now would wait: what waits for its model over what is served."""
+        """Estimate how long a request that comes now would wait, in seconds."""
         slots = sum(
             seats.models[ask.model].slots for seats in self.scheduler.seats() if ask.model in seats.models
         )

@@ -1,4 +1,7 @@
-"""One error class for everything that a client is told, in OpenAI's shape (platform.openai.com/docs/guides/error-codes)."""
+"""One error class for everything that a client is told, in OpenAI's shape.
+
+Source: platform.openai.com/docs/guides/error-codes.
+"""
 
 import json
 import math
@@ -8,10 +11,10 @@ from typing import Any
 
 @dataclass
 class ApiError(Exception):
-    """An answer that is no success: HTTP status, OpenAI's `code` and `type`, and one sentence with the remedy.
+    """An answer that is no success: HTTP status, OpenAI's `code` and `type`, one sentence with the remedy.
 
-    `retry_after` is in seconds and becomes Retry-After (whole seconds, rounded up) and retry-after-ms. `reason`
-    is the bounded word that metrics and the journal use; it is the code where it is not given.
+    `retry_after` is in seconds and becomes Retry-After (whole seconds, rounded up) and retry-after-ms.
+    `reason` is the bounded word that metrics and the journal use; it is the code where it is not given.
     """
 
     status: int
@@ -57,6 +60,6 @@ def model_not_found(model: str) -> ApiError:
     return ApiError(
         404,
         "model_not_found",
-        f"The model {model!r} does not exist here or your key may not use it: ask GET /v1/models for those you may.",
+        f"The model {model!r} does not exist here or your key may not use it: GET /v1/models lists yours.",
         param="model",
     )

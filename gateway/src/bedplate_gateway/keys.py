@@ -23,7 +23,7 @@ class Secret(Strict):
 
 
 class Key(Strict):
-    """One client key: who it is, its class and its limits (requests and tokens a minute, requests at once)."""
+    """One client key: who it is, its class, its limits (requests and tokens a minute, requests at once)."""
 
     alias: str = Field(min_length=1)
     secrets: tuple[Secret, ...]
@@ -61,13 +61,12 @@ class Keys:
             self.by_alias[key.alias] = key
             for secret in key.secrets:
                 if secret.sha256 in self._by_hash:
-                    raise ValueError(
-                        f"{key.alias!r} and {self._by_hash[secret.sha256][0].alias!r} share a secret"
-                    )
+                    other = self._by_hash[secret.sha256][0]
+                    raise ValueError(f"{key.alias!r} and {other.alias!r} share a secret")
                 self._by_hash[secret.sha256] = key, secret
 
     def authenticate(self, authorization: str | None, now: datetime | None = None) -> Key:
-        """Return whose key an Authorization header carries; raises ApiError 401, which says what is wrong with it."""
+        """Return whose key an Authorization header carries; raises ApiError 401, which says what is wrong."""
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise _unauthorized('No API key was given: send it as "Authorization: Bearer KEY".', "no_key")
@@ -81,13 +80,11 @@ class Keys:
             raise _unauthorized("This API key was revoked: ask for a new one.", "revoked_key")
         if key.expires is not None and now >= key.expires:
             raise _unauthorized(
-                f"This API key expired at {key.expires.isoformat(timespec='seconds')}: ask for a new one.",
-                "expired_key",
+                f"This API key expired at {key.expires.isoformat()}: ask for a new one.", "expired_key"
             )
         if secret.until is not None and now >= secret.until:
             raise _unauthorized(
-                f"This API key was replaced and ended at {secret.until.isoformat(timespec='seconds')}: use the new one.",
-                "expired_key",
+                f"This API key was replaced at {secret.until.isoformat()}: use the new one.", "replaced_key"
             )
         return key
 

@@ -1,7 +1,7 @@
 """Exact limits a minute: requests and tokens of a key, and of a model across keys, in a sliding window.
 
-What is used at t counts in the half-open window [t, t + 60). Times are those of `time.monotonic`, which goes on
-across restarts of the process, so that a window can be written down and read back within one boot.
+What is used at t counts in the half-open window [t, t + 60). Times are those of `time.monotonic`, which
+goes on across restarts of the process, so that a window can be written down and read back within one boot.
 """
 
 import math
@@ -15,7 +15,7 @@ from bedplate_gateway.settings import ModelLimits
 
 WINDOW_SECONDS = 60.0
 TOKEN_STEP_SECONDS = 0.1
-"""Tokens of one step share an entry, stamped with the step's end: a long stream stays small, none is freed early."""
+"""Tokens of one step share an entry, stamped with the step's end: few entries, and none is freed early."""
 
 Unit = Literal["requests", "tokens"]
 Scope = Literal["key", "model"]
@@ -166,7 +166,7 @@ class Limits:
         self,
         keys: Iterable[Key],
         models: Mapping[str, ModelLimits],
-        on_use: Callable[[Use], None] = lambda use: None,
+        on_use: Callable[[Use], None] = lambda _: None,
     ) -> None:
         """Start with nothing used; `on_use` hears of every change, for a file that outlives the process."""
         self._on_use = on_use

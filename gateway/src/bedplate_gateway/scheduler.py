@@ -17,12 +17,11 @@ PATIENCE_SECONDS = 10.0
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A request that waits; `arrived` and `deadline` are times of the monotonic clock, `prompt_bytes` its size."""
+    """A request that waits; `arrived` and `deadline` are times of the monotonic clock, in seconds."""
 
     key: Key
     priority_class: Class
     model: str
-    prompt_bytes: int
     arrived: float
     deadline: float
     on_grant: Callable[["Slot"], None]
@@ -75,7 +74,7 @@ class Scheduler:
         loaded: Callable[[Engine, str], bool],
         may_start: Callable[[Ticket], bool],
     ) -> None:
-        """Take what is asked of others: does an engine serve a model now, is it loaded, do the limits let it start."""
+        """Take whom to ask: does an engine serve a model, has it loaded it, do the limits let it start."""
         self._seats = {
             engine.name: Seats(engine, {model.name: model for model in engine.models}) for engine in engines
         }
@@ -188,7 +187,7 @@ class Scheduler:
         return False
 
     def _next_for(self, seats: Seats, now: float) -> Ticket | None:
-        """Return the request that this engine's free slot goes to, and count the slots that went by lower classes."""
+        """Return whom this engine's free slot goes to, and count the slots that lower classes saw go by."""
         first = next(self._candidates(seats, CLASSES, now), None)
         if first is None:
             return None
@@ -205,11 +204,11 @@ class Scheduler:
         return first
 
     def _may_load(self, seats: Seats, ticket: Ticket) -> bool:
-        # Where not, the slots stay free until the model in the way has nothing to do: else it would never end.
+        # Where not, slots stay free until the model in the way has nothing to do: else that never ends.
         return not seats.must_unload_for(ticket.model)
 
     def _candidates(self, seats: Seats, classes: tuple[Class, ...], now: float) -> Iterator[Ticket]:
-        """Iterate over the requests that may start on this engine, class by class, the first of each lane in turn."""
+        """Iterate over the requests that may start on this engine, class by class, keys in turn."""
         for name in classes:
             lanes = [
                 (self._rank(seats, model, lane, now), model, lane)
@@ -222,7 +221,7 @@ class Scheduler:
                         yield waiting[0]
 
     def _rank(self, seats: Seats, model: str, lane: Lane, now: float) -> tuple[bool, float]:
-        """Order the lanes of a class: who needs no other model loaded, unless it waited too long; then by age."""
+        """Order the lanes of a class: who needs no other model loaded, for a while; then by age."""
         oldest = min(waiting[0].arrived for waiting in lane.values())
         patient = seats.engine.models_at_once is not None and now - oldest < PATIENCE_SECONDS
         needs_loading = patient and not (model in seats.running or self._loaded(seats.engine, model))

@@ -15,7 +15,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class SettingsError(Exception):
-    """The settings cannot be used; the message is one sentence that names the file, the field and the remedy."""
+    """The settings cannot be used; the message is one sentence: the file, the field and the remedy."""
 
 
 class Strict(BaseModel):
@@ -41,7 +41,7 @@ class EngineModel(Strict):
 
 
 class Engine(Strict):
-    """A server of models. `url` is its base without /v1; `models_at_once` is how many it keeps loaded together."""
+    """A server of models. `url` is its base without /v1; `models_at_once` is how many it keeps loaded."""
 
     name: str = Field(min_length=1)
     kind: Literal["ollama", "openai"]
@@ -100,7 +100,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def parse_file(path: Path, model: type[File]) -> File:
-    """Return a JSON file's content as `model`; raises SettingsError in one sentence, without any value of it."""
+    """Return a JSON file's content as `model`; raises SettingsError in one sentence without its values."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
