@@ -161,7 +161,7 @@ test: lint unit ## Everything that must hold
 	  [[ "$${CI:-}" != true ]]; fi
 
 lock: $(VENV)/.control ## Make the locks of requirements/ anew
-	for lock in control litellm exporter traffic dashboard dev; do \
+	for lock in control litellm bench exporter traffic dashboard dev; do \
 	  uv pip compile --quiet --universal --python-version $$([ $$lock = exporter ] && echo 3.10 || echo 3.11) --generate-hashes --no-emit-index-url --no-header \
 	    --no-emit-package litellm-enterprise "requirements/$$lock.in" --output-file "requirements/$$lock.txt"; \
 	done
