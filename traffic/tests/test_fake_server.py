@@ -13,7 +13,6 @@ import aiohttp
 import httpx
 import pytest
 from aiohttp import web
-from traffic import fake_server
 from traffic.cli import main
 from traffic.fake_server import Behaviour, FakeEngine, Fault, FaultKind
 
@@ -275,7 +274,7 @@ def test_odd_requests(path: str, body: Any, status: int) -> None:
 
 def test_the_command_prints_its_address_and_ends_at_a_signal() -> None:
     command = [sys.executable, "-m", "traffic", "fake-server", "--model", "a", "--model", "b:7b"]
-    source = str(Path(fake_server.__file__).parents[1])
+    source = str(Path(__file__).parents[1] / "src")
     with subprocess.Popen(
         [*command, "--fault", "error=1.0@b:7b"], stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": source}
     ) as process:
