@@ -9,13 +9,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from bedplate_gateway.keys import KeysFile
 
 GIVEN = "sk-0123456789abcdefghij"
+OTHER = "sk-jihgfedcba9876543210"
 Run = Callable[..., dict[str, Any]]
 
 
@@ -41,41 +44,172 @@ def keys(plugin: ModuleType, run_module: Run, path: Path) -> Run:
     return run
 
 
+def sha256(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def entry(alias: str, *secrets: str, **terms: Any) -> dict[str, Any]:
+    """A declared key without limits, as the gateway reads it."""
+    return {
+        "alias": alias,
+        "secrets": [{"sha256": sha256(secret)} for secret in secrets],
+        **dict.fromkeys(("rpm", "tpm", "max_parallel", "expires")),
+        "class": "normal",
+        "models": [],
+        "revoked": False,
+        **terms,
+    }
+
+
 def test_keys_are_made_once(keys: Run, path: Path) -> None:
-    first = keys("default", {"alias": "verify", "rpm": 100, "models": ["a"]})
-    assert (first["changed"], first["created"]) == (True, ["default", "verify"])
-    assert all(re.fullmatch(r"sk-[A-Za-z0-9_-]{43}", secret) for secret in first["secrets"].values())
-    assert first["hashes"]["verify"] == hashlib.sha256(first["secrets"]["verify"].encode()).hexdigest()
-    assert json.loads(path.read_text()) == {"schema": 1, "keys": first["secrets"]}
+    first = keys("default", {"alias": "verify", "rpm": 100})
+    stored = json.loads(path.read_text())
+    made = stored.pop("keys")
+    assert (first["changed"], stored) == (True, {"schema": 2, "given": {}, "replaced": {}})
+    assert made.keys() == {"default", "verify"}
+    assert all(re.fullmatch(r"sk-[A-Za-z0-9_-]{43}", secret) for secret in made.values())
+    assert first["entries"] == [entry("default", made["default"]), entry("verify", made["verify"], rpm=100)]
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
-    second = keys("default", "verify", host_has_hashes=True)
-    assert (second["changed"], second["created"]) == (False, [])
-    assert second["secrets"] == first["secrets"]
+    second = keys("default", {"alias": "verify", "rpm": 100}, host_has_hashes=True)
+    assert (second["changed"], second["entries"]) == (False, first["entries"])
+
+
+def test_all_terms_reach_the_gateway(keys: Run) -> None:
+    declared: dict[str, Any] = {
+        "alias": "team",
+        "class": "high",
+        "rpm": "100",
+        "tpm": 2000,
+        "max_parallel": 4,
+        "models": ["b", "a"],
+        "expires": "2027-01-31T01:00:00+01:00",
+        "revoked": True,
+    }
+    result = keys(declared)
+    terms = {**declared, "rpm": 100, "expires": "2027-01-31T00:00:00Z"}
+    assert result["entries"] == [entry(**terms, secrets=result["entries"][0]["secrets"])]
+    parsed = KeysFile.model_validate_json(json.dumps({"schema": 2, "keys": result["entries"]})).keys[0]
+    assert (parsed.priority_class, sorted(parsed.models), parsed.revoked) == ("high", ["a", "b"], True)
+
+
+@pytest.mark.parametrize("expires", ["2027-01-31", "2027-01-31T00:00:00", "soon", 20270131])
+def test_an_end_without_a_zone_is_refused(keys: Run, path: Path, expires: object) -> None:
+    assert keys({"alias": "team", "expires": expires})["msg"] == (
+        f"litellm_keys: the key team expires at '{expires}'; "
+        "give a time with its zone, such as 2027-01-31T00:00:00Z."
+    )
+    assert not path.exists()
+
+
+def test_a_file_of_the_first_schema_is_read_and_kept(keys: Run, path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.touch(mode=0o600)
+    path.write_text(json.dumps({"schema": 1, "keys": {"default": GIVEN}}))
+    before = path.read_bytes()
+    result = keys("default", host_has_hashes=True)
+    assert (result["changed"], result["entries"]) == (False, [entry("default", GIVEN)])
+    assert path.read_bytes() == before
+    keys("default", "verify", host_has_hashes=True)
+    assert json.loads(path.read_text())["keys"]["default"] == GIVEN
 
 
 def test_a_further_key_leaves_the_others(keys: Run, path: Path) -> None:
-    first = keys("default")
-    second = keys("canary", host_has_hashes=True)
-    assert second["created"] == ["canary"]
-    assert json.loads(path.read_text())["keys"] == first["secrets"] | second["secrets"]
+    keys("default")
+    before = json.loads(path.read_text())["keys"]
+    keys("default", "canary", host_has_hashes=True)
+    after = json.loads(path.read_text())["keys"]
+    assert after == {**before, "canary": after["canary"]}
 
 
 def test_check_mode_writes_nothing(keys: Run, path: Path) -> None:
-    result = keys("default", check=True)
-    assert (result["changed"], result["created"]) == (True, ["default"])
+    assert keys("default", check=True)["changed"] is True
     assert not path.parent.parent.exists()
     keys("default")
+    before = path.read_bytes()
     assert keys("default", check=True)["changed"] is False
+    assert keys("default", rotate="default", check=True)["changed"] is True
+    assert path.read_bytes() == before
 
 
-def test_given_secrets_are_returned_but_not_stored(keys: Run, path: Path) -> None:
-    keys("batch")
+def test_given_secrets_are_kept_as_hashes(keys: Run, path: Path) -> None:
+    keys("default")
     result = keys("default", {"alias": "batch", "secret": GIVEN})
-    assert result["secrets"]["batch"] == GIVEN
-    assert json.loads(path.read_text())["keys"] == {"default": result["secrets"]["default"]}
-    only_given = keys({"alias": "batch", "secret": GIVEN})
-    assert only_given["changed"] is False
+    assert result["entries"][1] == entry("batch", GIVEN)
+    assert json.loads(path.read_text())["given"] == {"batch": sha256(GIVEN)}
+    assert GIVEN not in path.read_text()
+    assert keys("default", {"alias": "batch", "secret": GIVEN})["changed"] is False
+
+
+def test_a_rotated_secret_stays_valid_for_its_grace(keys: Run, path: Path) -> None:
+    keys("default", "team")
+    old = json.loads(path.read_text())["keys"]
+    began = datetime.now(UTC)
+    result = keys("default", "team", rotate="team", grace_hours=24)
+    new = json.loads(path.read_text())["keys"]
+    assert (result["changed"], new["default"]) == (True, old["default"])
+    assert new["team"] != old["team"]
+    (now, before) = result["entries"][1]["secrets"]
+    assert (now, before["sha256"]) == ({"sha256": sha256(new["team"])}, sha256(old["team"]))
+    until = datetime.fromisoformat(before["until"])
+    assert timedelta(hours=24, seconds=-2) < until - began < timedelta(hours=24, seconds=60)
+    again = keys("default", "team", grace_hours=24)
+    assert (again["changed"], again["entries"]) == (False, result["entries"])
+
+
+def test_a_rotation_without_grace_ends_all_earlier_secrets(keys: Run) -> None:
+    keys("team")
+    keys("team", rotate="team", grace_hours=24)
+    result = keys("team", rotate="team", grace_hours=0)
+    ends = [datetime.fromisoformat(old["until"]) for old in result["entries"][0]["secrets"][1:]]
+    assert len(ends) == 2
+    assert all(end <= datetime.now(UTC) for end in ends)
+
+
+def test_a_few_replaced_secrets_are_remembered(keys: Run, plugin: ModuleType) -> None:
+    keys("team")
+    for _ in range(plugin.REMEMBERED + 2):
+        result = keys("team", rotate="team")
+    assert len(result["entries"][0]["secrets"]) == 1 + plugin.REMEMBERED
+
+
+def test_a_given_secret_is_rotated_by_a_new_one(keys: Run) -> None:
+    old, new = {"alias": "batch", "secret": GIVEN}, {"alias": "batch", "secret": OTHER}
+    keys(old)
+    assert keys(old, rotate="batch")["msg"] == (
+        "litellm_rotate is batch, but litellm_keys gives that key its secret and it is the old one: "
+        "put the new one there first."
+    )
+    (now, before) = keys(new, rotate="batch", grace_hours=1)["entries"][0]["secrets"]
+    assert (now["sha256"], before["sha256"]) == (sha256(OTHER), sha256(GIVEN))
+    assert datetime.fromisoformat(before["until"]) > datetime.now(UTC)
+    # Back without a rotation: the other one ends at once, and no hash stands there twice.
+    (now, before) = keys(old)["entries"][0]["secrets"]
+    assert (now["sha256"], before["sha256"]) == (sha256(GIVEN), sha256(OTHER))
+    assert datetime.fromisoformat(before["until"]) <= datetime.now(UTC)
+
+
+def test_a_key_that_does_not_exist_is_not_rotated(keys: Run) -> None:
+    assert keys("default", "team", rotate="taem")["msg"] == (
+        "litellm_rotate is taem, but there is no such key: known are default, team."
+    )
+
+
+def test_a_key_that_is_no_longer_declared_is_revoked(keys: Run, path: Path) -> None:
+    keys("default", "team", {"alias": "batch", "secret": GIVEN})
+    keys("default", "team", {"alias": "batch", "secret": GIVEN}, rotate="team", grace_hours=24)
+    made = json.loads(path.read_text())["keys"]
+    result = keys("default")
+    assert result["changed"] is False
+    batch, team = result["entries"][1:]
+    assert batch == {"alias": "batch", "secrets": [{"sha256": sha256(GIVEN)}], "revoked": True}
+    assert (team["revoked"], len(team["secrets"])) == (True, 2)
+    assert team["secrets"][0] == {"sha256": sha256(made["team"])}
+    # Under another name a given secret lives on, and is not refused as the old name's.
+    renamed = keys("default", {"alias": "low", "secret": GIVEN})["entries"]
+    assert [key["alias"] for key in renamed] == ["default", "low", "team"]
+    # What is declared again is the same key again.
+    assert keys("default", "team")["entries"][1]["secrets"][0] == {"sha256": sha256(made["team"])}
 
 
 def test_lost_keys_are_not_replaced_by_chance(keys: Run, path: Path) -> None:
@@ -86,9 +220,9 @@ def test_lost_keys_are_not_replaced_by_chance(keys: Run, path: Path) -> None:
     )
     assert not path.exists()
     first = keys("default", host_has_hashes=True, reset=True)
-    assert first["created"] == ["default"]
+    assert first["changed"] is True
     # Kept on the command line for a second host, the switch makes no second set of keys.
-    assert keys("default", host_has_hashes=True, reset=True)["secrets"] == first["secrets"]
+    assert keys("default", host_has_hashes=True, reset=True)["entries"] == first["entries"]
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o777])
@@ -113,8 +247,11 @@ def test_a_folder_that_others_write_is_refused(keys: Run, path: Path) -> None:
     [
         ("", "is not JSON"),
         ('{"schema": 1, "keys": {"default": "sk-', "is not JSON"),
-        ("[]", 'lacks "schema": 1 or "keys"'),
-        ('{"schema": 2, "keys": {}}', 'lacks "schema": 1 or "keys"'),
+        ("[]", 'lacks "schema": 2 or "keys"'),
+        ('{"schema": 3, "keys": {}}', 'lacks "schema": 2 or "keys"'),
+        ('{"schema": 2, "keys": {}, "given": []}', 'something else than hashes under "given"'),
+        ('{"schema": 2, "keys": {}, "given": {"a": "b"}}', 'something else than hashes under "given"'),
+        ('{"schema": 2, "keys": {}, "replaced": {"a": [{}]}}', 'something else than hashes under "given"'),
         ('{"schema": 1, "keys": {"default": 5}}', "the secret of key default is not plain printable ASCII"),
         ('{"schema": 1, "keys": {"default": "short"}}', "the secret of key default is too easy to guess"),
     ],
@@ -175,8 +312,9 @@ def test_bad_declarations_are_refused(keys: Run, entries: list[str | dict[str, A
 
 
 def test_generated_secrets_are_never_refused_later(plugin: ModuleType) -> None:
-    made = plugin.settle([plugin.Declared(f"key{number}", None) for number in range(2000)], {})
-    assert not any(plugin.malformed(secret) for secret in made.stored.values())
+    declared = [plugin.Declared(f"key{number}", None, {}) for number in range(2000)]
+    made = plugin.settle(declared, plugin.Store(), "", datetime.now(UTC), timedelta())
+    assert not any(plugin.malformed(secret) for secret in made.keys.values())
 
 
 def test_a_full_disk_leaves_the_old_file(keys: Run, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,14 +343,14 @@ def test_a_link_stays_a_link(keys: Run, path: Path, tmp_path: Path) -> None:
 
 def test_the_task_must_hide_its_output(keys: Run) -> None:
     refused = keys("default", _ansible_no_log=False)
-    assert refused["msg"] == "gateway_keys returns secrets; set no_log: true on its task."
+    assert refused["msg"] == "gateway_keys is given secrets; set no_log: true on its task."
 
 
 PLAY = """
 import importlib.util, sys
 from ansible.module_utils.testing import patch_module_args
 spec = importlib.util.spec_from_file_location("gateway_keys", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
+module = sys.modules["gateway_keys"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 params = {"path": sys.argv[2], "keys": [{"alias": "a"}, {"alias": "b"}], "_ansible_no_log": True}
 print("ready", flush=True)
@@ -241,5 +379,5 @@ def test_plays_at_once_make_the_same_keys(repo_root: Path, path: Path) -> None:
         play.stdin.write("go\n")
         play.stdin.flush()
     results = [json.loads(play.communicate(timeout=60)[0]) for play in plays]
-    assert len({json.dumps(result["secrets"], sort_keys=True) for result in results}) == 1
+    assert len({json.dumps(result["entries"], sort_keys=True) for result in results}) == 1
     assert sorted(result["changed"] for result in results) == [False, False, False, True]
