@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bedplate_gateway.errors import ApiError
+from bedplate_gateway.errors import ApiError, ClientLeft
 from bedplate_gateway.keys import Key, Keys
 from bedplate_gateway.ledger import Ledger
 from bedplate_gateway.limits import Limits, Over, Use
@@ -123,8 +123,11 @@ class Lease:
         self.admission.release(self)
 
 
-async def acquire(admission: Admission, ask: Ask) -> Lease:
-    """Wait for the lease; raises ApiError when refused. Cancelled, it leaves neither place nor lease."""
+async def acquire(admission: Admission, ask: Ask, when_left: Callable[[Callable[[], None]], None]) -> Lease:
+    """Wait for the lease; raises ApiError when it is refused and ClientLeft when the client went away.
+
+    `when_left` is given what to call when the client goes. Neither place nor lease is left behind.
+    """
     answer: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
 
     def grant(lease: Lease) -> None:
@@ -134,13 +137,19 @@ async def acquire(admission: Admission, ask: Ask) -> Lease:
         else:
             answer.set_result(lease)
 
-    def refuse(error: ApiError) -> None:
+    def fail(error: ApiError | ClientLeft) -> None:
         if not answer.done():
             answer.set_exception(error)
 
-    waiting = admission.submit(ask, grant, refuse)
+    waiting = admission.submit(ask, grant, fail)
+    if answer.done():
+        return answer.result()
+    when_left(lambda: fail(ClientLeft()))
     try:
         return await answer
+    except ClientLeft:
+        waiting.cancel()
+        raise
     except asyncio.CancelledError:
         if answer.done() and not answer.cancelled() and answer.exception() is None:
             answer.result().release()

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+class ClientLeft(Exception):  # noqa: N818 - nothing is wrong here, so it is no error
+    """The client went away before its answer was whole."""
+
+
 @dataclass
 class ApiError(Exception):
     """An answer that is no success: HTTP status, OpenAI's `code` and `type`, one sentence with the remedy.

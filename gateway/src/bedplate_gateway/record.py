@@ -1,0 +1,68 @@
+"""What is known of one request when it has ended: one journal line, and the source of the metrics."""
+
+import logging
+from dataclasses import dataclass
+
+from bedplate_gateway.settings import Class
+
+log = logging.getLogger("bedplate_gateway.request")
+
+NONE = "-"
+"""Stands where there is nothing to say; what a client chooses is written only where it is declared here."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One request.
+
+    `arrived` is a monotonic time; `wait` is the queue's, `service` the engine's, other seconds are since then.
+    """
+
+    id: str
+    arrived: float
+    path: str = NONE
+    alias: str = NONE
+    priority_class: Class | None = None
+    model: str = NONE
+    engine: str = NONE
+    stream: bool = False
+    wait: float | None = None
+    first_byte: float | None = None
+    service: float | None = None
+    seconds: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+    retries: int = 0
+    truncated: bool = False
+    status: int = 0
+    reason: str = NONE
+
+    def line(self) -> str:
+        """Return it as one line of key=value pairs, in the same order always."""
+        fields = {
+            "id": self.id,
+            "status": self.status,
+            "alias": self.alias,
+            "class": self.priority_class or NONE,
+            "model": self.model,
+            "engine": self.engine,
+            "path": self.path,
+            "stream": "yes" if self.stream else "no",
+            "wait": _seconds(self.wait),
+            "ttft": _seconds(self.first_byte),
+            "seconds": _seconds(self.seconds),
+            "tokens_in": self.prompt_tokens,
+            "tokens_out": f"~{self.completion_tokens}" if self.estimated else self.completion_tokens,
+            "retries": self.retries,
+            "reason": self.reason,
+        }
+        return " ".join(f"{name}={value}" for name, value in fields.items())
+
+    def write(self) -> None:
+        """Write the line to the journal."""
+        log.info("%s", self.line())
+
+
+def _seconds(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}s"
