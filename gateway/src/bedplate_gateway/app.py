@@ -274,7 +274,9 @@ class Gateway:
         exchange = self.upstream.run(request, lease, client.left)
         try:
             answer = await exchange.answer()
-            record.status, record.first_byte = answer.status, time.monotonic() - record.arrived
+            record.status = answer.status
+            if request.stream:
+                record.first_byte = time.monotonic() - record.arrived
             headers = (
                 answer.headers | lease.headers | {"x-bedplate-queue-ms": str(round(lease.waited * 1000))}
             )

@@ -15,7 +15,7 @@ NONE = "-"
 class Record:
     """One request.
 
-    `arrived` is a monotonic time; `wait` is the queue's, `service` the engine's, other seconds are since then.
+    `arrived` is a monotonic time; seconds are since then, but for `wait` in the queue and `service` on the engine.
     """
 
     id: str
