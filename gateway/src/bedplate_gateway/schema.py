@@ -1,0 +1,536 @@
+"""Check a request's body and build it anew from OpenAI's fields, before anything is spent on it.
+
+What is known is checked, what an engine would ignore in silence is refused with a remedy, and what is unknown
+is dropped: nothing that a client sends reaches an engine unseen. The types below are the allow-list.
+"""
+
+import binascii
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, Required
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError, from_json
+from typing_extensions import TypedDict
+
+from bedplate_gateway.errors import ApiError, bad_request
+from bedplate_gateway.settings import Class
+
+MaxOutput = Callable[[str], int | None]
+"""Says how many tokens an answer of a model may have at most; None: no bound is set."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request: `body` goes to the engine, `prompt_bytes` the UTF-8 of its text, without images."""
+
+    path: str
+    model: str
+    stream: bool
+    want_usage: bool
+    """The client asked for the usage of a stream; the engine is asked for it always."""
+    lower_to: Class | None
+    """The class that the request lowers itself to, where that is lower than its key's."""
+    body: dict[str, Any]
+    prompt_bytes: int
+    has_tools: bool
+    has_images: bool
+
+
+def _check_image(url: str) -> str:
+    head, _, data = url.partition(",")
+    if head not in _IMAGE_HEADS:
+        raise PydanticCustomError(
+            "value", "nothing is fetched here: send a data: URL with a PNG, JPEG or WebP in base64"
+        )
+    try:
+        binascii.a2b_base64(data, strict_mode=True)
+    except ValueError:
+        raise PydanticCustomError("value", "its base64 is broken") from None
+    return url
+
+
+def _check_arguments(text: str) -> str:
+    try:
+        if isinstance(from_json(text, allow_inf_nan=False), dict):
+            return text
+    except ValueError:
+        pass
+    raise PydanticCustomError("value", "expected the text of a JSON object")
+
+
+# A union's tag starts with #, so that it is not taken for a field where an error is placed.
+def _text_or_list(value: object) -> str | None:
+    return "#text" if isinstance(value, str) else "#list" if isinstance(value, list) else None
+
+
+def by_field(field: str, *supported: str) -> Discriminator:
+    """Choose among an object's types by the value of a field; the tag of a type is # and its value."""
+    return Discriminator(
+        lambda value: f"#{value.get(field)}" if isinstance(value, dict) else None,
+        custom_error_type="by_field",
+        # A context of its own would make the type unhashable.
+        custom_error_message=f"{field}|" + ", ".join(f"'{value}'" for value in supported),
+    )
+
+
+def text_or(expected: str) -> Discriminator:
+    """Choose between a text, tagged #text, and a list, tagged #list; `expected` names both to the client."""
+    return Discriminator(_text_or_list, custom_error_type="text_or", custom_error_message=expected)
+
+
+_IMAGE_HEADS: Final = frozenset(f"data:image/{kind};base64" for kind in ("png", "jpeg", "jpg", "webp"))
+NonEmpty = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(ge=0, le=1)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Arguments = Annotated[str, AfterValidator(_check_arguments)]
+ImageUrl = Annotated[str, AfterValidator(_check_image)]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class Common(TypedDict, total=False):
+    """What every request has. The last two say how urgent it is, and go no further."""
+
+    model: Required[ModelName]
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None
+    priority: Annotated[int, Field(ge=0)] | None
+
+
+class StreamOptions(TypedDict, total=False):
+    """What a stream carries besides the answer."""
+
+    include_usage: bool | None
+
+
+class _ImageUrlField(TypedDict, total=False):
+    url: Required[ImageUrl]
+    detail: Literal["auto", "low", "high"] | None
+
+
+class _TextPart(TypedDict):
+    type: Literal["text"]
+    text: str
+
+
+class _ImagePart(TypedDict):
+    type: Literal["image_url"]
+    image_url: _ImageUrlField
+
+
+_Part = Annotated[
+    Annotated[_TextPart, Tag("#text")] | Annotated[_ImagePart, Tag("#image_url")],
+    by_field("type", "text", "image_url"),
+]
+_Texts = Annotated[
+    Annotated[str, Tag("#text")] | Annotated[list[_TextPart], Field(fail_fast=True), Tag("#list")],
+    text_or("a string or an array of text parts"),
+]
+_TextsAndImages = Annotated[
+    Annotated[str, Tag("#text")] | Annotated[list[_Part], Field(fail_fast=True), Tag("#list")],
+    text_or("a string or an array of text and image_url parts"),
+]
+
+
+class _Call(TypedDict):
+    name: NonEmpty
+    arguments: Arguments
+
+
+class _ToolCall(TypedDict):
+    id: NonEmpty
+    type: Literal["function"]
+    function: _Call
+
+
+class _SystemMessage(TypedDict, total=False):
+    role: Required[Literal["system", "developer"]]
+    content: Required[_Texts]
+    name: str | None
+
+
+class _UserMessage(TypedDict, total=False):
+    role: Required[Literal["user"]]
+    content: Required[_TextsAndImages]
+    name: str | None
+
+
+class _AssistantMessage(TypedDict, total=False):
+    role: Required[Literal["assistant"]]
+    content: _Texts | None
+    name: str | None
+    tool_calls: Annotated[list[_ToolCall], Field(fail_fast=True)] | None
+    # Not OpenAI's: engines answer with it, and want it back between the calls of a tool.
+    reasoning: str | None
+
+
+class _ToolMessage(TypedDict, total=False):
+    role: Required[Literal["tool"]]
+    content: Required[_Texts]
+    tool_call_id: Required[NonEmpty]
+
+
+_Message = Annotated[
+    Annotated[_SystemMessage, Tag("#system")]
+    | Annotated[_SystemMessage, Tag("#developer")]
+    | Annotated[_UserMessage, Tag("#user")]
+    | Annotated[_AssistantMessage, Tag("#assistant")]
+    | Annotated[_ToolMessage, Tag("#tool")],
+    by_field("role", "system", "developer", "user", "assistant", "tool"),
+]
+
+
+class _Function(TypedDict, total=False):
+    name: Required[Name]
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: bool | None
+
+
+class _Tool(TypedDict):
+    type: Literal["function"]
+    function: _Function
+
+
+class _JsonSchema(TypedDict, total=False):
+    name: Required[Name]
+    description: str | None
+    schema: Required[dict[str, Any]]
+    strict: bool | None
+
+
+class PlainFormat(TypedDict):
+    """An answer as text, or as any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class _SchemaFormat(TypedDict):
+    type: Literal["json_schema"]
+    json_schema: _JsonSchema
+
+
+_ResponseFormat = Annotated[
+    Annotated[PlainFormat, Tag("#text")]
+    | Annotated[PlainFormat, Tag("#json_object")]
+    | Annotated[_SchemaFormat, Tag("#json_schema")],
+    by_field("type", "text", "json_object", "json_schema"),
+]
+_Stop = Annotated[
+    Annotated[NonEmpty, Tag("#text")]
+    | Annotated[list[NonEmpty], Field(max_length=4, fail_fast=True), Tag("#list")],
+    text_or("a string or an array of strings"),
+]
+_Input = Annotated[
+    Annotated[NonEmpty, Tag("#text")]
+    | Annotated[list[NonEmpty], Field(min_length=1, max_length=2048, fail_fast=True), Tag("#list")],
+    text_or("a string or an array of strings"),
+]
+
+
+class _Generation(Common, total=False):
+    stream: bool | None
+    stream_options: StreamOptions | None
+    max_tokens: Tokens | None
+    temperature: Temperature | None
+    top_p: TopP | None
+    frequency_penalty: _Penalty | None
+    presence_penalty: _Penalty | None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None
+    stop: _Stop | None
+
+
+class _Chat(_Generation, total=False):
+    messages: Required[Annotated[list[_Message], Field(min_length=1, fail_fast=True)]]
+    max_completion_tokens: Tokens | None
+    response_format: _ResponseFormat | None
+    tools: Annotated[list[_Tool], Field(fail_fast=True)] | None
+    parallel_tool_calls: bool | None
+    logprobs: bool | None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None
+    reasoning_effort: Effort | None
+
+
+class _Completion(_Generation, total=False):
+    prompt: Required[NonEmpty]
+    suffix: str | None
+
+
+class _Embeddings(Common, total=False):
+    input: Required[_Input]
+    encoding_format: Literal["float", "base64"] | None
+    dimensions: Tokens | None
+
+
+Refused = Mapping[str, tuple[Collection[object], str]]
+"""What engines ignore in silence: by field, the values that ask for nothing and the remedy for all others."""
+
+_ONE_ANSWER: Final = "a request gets one answer here: send it as often as you want answers."
+_LEAVE_OUT: Final = "engines ignore it: leave it out."
+_REFUSED: Final[Mapping[str, Refused]] = {
+    "/v1/chat/completions": {
+        "n": ((None, 1), _ONE_ANSWER),
+        "logit_bias": ((None, {}), _LEAVE_OUT),
+        "functions": ((None, []), "it is OpenAI's old form: use 'tools'."),
+        "function_call": ((None, "auto", "none"), "it is OpenAI's old form: use 'tool_choice'."),
+        "tool_choice": (
+            (None, "auto", "none"),
+            "engines ignore it, so no call can be promised: use 'auto' or 'none'.",
+        ),
+        "modalities": ((None, ["text"]), "answers are text: leave it out."),
+        "audio": ((None,), "answers are text: leave it out."),
+        "web_search_options": ((None,), "nothing is searched here: leave it out."),
+    },
+    "/v1/completions": {
+        "n": ((None, 1), _ONE_ANSWER),
+        "best_of": ((None, 1), _ONE_ANSWER),
+        "logit_bias": ((None, {}), _LEAVE_OUT),
+        "echo": ((None, False), "engines ignore it: put the prompt before the answer yourself."),
+        "logprobs": ((None,), "engines ignore it here: use /v1/chat/completions."),
+    },
+    "/v1/embeddings": {},
+}
+_ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
+    "/v1/chat/completions": TypeAdapter(_Chat),
+    "/v1/completions": TypeAdapter(_Completion),
+    "/v1/embeddings": TypeAdapter(_Embeddings),
+}
+# Ollama refuses OpenAI's words at both ends.
+_EFFORTS: Final[Mapping[str, str]] = {"minimal": "low", "xhigh": "high"}
+
+
+def parse_request(path: str, raw: bytes, *, default_max_output: MaxOutput) -> Request:
+    """Return the checked request in `raw`; raises ApiError 400. Whether its model exists is not checked."""
+    return build_request(path, read_json(raw), default_max_output=default_max_output)
+
+
+def read_json(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body; raises ApiError 400. Nesting is bounded, surrogates are paired."""
+    try:
+        body = from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise bad_request(f"The body is no JSON ({error}): send a JSON object in UTF-8.") from None
+    if not isinstance(body, dict):
+        raise bad_request(f"The body is {_JSON_NAMES[type(body)]}: send a JSON object.")
+    return body
+
+
+def build_request(path: str, body: dict[str, Any], *, default_max_output: MaxOutput) -> Request:
+    """Return the checked request that `body` asks for at `path`; raises ApiError 400."""
+    refuse(body, _REFUSED[path])
+    if path == "/v1/completions":
+        body = _with_single_prompt(body)
+    elif path == "/v1/embeddings":
+        _refuse_token_ids("input", body.get("input"))
+    checked = validated(_ADAPTERS[path], body)
+    lower_to = _lower_to(checked.pop("service_tier", None), checked.pop("priority", 0))
+    want_usage = False
+    if path != "/v1/embeddings":
+        want_usage = _settle_stream(checked)
+        _bound_output(checked, default_max_output(checked["model"]))
+    if path == "/v1/chat/completions":
+        _settle_tools(checked, body.get("tool_choice"))
+        prompt_bytes = _settle_chat(checked)
+    else:
+        prompt_bytes = _text_bytes(checked)
+    return Request(
+        path=path,
+        model=checked["model"],
+        stream=checked.get("stream", False),
+        want_usage=want_usage,
+        lower_to=lower_to,
+        body=checked,
+        prompt_bytes=prompt_bytes,
+        has_tools="tools" in checked,
+        has_images=any(isinstance(message["content"], list) for message in checked.get("messages", ())),
+    )
+
+
+def refuse(body: Mapping[str, Any], refused: Refused) -> None:
+    """Raise ApiError 400 for the first field that asks for what no engine does."""
+    for name, (harmless, remedy) in refused.items():
+        if name in body and body[name] not in harmless:
+            raise bad_request(f"Unsupported parameter: '{name}': {remedy}", name, "unsupported_parameter")
+
+
+def validated(adapter: TypeAdapter[Any], body: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that the type knows, without nulls; raises ApiError 400 that names the field."""
+    try:
+        checked = adapter.validate_python(body, strict=True)
+    except ValidationError as error:
+        raise _in_openai_words(error.errors(include_url=False)[0]) from None
+    return {name: value for name, value in checked.items() if value is not None}
+
+
+def _lower_to(service_tier: str | None, priority: int) -> Class | None:
+    if service_tier == "flex" or priority >= 100:
+        return "low"
+    return "normal" if priority else None
+
+
+def _settle_stream(checked: dict[str, Any]) -> bool:
+    """Ask the engine for a stream's usage; return whether the client asked for it."""
+    options = checked.pop("stream_options", None)
+    if checked.setdefault("stream", False):
+        checked["stream_options"] = {"include_usage": True}
+        return bool(options and options.get("include_usage"))
+    if options is not None:
+        raise bad_request(
+            "The 'stream_options' parameter is only allowed when 'stream' is true.", "stream_options"
+        )
+    return False
+
+
+def _bound_output(checked: dict[str, Any], bound: int | None) -> None:
+    bounds = (checked.pop("max_completion_tokens", None), checked.get("max_tokens"), bound)
+    if known := [tokens for tokens in bounds if tokens is not None]:
+        checked["max_tokens"] = min(known)
+
+
+def _settle_tools(chat: dict[str, Any], choice: object) -> None:
+    if not chat.get("tools") or choice == "none":
+        chat.pop("tools", None)
+        chat.pop("parallel_tool_calls", None)
+
+
+def _settle_chat(chat: dict[str, Any]) -> int:
+    """Settle what one field cannot say alone; return the bytes of the prompt."""
+    if chat.get("top_logprobs") and not chat.get("logprobs"):
+        raise bad_request(
+            "The 'top_logprobs' parameter is only allowed when 'logprobs' is true.", "top_logprobs"
+        )
+    if effort := chat.get("reasoning_effort"):
+        chat["reasoning_effort"] = _EFFORTS.get(effort, effort)
+    _json_bytes(chat.get("response_format"), "response_format")
+    chat["messages"] = [_settled_message(message, index) for index, message in enumerate(chat["messages"])]
+    tools = _json_bytes(chat["tools"], "tools") if "tools" in chat else 0
+    return tools + sum(_message_bytes(message) for message in chat["messages"])
+
+
+def _settled_message(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """Return a message in the form that every engine takes."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    if content is None and not calls:
+        raise _missing(f"messages[{index}].content")
+    if isinstance(content, list) and all(part["type"] == "text" for part in content):
+        # Ollama would make a message of each part, lose a tool's id, and join them with an empty line.
+        content = "\n\n".join(part["text"] for part in content)
+    # Templates know no developer and would leave the message out.
+    role = "system" if message["role"] == "developer" else message["role"]
+    return {name: value for name, value in message.items() if value} | {"role": role, "content": content}
+
+
+def _message_bytes(message: dict[str, Any]) -> int:
+    content = message["content"]
+    texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content or ()]
+    texts += [text for call in message.get("tool_calls", ()) for text in call["function"].values()]
+    texts.append(message.get("reasoning", ""))
+    return sum(len(text.encode()) for text in texts)
+
+
+def _text_bytes(checked: dict[str, Any]) -> int:
+    text = checked["input"] if "input" in checked else checked["prompt"] + checked.get("suffix", "")
+    return sum(len(part.encode()) for part in ([text] if isinstance(text, str) else text))
+
+
+def _json_bytes(value: object, param: str) -> int:
+    try:
+        return len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError:
+        raise bad_request(f"Invalid '{param}': a number in it is too big.", param, "invalid_value") from None
+
+
+def _with_single_prompt(body: dict[str, Any]) -> dict[str, Any]:
+    prompt = body.get("prompt")
+    _refuse_token_ids("prompt", prompt)
+    if not isinstance(prompt, list):
+        return body
+    if len(prompt) != 1:
+        raise bad_request(
+            "Invalid 'prompt': send one text, and a request for each more.", "prompt", "invalid_value"
+        )
+    return body | {"prompt": prompt[0]}
+
+
+def _refuse_token_ids(param: str, value: object) -> None:
+    if isinstance(value, list) and value and isinstance(value[0], int | list):
+        raise bad_request(
+            f"Invalid type for '{param}': engines take no token ids: send text.", param, "invalid_type"
+        )
+
+
+_JSON_NAMES: Final[Mapping[type, str]] = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a decimal",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+}
+_EXPECTED: Final[Mapping[str, str]] = {
+    "bool_type": "a boolean",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "string_type": "a string",
+    "list_type": "an array",
+    "dict_type": "an object",
+}
+
+
+# What a bound says, and the end of OpenAI's code for it; the code starts with the type of the value.
+_BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
+    "greater_than_equal": ("a value >= {ge}", "below_min_value"),
+    "less_than_equal": ("a value <= {le}", "above_max_value"),
+    "too_short": ("a minimum length of {min_length}", "below_min_length"),
+    "too_long": ("a maximum length of {max_length}", "above_max_length"),
+    "string_too_short": ("a minimum length of {min_length}", "below_min_length"),
+    "string_too_long": ("a maximum length of {max_length}", "above_max_length"),
+    "string_pattern_mismatch": ("a string that matches {pattern}", "does_not_match_pattern"),
+}
+
+
+def _in_openai_words(error: ErrorDetails) -> ApiError:
+    """Return a finding of pydantic's as OpenAI would word it."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    param = _param(error["loc"])
+    if kind == "missing":
+        return _missing(param)
+    if kind == "literal_error":
+        return _unsupported(param, value, context["expected"])
+    if kind == "by_field" and isinstance(value, dict):
+        field, _, supported = error["msg"].partition("|")
+        param = f"{param}.{field}"
+        return _unsupported(param, value[field], supported) if field in value else _missing(param)
+    if kind in _BOUNDS:
+        expected, code = _BOUNDS[kind]
+        code = f"{_JSON_NAMES[type(value)].split()[-1]}_{code}"
+        return bad_request(f"Invalid '{param}': expected {expected.format(**context)}.", param, code)
+    if kind == "value":
+        return bad_request(f"Invalid '{param}': {error['msg']}.", param, "invalid_value")
+    expected = error["msg"] if kind == "text_or" else _EXPECTED.get(kind, "an object")
+    message = f"Invalid type for '{param}': expected {expected}, but got {_JSON_NAMES[type(value)]} instead."
+    return bad_request(message, param, "invalid_type")
+
+
+def _param(loc: tuple[int | str, ...]) -> str:
+    """Return the place of an error as OpenAI writes it: messages[0].content."""
+    parts = [
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc if not str(part).startswith("#")
+    ]
+    return "".join(parts).removeprefix(".")
+
+
+def _missing(param: str) -> ApiError:
+    return bad_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+
+
+def _unsupported(param: str, value: object, supported: str) -> ApiError:
+    shown = _JSON_NAMES[type(value)] if isinstance(value, list | dict) else f"'{str(value)[:40]}'"
+    return bad_request(
+        f"Invalid value for '{param}': {shown}. Supported: {supported}.", param, "invalid_value"
+    )
