@@ -42,7 +42,7 @@ EXAMPLES = r"""
 - name: Look for names that the inventory should not set
   inventory_check:
     known: [ollama_models, litellm_extra_backends]
-    wired: {litellm_backends: litellm_extra_backends}
+    wired: {litellm_engines: litellm_extra_backends}
   delegate_to: localhost
   run_once: true
   register: preflight_names

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 KNOWN = ["ollama_context_length", "ollama_models", "litellm_extra_backends", "bedplate_bind_address"]
-WIRED = {"litellm_backends": "litellm_extra_backends", "exporter_targets": "name the host in group inference"}
+WIRED = {"litellm_engines": "litellm_extra_backends", "exporter_targets": "name the host in group inference"}
 
 PLAY = """
 - name: Check the names
@@ -58,7 +58,7 @@ class Site:
         self.out = path / "out.json"
         self.write("site.yml", "- name: Import\n  ansible.builtin.import_playbook: playbooks/check.yml\n")
         self.write("playbooks/check.yml", PLAY.format(known=KNOWN, wired=json.dumps(WIRED), out=self.out))
-        self.write("playbooks/group_vars/all.yml", "litellm_backends: [ours]\nollama_from_the_playbook: 1\n")
+        self.write("playbooks/group_vars/all.yml", "litellm_engines: [ours]\nollama_from_the_playbook: 1\n")
         self.write("group_vars/all.yml", "ollama_from_the_root: 1\n")
         plugins = path / "playbooks/action_plugins"
         plugins.mkdir()
@@ -127,9 +127,9 @@ def test_edits(plugin: ModuleType, left: str, right: str, distance: int) -> None
             "remove it or rename it.",
         ),
         (
-            "litellm_backends",
+            "litellm_engines",
             "wired",
-            "litellm_backends is set for group inference, but Bedplate sets it itself; "
+            "litellm_engines is set for group inference, but Bedplate sets it itself; "
             "set litellm_extra_backends instead.",
         ),
         (
@@ -157,7 +157,7 @@ def test_names_that_are_fine(plugin: ModuleType, name: str) -> None:
 
 
 def test_a_wired_name_stays_wired_where_it_is_also_known(plugin: ModuleType) -> None:
-    found = plugin.check_names({"litellm_backends": ["host a"]}, [*KNOWN, "litellm_backends"], WIRED)
+    found = plugin.check_names({"litellm_engines": ["host a"]}, [*KNOWN, "litellm_engines"], WIRED)
     assert [finding.kind for finding in found] == ["wired"]
 
 
@@ -181,14 +181,14 @@ def test_group_names(plugin: ModuleType) -> None:
 def test_ini_inventory_and_its_group_vars(site: Site) -> None:
     site.write(
         "inventory/mine/hosts.ini",
-        "[inference]\ngpu1 litellm_backends=x\n[infrence]\ngpu2\n[inference:vars]\n"
+        "[inference]\ngpu1 litellm_engines=x\n[infrence]\ngpu2\n[inference:vars]\n"
         "ollama_context_lenght=4096\n[gateway]\ngpu1\n[monitering]\ngpu1\n",
     )
     site.write("inventory/mine/group_vars/gateway/main.yml", "__litellm_port: 1\nollama_models: []\n")
     site.write("inventory/mine/host_vars/gpu1.yml", "bedplate_bind_adress: 127.0.0.1\n")
     found = site.check("-i", "inventory/mine/hosts.ini")
     assert {name: (f["kind"], f["host_or_group"]) for name, f in found.items()} == {
-        "litellm_backends": ("wired", "host gpu1"),
+        "litellm_engines": ("wired", "host gpu1"),
         "ollama_context_lenght": ("typo", "group inference"),
         "__litellm_port": ("internal", "group gateway"),
         "bedplate_bind_adress": ("typo", "host gpu1"),
@@ -199,7 +199,7 @@ def test_ini_inventory_and_its_group_vars(site: Site) -> None:
 
 def test_dynamic_inventory_and_extra_vars(site: Site) -> None:
     inventory = {
-        "inference": {"hosts": ["gpu1"], "vars": {"litellm_backends": []}},
+        "inference": {"hosts": ["gpu1"], "vars": {"litellm_engines": []}},
         "_meta": {"hostvars": {"gpu1": {"ollama_modells": []}}},
     }
     script = f"#!{sys.executable}\nimport json\nprint(json.dumps({inventory!r}))\n"
@@ -208,7 +208,7 @@ def test_dynamic_inventory_and_extra_vars(site: Site) -> None:
     extra = ("-e", "ollama_contxt_length=8", "-e", "@settings.yml", "-e", '{"ollama_models": []}')
     found = site.check("-i", "inventory/lab/hosts", *extra)
     assert {name: (f["kind"], f["host_or_group"]) for name, f in found.items()} == {
-        "litellm_backends": ("wired", "group inference"),
+        "litellm_engines": ("wired", "group inference"),
         "ollama_modells": ("typo", "host gpu1"),
         "ollama_contxt_length": ("typo", "extra vars"),
         "exporter_targets": ("wired", "extra vars"),

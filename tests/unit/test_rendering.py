@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 from bedplate_dashboard.settings import load
-from bedplate_gateway.keys import parse_keys
-from rendering import Stack
+from bedplate_gateway.keys import KeysFile
+from bedplate_gateway.settings import Settings
+from rendering import Rendered, Stack
 
 STOCK_UNITS = Path("/usr/lib/systemd/system")
 # Points of `systemd-analyze security`, in tenths: 3.0.
@@ -184,37 +185,51 @@ def test_models_on_another_disk(stack: Stack) -> None:
     assert "ReadWritePaths" not in stack.hosts["gpu2"].units["ollama.service"]
 
 
-def test_litellm_gets_the_settings_it_was_promised(stack: Stack) -> None:
-    (rendered,) = (rendered for rendered in stack.hosts.values() if "config.yaml" in rendered.files)
-    config = yaml.safe_load(rendered.files["config.yaml"])
-    assert config["litellm_settings"]["request_timeout"] == 120
-    assert config["litellm_settings"]["callbacks"] == ["prometheus"]
-    assert config["router_settings"]["num_retries"] == 1
-    assert config["router_settings"]["enable_pre_call_checks"] is False
-    assert config["router_settings"]["disable_cooldowns"] is True
-    assert config["general_settings"]["background_health_checks"] is False
-    assert config["general_settings"]["health_check_interval"] == 300
-    assert config["general_settings"]["custom_auth"] == "bedplate_gateway.custom_auth.user_api_key_auth"
-    assert config["model_list"] == [
-        {
-            "model_name": backend["model"],
-            "litellm_params": {
-                "model": f"openai/{backend['model']}",
-                "api_base": backend["url"],
-                "api_key": "none",
-            },
-        }
-        for backend in rendered.wiring["litellm_backends"]
-    ]
-    assert "LITELLM_LOCAL_MODEL_COST_MAP=True\n" in rendered.files["litellm.env"]
+def gateway(stack: Stack) -> Rendered:
+    """What a stack's gateway host gets."""
+    (rendered,) = (rendered for rendered in stack.hosts.values() if "gateway.json" in rendered.files)
+    return rendered
 
 
-def test_the_gateway_reads_the_keys_file(stack: Stack) -> None:
-    (rendered,) = (rendered for rendered in stack.hosts.values() if "keys.json" in rendered.files)
-    keys = {key.alias: key for key in parse_keys(rendered.files["keys.json"], "keys.json").values()}
-    assert keys.keys() == {"default", "verify", "dashboard", "canary"}
+def test_the_gateway_reads_its_settings(stack: Stack) -> None:
+    rendered = gateway(stack)
+    settings = Settings.model_validate_json(rendered.files["gateway.json"])
+    dumped = settings.model_dump(exclude_defaults=True, mode="json")
+    assert list(dumped["engines"]) == rendered.wiring["litellm_engines"]
+    assert f"http://{settings.api.address}:{settings.api.port}" == rendered.wiring["litellm_url"]
+    assert settings.metrics.allowed_clients == {*rendered.wiring["litellm_metrics_allowed_clients"]}
+    # The role's defaults and the gateway's are the same.
+    more = {"api", "metrics", "engines", "keys_file", "state_dir"}
+    if stack.name == "two-engines":
+        assert dumped["models"] == {"llama3.2:3b": {"tpm": 50000, "max_output_tokens": 2048}}
+        assert dumped["queues"] == {"low": {"size": 50, "seconds": 600}}
+        assert settings.refuse_truncation
+    else:
+        assert dumped.keys() == more
+
+
+def test_the_gateway_reads_its_keys(stack: Stack) -> None:
+    keys = {key.alias: key for key in KeysFile.model_validate_json(gateway(stack).files["keys.json"]).keys}
+    service = {"verify", "verify-limit", "dashboard", "canary"}
     assert (keys["default"].rpm, keys["default"].tpm, keys["default"].max_parallel) == (100, 1000, None)
-    assert (keys["verify"].rpm, keys["verify"].tpm) == (60, None)
+    assert (keys["verify-limit"].rpm, keys["verify-limit"].tpm) == (10, None)
+    if stack.name == "two-engines":
+        assert keys.keys() == {"default", "night", "gone", *service}
+        assert (keys["night"].priority_class, keys["night"].models) == ("low", {"other"})
+        assert str(keys["night"].expires) == "2027-01-31 00:00:00+00:00"
+        assert keys["gone"].revoked
+    else:
+        assert keys.keys() == {"default", *service}
+
+
+def test_the_key_of_an_engine_stands_in_the_settings_alone(stack: Stack) -> None:
+    files = [
+        name
+        for rendered in stack.hosts.values()
+        for name, text in {**rendered.units, **rendered.files}.items()
+        if "sk-of-another-server" in text
+    ]
+    assert files == (["gateway.json"] if stack.name == "two-engines" else [])
 
 
 def test_the_dashboard_reads_its_settings(stack: Stack, tmp_path: Path) -> None:

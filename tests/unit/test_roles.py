@@ -170,3 +170,20 @@ def test_preflight_asks_every_role_that_validates() -> None:
     ]
     assert sorted(asked) == [role for role in ROLES if (ROOT / f"roles/{role}/tasks/validate.yml").exists()]
     assert {play["tags"] for play in plays} == {"always"}
+
+
+def test_the_wiring_assumes_the_defaults_of_the_roles() -> None:
+    """Defaults of roles cannot be read from outside, so group_vars name some again."""
+    defaults = {
+        name: value
+        for role in ROLES
+        for name, value in (load(ROOT / f"roles/{role}/defaults/main.yml") or {}).items()
+    }
+    named = [
+        (name, int(value))
+        for file in (ROOT / "playbooks").rglob("*.yml")
+        for name, value in re.findall(r"\b([a-z_]+) \| default\((\d+)\)", file.read_text())
+        if name in defaults
+    ]
+    assert len(named) > 10
+    assert [(name, value) for name, value in named if defaults[name] != value] == []

@@ -8,9 +8,11 @@ from rendering import Stack
 
 SERVICE_KEYS = [
     {"alias": "verify", "rpm": 60},
+    {"alias": "verify-limit", "rpm": 10},
     {"alias": "dashboard", "rpm": 120},
     {"alias": "canary", "rpm": 10},
 ]
+SMALL = {"name": "smollm2:135m", "slots": 2, "context": 8192}
 # These follow from the checkout and the user's home, not from the inventory.
 PLACES = {"bedplate_managed", "bedplate_template_dir", "bedplate_secrets_file", "litellm_secrets_file"}
 
@@ -25,6 +27,11 @@ def all_hosts(address: str, clients: list[str], **more: Any) -> dict[str, Any]:
     }
 
 
+def engine(name: str, url: str, *models: dict[str, Any], loaded: int = 1) -> dict[str, Any]:
+    """An inference host as its gateways see it."""
+    return {"name": name, "kind": "ollama", "url": url, "models_at_once": loaded, "models": list(models)}
+
+
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "one-box": {
         "box": {
@@ -37,12 +44,14 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "exporter_ollama_url": "http://127.0.0.1:11434",
             "litellm_listen_address": "127.0.0.1",
             "litellm_url": "http://127.0.0.1:8000",
-            "litellm_backends": [{"model": "smollm2:135m", "url": "http://127.0.0.1:11434/v1"}],
+            "litellm_metrics_listen_address": "127.0.0.1",
+            "litellm_metrics_allowed_clients": ["127.0.0.1"],
+            "litellm_engines": [engine("box", "http://127.0.0.1:11434", SMALL)],
             "litellm_service_keys": SERVICE_KEYS,
             "prometheus_listen_address": "127.0.0.1",
             "prometheus_url": "http://127.0.0.1:9090",
             "prometheus_targets": [
-                {"job": "litellm", "host": "box", "address": "127.0.0.1:9464", "path": "/metrics/"},
+                {"job": "litellm", "host": "box", "address": "127.0.0.1:9464"},
                 {"job": "ollama", "host": "box", "address": "127.0.0.1:9101"},
                 {"job": "prometheus", "host": "box", "address": "127.0.0.1:9090"},
                 {"job": "dashboard", "host": "box", "address": "127.0.0.1:3001"},
@@ -72,7 +81,9 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             **all_hosts("10.1.0.2", ["10.1.0.3", "10.1.0.2"]),
             "litellm_listen_address": "10.1.0.2",
             "litellm_url": "http://10.1.0.2:8000",
-            "litellm_backends": [{"model": "smollm2:135m", "url": "http://10.1.0.1:11434/v1"}],
+            "litellm_metrics_listen_address": "10.1.0.2",
+            "litellm_metrics_allowed_clients": ["127.0.0.1", "10.1.0.3", "10.1.0.2"],
+            "litellm_engines": [engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})],
             "litellm_service_keys": SERVICE_KEYS,
         },
         "eye": {
@@ -80,7 +91,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "prometheus_listen_address": "127.0.0.1",
             "prometheus_url": "http://127.0.0.1:9090",
             "prometheus_targets": [
-                {"job": "litellm", "host": "door", "address": "10.1.0.2:9464", "path": "/metrics/"},
+                {"job": "litellm", "host": "door", "address": "10.1.0.2:9464"},
                 {"job": "ollama", "host": "gpu1", "address": "10.1.0.1:9101"},
                 {"job": "prometheus", "host": "eye", "address": "127.0.0.1:9090"},
                 {"job": "dashboard", "host": "eye", "address": "127.0.0.1:3001"},
@@ -117,17 +128,30 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "bedplate_download_environment": {"https_proxy": "http://10.2.0.9:3128"},
             "litellm_listen_address": "10.2.0.3",
             "litellm_url": "http://10.2.0.3:18000",
-            "litellm_backends": [
-                {"model": "smollm2:135m", "url": "http://10.2.0.1:21434/v1"},
-                {"model": "llama3.2:3b", "url": "http://10.2.0.1:21434/v1"},
-                {"model": "smollm2:135m", "url": "http://10.2.0.2:21434/v1"},
-                {"model": "other", "url": "http://10.2.0.8:8000/v1"},
+            "litellm_metrics_listen_address": "127.0.0.1",
+            "litellm_metrics_allowed_clients": ["127.0.0.1"],
+            "litellm_engines": [
+                engine("gpu1", "http://10.2.0.1:21434", SMALL, {**SMALL, "name": "llama3.2:3b"}, loaded=2),
+                engine("gpu2", "http://10.2.0.2:21434", SMALL),
+                {
+                    "name": "rack9",
+                    "kind": "openai",
+                    "url": "http://10.2.0.8:8000",
+                    "api_key": "sk-of-another-server",
+                    "models": [{"name": "other", "slots": 16, "context": 32768}],
+                },
+                {
+                    "name": "rack10",
+                    "kind": "openai",
+                    "url": "https://10.2.0.9/llm",
+                    "models": [{"name": "more", "slots": 4}],
+                },
             ],
             "litellm_service_keys": SERVICE_KEYS,
             "prometheus_listen_address": "10.2.0.3",
             "prometheus_url": "http://10.2.0.3:19090",
             "prometheus_targets": [
-                {"job": "litellm", "host": "front", "address": "10.2.0.3:19464", "path": "/metrics/"},
+                {"job": "litellm", "host": "front", "address": "127.0.0.1:19464"},
                 {"job": "ollama", "host": "gpu1", "address": "10.2.0.1:19101"},
                 {"job": "ollama", "host": "gpu2", "address": "10.2.0.2:19101"},
                 {"job": "prometheus", "host": "front", "address": "10.2.0.3:19090"},
