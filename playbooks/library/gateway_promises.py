@@ -1,0 +1,299 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Asks the gateway as clients would, and judges what it promises about keys, paths, models and limits."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: gateway_promises
+short_description: Prove on the running gateway what clients are promised
+description:
+  - Asks for the models, without a key, with a wrong one, and at paths that are closed.
+  - Uses a key's requests of this minute up with the smallest questions there are (one token each), all at
+    once, and one more, which must be refused. What was used before counts, nothing is waited for.
+  - Returns lines for verify's report and never fails on what was seen.
+options:
+  url:
+    description: The gateway's address without /v1.
+    type: str
+    required: true
+  key:
+    description: The key that asks for the models.
+    type: str
+    required: true
+  limit_key:
+    description: A key with a limit of requests that nothing else uses.
+    type: str
+    required: true
+  models:
+    description: The declared models.
+    type: list
+    elements: str
+    required: true
+author: Bedplate
+"""
+
+EXAMPLES = r"""
+- name: Ask the gateway
+  gateway_promises:
+    url: http://127.0.0.1:8000
+    key: "{{ verify_key }}"
+    limit_key: "{{ verify_limit_key }}"
+    models: ["llama3.2:3b"]
+  register: promises
+"""
+
+RETURN = r"""
+checks:
+  description: One entry a promise, as verify's report has them.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name: {description: The promise., type: str}
+    ok: {description: Whether it holds; null where it could not be asked., type: bool}
+    seen: {description: What was seen., type: str}
+    next: {description: The command to type next., type: str}
+"""
+
+# A question waits in the queue and for the engine.
+ANSWER_SECONDS = 150.0
+LIST_SECONDS = 10.0
+WINDOW_SECONDS = 60
+CLOSED = (
+    ("GET", "/health"),
+    ("GET", "/metrics"),
+    ("GET", "/docs"),
+    ("GET", "/openapi.json"),
+    ("GET", "/ui"),
+    ("GET", "/models"),
+    ("GET", "/v1/files"),
+    ("POST", "/v1/audio/speech"),
+    ("POST", "/key/generate"),
+)
+LOOK = "journalctl -u litellm -n 50"
+KEYS = "ansible-playbook site.yml --tags keys"
+Check = dict[str, Any]
+
+
+class Answer(NamedTuple):
+    """One answer; `status` is -1 where none came. Times are monotonic seconds."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    started: float
+    ended: float
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object of the body, empty where it is none."""
+        try:
+            document = json.loads(self.body)
+        except ValueError:
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    def number(self, header: str) -> int:
+        """Return a header as a whole number, -1 where it is none."""
+        text = self.headers.get(header, "")
+        return int(text) if text.isdecimal() else -1
+
+    def error_code(self) -> str:
+        """Return the code of an error in OpenAI's shape, empty where there is none."""
+        error = self.document().get("error")
+        return str(error.get("code")) if isinstance(error, dict) else ""
+
+
+class Gateway:
+    """The gateway as a client sees it."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is without /v1."""
+        self.url = url
+        self._address = urlsplit(url).netloc
+
+    def ask(self, method: str, path: str, key: str | None = None, body: object = None) -> Answer:
+        """Send one request on a connection of its own."""
+        connection = HTTPConnection(self._address, timeout=LIST_SECONDS if body is None else ANSWER_SECONDS)
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        started = time.monotonic()
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, names, response.read(), started, time.monotonic())
+        except (OSError, HTTPException):
+            return Answer(-1, {}, b"", started, time.monotonic())
+        finally:
+            connection.close()
+
+    def chat(self, key: str, model: str) -> Answer:
+        """Ask the smallest question."""
+        body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
+        return self.ask("POST", "/v1/chat/completions", key, body)
+
+    def seen(self, answer: Answer) -> str:
+        """Say what an answer was."""
+        if answer.status == -1:
+            return f"the gateway does not answer at {self.url}"
+        return f"status {answer.status}{' ' * bool(answer.error_code())}{answer.error_code()}"
+
+
+def check(name: str, ok: bool | None, seen: str, next_command: str = LOOK) -> Check:
+    """Return one line of verify's report."""
+    return {"name": name, "ok": ok, "seen": seen, "next": next_command}
+
+
+def check_models(gateway: Gateway, listed: Answer, key: str, declared: list[str]) -> Check:
+    """Judge the list of models; one that is missing is asked for, to learn why."""
+    name = "the gateway lists every declared model"
+    if listed.status == 401:
+        return check(name, False, "the key `verify` is refused with 401", KEYS)
+    if listed.status != 200:
+        return check(name, False, gateway.seen(listed))
+    names = model_names(listed)
+    missing = [model for model in declared if model not in names]
+    if not missing:
+        return check(name, True, ", ".join(names))
+    why = gateway.chat(key, missing[0])
+    return check(
+        name,
+        False,
+        f"{', '.join(names) or 'no model'}; {missing[0]}: {gateway.seen(why)}",
+        "ansible-playbook site.yml --tags litellm" if why.status == 404 else LOOK,
+    )
+
+
+def model_names(listed: Answer) -> list[str]:
+    """Return the names in a list of models."""
+    data = listed.document().get("data")
+    return [str(model.get("id")) for model in data] if isinstance(data, list) else []
+
+
+def check_refused(gateway: Gateway, what: str, key: str | None) -> Check:
+    """Judge a request that must get 401."""
+    answer = gateway.ask("GET", "/v1/models", key)
+    return check(f"a request {what} is refused", answer.status == 401, gateway.seen(answer))
+
+
+def check_closed(gateway: Gateway, key: str) -> Check:
+    """Judge the paths that are not for clients."""
+    name = "paths that are not for clients are closed"
+    answers = [(path, gateway.ask(method, path, key)) for method, path in CLOSED]
+    if all(answer.status == -1 for _, answer in answers):
+        return check(name, False, gateway.seen(answers[0][1]))
+    others = [f"{path}: {gateway.seen(answer)}" for path, answer in answers if answer.status != 404]
+    return check(name, not others, ", ".join(others) or f"{len(CLOSED)} paths, each 404")
+
+
+def spend(gateway: Gateway, key: str, models: list[str]) -> list[Answer]:
+    """Ask until one is refused for the limit: one question, then as many at once as are left, and one more.
+
+    The first of the models that knows chat is asked.
+    """
+    for model in models:
+        answers = [gateway.chat(key, model)]
+        if answers[0].status != 400:
+            break
+    # What was used a minute ago may become free meanwhile, hence up to three rounds.
+    for _ in range(3):
+        left = min((answer.number("x-ratelimit-remaining-requests") for answer in answers), default=-1)
+        if left < 0 or any(answer.status != 200 for answer in answers):
+            break
+        with ThreadPoolExecutor(left + 1) as pool:
+            answers += pool.map(lambda _: gateway.chat(key, model), range(left + 1))
+    return answers
+
+
+def check_limit(gateway: Gateway, answers: list[Answer]) -> Check:
+    """Judge the requests of `spend`."""
+    name = "the request over the limit is refused"
+    passed = [answer for answer in answers if answer.status == 200]
+    refused = [answer for answer in answers if answer.error_code() == "rate_limit_exceeded"]
+    others = [answer for answer in answers if answer not in passed + refused]
+    if others:
+        key_refused = others[0].status == 401
+        seen = "the key `verify-limit` is refused with 401" if key_refused else gateway.seen(others[0])
+        return check(name, False, seen, KEYS if key_refused else LOOK)
+    if not refused:
+        return check(name, False, f"{len(passed)} of {len(passed)} passed")
+    wait = refused[0].number("retry-after")
+    seen = (
+        f"{len(passed)} passed, then 429 with Retry-After {refused[0].headers.get('retry-after', 'missing')}"
+    )
+    limit = refused[0].number("x-ratelimit-limit-requests")
+    exact = len(passed) <= limit and len(refused) == 1
+    return check(
+        name, exact and 1 <= wait <= WINDOW_SECONDS and suffices(wait, passed, refused[0], limit), seen
+    )
+
+
+def suffices(wait: int, passed: list[Answer], refused: Answer, limit: int) -> bool:
+    """Say whether a place is free after `wait` seconds, as far as it is known when the first request came."""
+    if len(passed) < limit:
+        return True
+    return refused.ended + wait >= min(answer.started for answer in passed) + WINDOW_SECONDS
+
+
+def check_headers(answers: list[Answer]) -> Check:
+    """Judge the headers that tell clients what is left."""
+    wanted = [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
+    missing = sorted({header for answer in answers for header in wanted if header not in answer.headers})
+    seen = f"missing: {', '.join(missing)}" if missing else ", ".join(wanted)
+    return check("answers say what is left of the limits", not missing, seen)
+
+
+def check_limits(gateway: Gateway, limit_key: str, models: list[str]) -> list[Check]:
+    """Judge limits and headers."""
+    if not models:
+        return [
+            check(name, None, "no model can be asked")
+            for name in ("the request over the limit is refused", "answers say what is left of the limits")
+        ]
+    answers = spend(gateway, limit_key, models)
+    told = [answer for answer in answers if answer.status in (200, 429)]
+    return [check_limit(gateway, answers), check_headers(told or answers)]
+
+
+def promises(gateway: Gateway, key: str, limit_key: str, declared: list[str]) -> list[Check]:
+    """Return every check."""
+    listed = gateway.ask("GET", "/v1/models", key)
+    ready = gateway.ask("GET", "/health/readiness")
+    return [
+        check_models(gateway, listed, key, declared),
+        check("the gateway says that it is ready", ready.status == 200, gateway.seen(ready)),
+        check_refused(gateway, "without a key", None),
+        check_refused(gateway, "with a wrong key", "sk-wrong"),
+        check_closed(gateway, key),
+        *check_limits(gateway, limit_key, [model for model in declared if model in model_names(listed)]),
+    ]
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "key": {"type": "str", "required": True, "no_log": True},
+            "limit_key": {"type": "str", "required": True, "no_log": True},
+            "models": {"type": "list", "elements": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    checks = promises(Gateway(params["url"]), params["key"], params["limit_key"], params["models"])
+    module.exit_json(changed=False, checks=checks)
+
+
+if __name__ == "__main__":
+    main()
