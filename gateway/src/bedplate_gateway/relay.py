@@ -1,0 +1,172 @@
+"""A stream of server-sent events on its way from engine to client: bytes in, whole events out."""
+
+import json
+import re
+from typing import Any
+
+MOST_EVENT_BYTES = 4 * 1024 * 1024
+
+# In JSON a quote inside a text is escaped, so these can only be fields. Only what they find is parsed.
+SPECIAL = re.compile(rb'"usage":\s*\{|"error":|"model":\s*""|\[DONE\]')
+MODEL = re.compile(rb'"model":\s*("(?:[^"\\]|\\.)*")')
+# Ollama puts this into every event of /v1/completions once usage is asked for.
+EMPTY_USAGE = b',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
+
+
+def rename(body: bytes, model: str) -> bytes:
+    """Return an answer or event with the model's name as the client knows it, at the first place."""
+    found = MODEL.search(body)
+    if not found or found.group(1) == b'""':
+        return body
+    wanted = json.dumps(model).encode()
+    return body if found.group(1) == wanted else body[: found.start(1)] + wanted + body[found.end(1) :]
+
+
+def usage_in(answer: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the tokens of prompt and completion; None where the engine did not count."""
+    usage = answer.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
+    if not isinstance(prompt, int) or not isinstance(completion, int) or prompt + completion <= 0:
+        return None
+    return prompt, completion
+
+
+def usage_field(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """Return OpenAI's usage object."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+class Relay:
+    """One stream. `failure` is what the engine said went wrong in it, `done` that it ended as it should."""
+
+    def __init__(self, model: str, *, want_usage: bool) -> None:
+        """Take the model's name for the client, and whether the client asked for the usage."""
+        self.usage: tuple[int, int] | None = None
+        self.events = 0
+        self.done = False
+        self.failure: str | None = None
+        self._model = model
+        self._want_usage = want_usage
+        self._rest = b""
+        self._last = b""
+        self._renames: bool | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the events that are whole now, for the client."""
+        buffer = self._rest + data
+        if b"\r" in buffer:
+            # A lone one at the end waits in the rest for its line feed.
+            buffer = buffer.replace(b"\r\n", b"\n")
+        end = buffer.rfind(b"\n\n") + 2
+        if end < 2:
+            end = 0
+        self._rest = buffer[end:]
+        if len(self._rest) > MOST_EVENT_BYTES:
+            self.failure = f"it sent an event of more than {MOST_EVENT_BYTES} bytes"
+            return b""
+        return self._pass(buffer[:end]) if end else b""
+
+    def end(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+        """Return what closes an answer that the engine ended without a reason.
+
+        Ollama does so after 30 equal tokens in a row. To the client that is a bound on the length, and the
+        tokens are the caller's estimate.
+        """
+        last = _json_of(self._last.rstrip(b"\n").rpartition(b"\n\n")[2])
+        choices = _choices_of(last) if last else []
+        if last is None or not choices:
+            self.failure = "it ended the answer too early"
+            return b""
+        closing = []
+        if choices[0].get("finish_reason") is None:
+            shape: dict[str, Any] = {"text": ""} if "text" in choices[0] else {"delta": {}}
+            closing.append(last | {"choices": [{"index": 0, **shape, "finish_reason": "length"}]})
+        if self._want_usage and self.usage is None:
+            closing.append(last | {"choices": [], "usage": usage_field(prompt_tokens, completion_tokens)})
+        self.done = True
+        return b"".join(map(_event_of, closing)) + b"data: [DONE]\n\n"
+
+    def _pass(self, events: bytes) -> bytes:
+        if self._renames is None and (found := MODEL.search(events)):
+            self._renames = found.group(1) != json.dumps(self._model).encode()
+        if EMPTY_USAGE in events:
+            events = events.replace(EMPTY_USAGE, b"")
+        if not SPECIAL.search(events):
+            self.events += events.count(b"\n\n")
+            self._last = events
+        else:
+            events = b"".join(map(self._inspect, events[:-2].split(b"\n\n")))
+        if self._renames:
+            return b"".join(rename(event + b"\n\n", self._model) for event in events[:-2].split(b"\n\n"))
+        return events
+
+    def _inspect(self, event: bytes) -> bytes:
+        """Return one event as the client is to see it, which may be nothing."""
+        if self.done or self.failure:
+            return b""
+        whole = event + b"\n\n"
+        if _data_of(event) == b"[DONE]":
+            self.done = True
+            return whole
+        chunk = _json_of(event)
+        if chunk is None:
+            return whole
+        # Ollama's own words are lost when it fails in a stream: what comes is an event of an unnamed model.
+        if chunk.get("error") or chunk.get("model") == "":
+            self.failure = words_of(chunk) or "it failed in the middle of the answer"
+            return b""
+        usage = usage_in(chunk)
+        if usage is None:
+            self.events += 1
+            self._last = whole
+            return whole
+        self.usage = usage
+        if any(map(_says_something, _choices_of(chunk))):
+            self.events += 1
+            self._last = whole
+            if not self._want_usage:
+                del chunk["usage"]
+                return _event_of(chunk)
+            return whole
+        if not self._want_usage:
+            return b""
+        return whole if chunk.get("choices") == [] else _event_of(chunk | {"choices": []})
+
+
+def words_of(answer: dict[str, Any]) -> str:
+    """Return what an engine's error says, in whichever of the usual places."""
+    error = answer.get("error", answer.get("detail", answer.get("message")))
+    if isinstance(error, dict):
+        error = error.get("message")
+    return error if isinstance(error, str) else ""
+
+
+def _choices_of(chunk: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = chunk.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    return bool(choice.get("delta") or choice.get("text") or choice.get("finish_reason"))
+
+
+def _data_of(event: bytes) -> bytes:
+    return b"\n".join(line[5:].lstrip() for line in event.split(b"\n") if line.startswith(b"data:"))
+
+
+def _json_of(event: bytes) -> dict[str, Any] | None:
+    try:
+        chunk = json.loads(_data_of(event))
+    except ValueError:
+        return None
+    return chunk if isinstance(chunk, dict) else None
+
+
+def _event_of(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
