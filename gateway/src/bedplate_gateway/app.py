@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from bedplate_gateway import responses
-from bedplate_gateway.admission import Admission, Ask, Lease, LocalAdmission, acquire, engine_unavailable
+from bedplate_gateway.admission import Admission, Ask, Lease, LocalAdmission, acquire
 from bedplate_gateway.engines import Engines
 from bedplate_gateway.errors import ApiError, ClientLeft, model_not_found
 from bedplate_gateway.keys import Key, Keys
@@ -207,7 +207,8 @@ class Gateway:
             record.path = MODELS
             key = self.keys.authenticate(client.header("authorization"))
             record.alias = key.alias
-            await self._answer_json(client, record, self._list_models(key, path[len(MODELS) + 1 :]))
+            headers = self.local.limits.headers(key.alias, "", time.monotonic())
+            await self._answer_json(client, record, self._list_models(key, path[len(MODELS) + 1 :]), headers)
         elif path == LIVELINESS:
             _only("GET", client)
             record.path = path
@@ -215,15 +216,22 @@ class Gateway:
         elif path == READINESS:
             _only("GET", client)
             record.path = path
-            if not any(map(self.local.scheduler.can_be_served, self._models)):
-                raise NOT_READY
+            self._check_ready()
             await self._answer_json(client, record, {"status": "ready"})
         else:
             raise _unknown_url(client)
 
-    async def _answer_json(self, client: Client, record: Record, document: dict[str, Any]) -> None:
+    async def _answer_json(
+        self, client: Client, record: Record, document: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> None:
         record.status = 200
-        await client.answer(200, json.dumps(document).encode(), {})
+        await client.answer(200, json.dumps(document).encode(), headers or {})
+
+    def _check_ready(self) -> None:
+        if not any(map(self.local.scheduler.can_be_served, self._models)):
+            names = ", ".join(engine.name for engine in self.settings.engines)
+            message = f"No engine serves a model now, of {names}: the operator sees why with: make health"
+            raise ApiError(503, "engine_unavailable", message, type="server_error")
 
     def _list_models(self, key: Key, model: str) -> dict[str, Any]:
         """Return the models that the key may use and an engine serves now, or the one that was asked for."""
@@ -322,7 +330,6 @@ INTERNAL_ERROR = ApiError(
     "The gateway failed: try again; the operator sees why with: journalctl -u litellm -n 50",
     type="server_error",
 )
-NOT_READY = engine_unavailable("of any engine")
 
 
 def _lowered(own: Class, wished: Class | None) -> Class:

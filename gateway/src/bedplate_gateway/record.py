@@ -15,7 +15,7 @@ NONE = "-"
 class Record:
     """One request.
 
-    `arrived` is a monotonic time; seconds are since then, but for `wait` in the queue and `service` on the engine.
+    `arrived` is a monotonic time; seconds are since then, but for `wait` (queue) and `service` (engine).
     """
 
     id: str
