@@ -70,7 +70,7 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         [gateway("refused", "HTTP 401")],
         "degraded",
         "It is unknown whether models can be served: the gateway refuses the dashboard's key (HTTP 401).",
-        "ansible-playbook site.yml --tags litellm,dashboard",
+        "ansible-playbook site.yml --tags keys",
         "the control machine",
     ),
     "one model not listed": (
@@ -115,19 +115,34 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         "ansible-playbook site.yml --tags ollama",
         "the control machine",
     ),
+    "every engine down, so that the gateway lists nothing": (
+        [gateway("answered"), host(0, "answered", None, ENGINE_DOWN), host(1, "answered", None, ENGINE_DOWN)],
+        "down",
+        "None of 2 declared models can be served: the engine on gpu1 is down, and 1 more fault.",
+        "journalctl -u ollama -n 50",
+        "gpu1",
+    ),
     "one exporter stopped": (
         [host(0, "failed", "connection refused")],
         "degraded",
-        "1 of 2 declared models can be served: the exporter on gpu1 does not work (connection refused), "
+        "All 2 declared models can be served, but the exporter on gpu1 does not work (connection refused), "
         "so its engine cannot be seen.",
         "journalctl -u bedplate-exporter -n 50",
         "gpu1",
     ),
-    "every exporter stopped says nothing about the engines": (
+    "every exporter stopped, but the gateway sees the engines": (
         [host(0, "failed", "connection refused"), host(1, "failed", "connection refused")],
         "degraded",
-        "It is unknown whether models can be served: the exporter on gpu1 does not work "
+        "All 2 declared models can be served, but the exporter on gpu1 does not work "
         "(connection refused), so its engine cannot be seen, and 1 more fault.",
+        "journalctl -u bedplate-exporter -n 50",
+        "gpu1",
+    ),
+    "every exporter stopped, and the gateway sees no engine": (
+        [gateway("answered"), host(0, "failed", "refused"), host(1, "failed", "refused")],
+        "down",
+        "None of 2 declared models can be served: the exporter on gpu1 does not work (refused), "
+        "so its engine cannot be seen, and 1 more fault.",
         "journalctl -u bedplate-exporter -n 50",
         "gpu1",
     ),

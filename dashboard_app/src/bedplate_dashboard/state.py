@@ -166,7 +166,7 @@ def judge(settings: Settings, seen: Observation) -> Verdict:
     models = tuple(
         _model(name, listed[name], settings.inference_hosts, seen) for name in settings.declared_models
     )
-    faults = tuple(_faults(settings, seen))
+    faults = tuple(_faults(settings, seen, models))
     state: State = "healthy"
     if models and all(model.can_be_served is False for model in models):
         state = "down"
@@ -285,7 +285,8 @@ def _model(
             chances.append(False)
         else:
             chances.append(placement.present)
-    on_an_engine = True if True in chances else None if None in chances else False
+    # The gateway lists what an engine serves, so its word counts where the exporter's is missing.
+    on_an_engine = True if True in chances else listed if None in chances else False
     known = (listed, on_an_engine)
     can_be_served = False if False in known else None if None in known else True
     shown = listed if seen.gateway.contact.outcome == "answered" else None
@@ -314,19 +315,24 @@ def _placement(name: str, answer: HostAnswer) -> Placement:
     )
 
 
-def _faults(settings: Settings, seen: Observation) -> list[Fault]:
+def _faults(settings: Settings, seen: Observation, models: tuple[ModelStatus, ...]) -> list[Fault]:
     """Everything that is wrong, the most telling first."""
     gateway: list[Fault] = []
     hosts: list[Fault] = []
     contact = seen.gateway.contact
     if contact.outcome == "refused":
         what = f"the gateway refuses the dashboard's key ({contact.error})"
-        gateway.append(Fault(what, "ansible-playbook site.yml --tags litellm,dashboard", CONTROL_MACHINE))
+        gateway.append(Fault(what, "ansible-playbook site.yml --tags keys", CONTROL_MACHINE))
     elif contact.outcome != "answered":
         what = f"the gateway does not work ({contact.error})"
         gateway.append(Fault(what, "journalctl -u litellm -n 50", GATEWAY_HOST))
     else:
-        missing = [name for name in settings.declared_models if name not in seen.gateway.models]
+        # A model whose engines are down or lack it is not listed either; that is said of the engines.
+        missing = [
+            model.name
+            for model in models
+            if not model.listed and any(placement.present for placement in model.placements)
+        ]
         if missing:
             what = f"the gateway does not list {_names(missing)}"
             gateway.append(Fault(what, "ansible-playbook site.yml --tags litellm", CONTROL_MACHINE))
