@@ -65,10 +65,10 @@ def _text_or_list(value: object) -> str | None:
     return "#text" if isinstance(value, str) else "#list" if isinstance(value, list) else None
 
 
-def by_field(field: str, *supported: str) -> Discriminator:
-    """Choose among an object's types by the value of a field; the tag of a type is # and its value."""
+def by_field(field: str, *supported: str, absent: str | None = None) -> Discriminator:
+    """Choose among types of objects by a field, `absent` where it is; a type's tag is # and the value."""
     return Discriminator(
-        lambda value: f"#{value.get(field)}" if isinstance(value, dict) else None,
+        lambda value: f"#{value.get(field, absent)}" if isinstance(value, dict) else None,
         custom_error_type="by_field",
         # A context of its own would make the type unhashable.
         custom_error_message=f"{field}|" + ", ".join(f"'{value}'" for value in supported),

@@ -1,0 +1,501 @@
+"""POST /v1/responses: LiteLLM translates it to a chat and the chat's answer back, and does nothing else.
+
+The gateway checks what comes and writes what goes out: only text, calls and reasoning pass through LiteLLM,
+and no model's name, id or usage of its making reaches a client.
+"""
+
+import gc
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any, Final, Literal, NotRequired, Required
+
+from pydantic import Field, Tag, TypeAdapter
+from typing_extensions import TypedDict
+
+from bedplate_gateway.errors import ApiError, bad_request
+from bedplate_gateway.schema import (
+    Arguments,
+    Common,
+    Effort,
+    ImageUrl,
+    Name,
+    NonEmpty,
+    PlainFormat,
+    Refused,
+    Temperature,
+    Tokens,
+    TopP,
+    by_field,
+    read_json,
+    refuse,
+    text_or,
+    validated,
+)
+
+log = logging.getLogger(__name__)
+
+
+class _Text(TypedDict):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
+class _Image(TypedDict):
+    type: Literal["input_image"]
+    image_url: ImageUrl
+    detail: NotRequired[Literal["auto", "low", "high"]]
+
+
+class _Refusal(TypedDict):
+    type: Literal["refusal"]
+    refusal: str
+
+
+_TextTypes = (
+    Annotated[_Text, Tag("#input_text")]
+    | Annotated[_Text, Tag("#output_text")]
+    | Annotated[_Text, Tag("#text")]
+)
+_UserPart = Annotated[
+    _TextTypes | Annotated[_Image, Tag("#input_image")], by_field("type", "input_text", "input_image")
+]
+_AssistantPart = Annotated[
+    _TextTypes | Annotated[_Refusal, Tag("#refusal")], by_field("type", "output_text", "refusal")
+]
+_UserContent = Annotated[
+    Annotated[str, Tag("#text")] | Annotated[list[_UserPart], Field(fail_fast=True), Tag("#list")],
+    text_or("a string or an array of input_text and input_image parts"),
+]
+_AssistantContent = Annotated[
+    Annotated[str, Tag("#text")] | Annotated[list[_AssistantPart], Field(fail_fast=True), Tag("#list")],
+    text_or("a string or an array of output_text parts"),
+]
+_TextContent = Annotated[
+    Annotated[str, Tag("#text")] | Annotated[list[_Text], Field(fail_fast=True), Tag("#list")],
+    text_or("a string or an array of input_text parts"),
+]
+
+
+class _SystemItem(TypedDict):
+    role: Literal["system", "developer"]
+    content: _TextContent
+
+
+class _UserItem(TypedDict):
+    role: Literal["user"]
+    content: _UserContent
+
+
+class _AssistantItem(TypedDict):
+    role: Literal["assistant"]
+    content: _AssistantContent
+
+
+class _Call(TypedDict):
+    type: Literal["function_call"]
+    call_id: NonEmpty
+    name: NonEmpty
+    arguments: Arguments
+
+
+class _CallOutput(TypedDict):
+    type: Literal["function_call_output"]
+    call_id: NonEmpty
+    output: _TextContent
+
+
+class _ReasoningText(TypedDict):
+    type: Literal["summary_text", "reasoning_text"]
+    text: str
+
+
+class _Reasoning(TypedDict, total=False):
+    type: Required[Literal["reasoning"]]
+    summary: Annotated[list[_ReasoningText], Field(fail_fast=True)]
+    content: Annotated[list[_ReasoningText], Field(fail_fast=True)] | None
+
+
+_Message = Annotated[
+    Annotated[_SystemItem, Tag("#system")]
+    | Annotated[_SystemItem, Tag("#developer")]
+    | Annotated[_UserItem, Tag("#user")]
+    | Annotated[_AssistantItem, Tag("#assistant")],
+    by_field("role", "system", "developer", "user", "assistant"),
+]
+_Item = Annotated[
+    Annotated[_Message, Tag("#message")]
+    | Annotated[_Call, Tag("#function_call")]
+    | Annotated[_CallOutput, Tag("#function_call_output")]
+    | Annotated[_Reasoning, Tag("#reasoning")],
+    by_field("type", "message", "function_call", "function_call_output", "reasoning", absent="message"),
+]
+_Input = Annotated[
+    Annotated[NonEmpty, Tag("#text")]
+    | Annotated[list[_Item], Field(min_length=1, fail_fast=True), Tag("#list")],
+    text_or("a string or an array of items"),
+]
+
+
+class _Tool(TypedDict, total=False):
+    type: Required[Literal["function"]]
+    name: Required[Name]
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: bool | None
+
+
+class _SchemaFormat(TypedDict, total=False):
+    type: Required[Literal["json_schema"]]
+    name: Required[Name]
+    schema: Required[dict[str, Any]]
+    description: str | None
+    strict: bool | None
+
+
+class _TextOptions(TypedDict, total=False):
+    format: Annotated[
+        Annotated[PlainFormat, Tag("#text")]
+        | Annotated[PlainFormat, Tag("#json_object")]
+        | Annotated[_SchemaFormat, Tag("#json_schema")],
+        by_field("type", "text", "json_object", "json_schema"),
+    ]
+
+
+class _ReasoningOptions(TypedDict, total=False):
+    effort: Effort | None
+
+
+class _Responses(Common, total=False):
+    input: Required[_Input]
+    instructions: str | None
+    max_output_tokens: Tokens | None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None
+    parallel_tool_calls: bool | None
+    reasoning: _ReasoningOptions | None
+    stream: bool | None
+    temperature: Temperature | None
+    text: _TextOptions | None
+    tool_choice: Literal["auto", "none"] | None
+    tools: Annotated[list[_Tool], Field(fail_fast=True)] | None
+    top_p: TopP | None
+    truncation: Literal["auto", "disabled"] | None
+    user: str | None
+
+
+_ADAPTER: Final[TypeAdapter[Any]] = TypeAdapter(_Responses)
+_NOTHING_KEPT: Final = "nothing is kept here: send the whole conversation in 'input'."
+_REFUSED: Final[Refused] = {
+    "previous_response_id": ((None,), _NOTHING_KEPT),
+    "conversation": ((None,), _NOTHING_KEPT),
+    "prompt": ((None,), "no prompts are kept here: send the text in 'instructions' and 'input'."),
+    "background": ((None, False), "nothing is kept here to be fetched later: leave it out, and stream."),
+    "context_management": ((None, []), "nothing is shortened here: send what is to be read."),
+    "tool_choice": (
+        (None, "auto", "none"),
+        "engines ignore it, so no call can be promised: use 'auto' or 'none'.",
+    ),
+    "top_logprobs": ((None, 0), "use /v1/chat/completions for it."),
+    # Clients ask for encrypted reasoning as a matter of course, and do without.
+    "include": (
+        (None, [], ["reasoning.encrypted_content"]),
+        "there is nothing more to include: leave it out.",
+    ),
+}
+# What LiteLLM gets to see in place of the client's model: names make it look for prices and tokenizers.
+_MODEL: Final = "model"
+
+
+@dataclass(frozen=True)
+class ResponsesContext:
+    """What the answer to a request repeats of it, with the answer's id."""
+
+    request: dict[str, Any]
+    id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(24)}")
+    created_at: int = field(default_factory=lambda: int(time.time()))
+
+    def response(self, status: str, **content: Any) -> dict[str, Any]:
+        """Return the answer in OpenAI's shape; `content` is output, usage, incomplete_details and error."""
+        given = self.request
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created_at,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": given.get("instructions"),
+            "max_output_tokens": given.get("max_output_tokens"),
+            "model": given["model"],
+            "output": [],
+            "parallel_tool_calls": given.get("parallel_tool_calls", True),
+            "previous_response_id": None,
+            "reasoning": {"effort": given.get("reasoning", {}).get("effort"), "summary": None},
+            "service_tier": given.get("service_tier", "default"),
+            "store": False,
+            "temperature": given.get("temperature", 1.0),
+            "text": {"format": {"type": "text"}} | given.get("text", {}),
+            "tool_choice": given.get("tool_choice", "auto"),
+            "tools": [
+                {"description": None, "parameters": None, "strict": None} | tool
+                for tool in given.get("tools", [])
+            ],
+            "top_p": given.get("top_p", 1.0),
+            "truncation": given.get("truncation", "disabled"),
+            "usage": None,
+            "user": given.get("user"),
+            "metadata": given.get("metadata", {}),
+        } | content
+
+
+@dataclass(frozen=True)
+class _Translator:
+    """The parts of LiteLLM that are used."""
+
+    to_chat: Any
+    from_chat: Any
+    stream: Any
+    answer: Any
+    chunk: Any
+    forget: Any
+
+
+@cache
+def load_translator() -> _Translator:
+    """Import LiteLLM (some 3 s and 150 MB), silent and without network; call it once before requests come."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    # In its default mode it reads a file .env.
+    os.environ["LITELLM_MODE"] = "PRODUCTION"
+    litellm: Any = import_module("litellm")
+    litellm.suppress_debug_info = True
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        logging.getLogger(name).disabled = True
+    package = "litellm.responses.litellm_completion_transformation"
+    transformation = import_module(f"{package}.transformation")
+    config = transformation.LiteLLMCompletionResponsesConfig
+    types = import_module("litellm.types.utils")
+    # A million objects that stay: every full collection would look at them again.
+    gc.freeze()
+    return _Translator(
+        to_chat=config.transform_responses_api_request_to_chat_completion_request,
+        from_chat=config.transform_chat_completion_response_to_responses_api_response,
+        stream=import_module(f"{package}.streaming_iterator").LiteLLMCompletionStreamingIterator,
+        answer=types.ModelResponse,
+        chunk=types.ModelResponseStream,
+        # It would keep every call with its arguments, for whoever names its id.
+        forget=transformation.TOOL_CALLS_CACHE.flush_cache,
+    )
+
+
+def to_chat(raw: bytes) -> tuple[ResponsesContext, bytes]:
+    """Return what the way back needs and the chat request that a body asks for; raises ApiError 400."""
+    body = read_json(raw)
+    refuse(body, _REFUSED)
+    request = validated(_ADAPTER, body)
+    _check_calls(request["input"])
+    chat = load_translator().to_chat(_MODEL, request["input"], request, stream=request.get("stream"))
+    chat["model"] = request["model"]
+    chat |= {name: request[name] for name in ("service_tier", "priority") if name in request}
+    for message in chat["messages"]:
+        if "reasoning_content" in message:
+            message["reasoning"] = message.pop("reasoning_content")
+        if message.get("content") is None and not message.get("tool_calls"):
+            message["content"] = ""
+    return ResponsesContext(request), json.dumps(chat).encode()
+
+
+def from_chat(context: ResponsesContext, body: bytes) -> bytes:
+    """Return the answer to a request from the chat's answer."""
+    translator = load_translator()
+    chat = json.loads(body)
+    for choice in chat["choices"]:
+        _name_reasoning(choice["message"])
+    translated = translator.from_chat("", {}, translator.answer(**chat))
+    translator.forget()
+    return json.dumps(_answer(context, translated.model_dump(mode="json"), chat.get("usage"))).encode()
+
+
+async def stream_from_chat(context: ResponsesContext, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield an answer's events from those of a chat's; an error in them ends it with response.failed."""
+    translator = load_translator()
+    chunks = _Chunks(events)
+    writer = _Writer(context)
+    error = ApiError(
+        502, "engine_error", "The engine's answer ended before it began: try again.", "server_error"
+    )
+    try:
+        async for event in translator.stream(_MODEL, chunks, "", {}):
+            for data in writer.translated(event.model_dump(mode="json", exclude_none=True), chunks.usage):
+                yield data
+    except ApiError as caught:
+        error = caught
+    finally:
+        translator.forget()
+    if not writer.ended:
+        for data in writer.failed(error):
+            yield data
+
+
+class _Writer:
+    """Writes the events of one answer as OpenAI does."""
+
+    def __init__(self, context: ResponsesContext) -> None:
+        self._context = context
+        self._number = 0
+        self._names: dict[str, str] = {}
+        self.ended = False
+
+    def translated(self, event: dict[str, Any], usage: dict[str, Any] | None) -> Iterator[bytes]:
+        """Yield what LiteLLM's event says, without what OpenAI's has not and with what is missing in it."""
+        kind = event["type"]
+        if "response" in event:
+            response = event["response"]
+            self.ended = response["status"] != "in_progress"
+            whole = (
+                _answer(self._context, response, usage)
+                if self.ended
+                else self._context.response("in_progress")
+            )
+            yield self._event(kind, response=whole)
+            return
+        if "item" in event:
+            event["item"] = _item(event["item"])
+            self._names[event["item"]["id"]] = event["item"].get("name", "")
+        if "part" in event:
+            event["part"] = _part(event["part"])
+        if kind in {"response.output_text.delta", "response.output_text.done"}:
+            event["logprobs"] = []
+        if kind == "response.function_call_arguments.done":
+            event["name"] = self._names[event["item_id"]]
+        yield self._event(**event)
+        if kind == "response.output_item.added" and event["item"]["type"] == "reasoning":
+            place = {
+                "item_id": event["item"]["id"],
+                "output_index": event["output_index"],
+                "summary_index": 0,
+            }
+            yield self._event("response.reasoning_summary_part.added", **place, part=_summary(""))
+
+    def failed(self, error: ApiError) -> Iterator[bytes]:
+        """Yield the end of an answer that an error broke; clients look at one of the two events."""
+        told = error.to_dict()["error"]
+        failure = {"code": "server_error", "message": error.message}
+        yield self._event("response.failed", response=self._context.response("failed", error=failure))
+        # OpenAI's description puts the fields into the event, and its packages look for `error` in it.
+        yield self._event(
+            "error", code=told["code"], message=told["message"], param=told["param"], error=told
+        )
+
+    def _event(self, type: str, **data: Any) -> bytes:  # noqa: A002 - the field's name
+        event = {"type": type} | data | {"sequence_number": self._number}
+        self._number += 1
+        return f"event: {type}\ndata: {json.dumps(event)}\n\n".encode()
+
+
+class _Chunks:
+    """A chat's events as the chunks that LiteLLM reads."""
+
+    logging_obj = None
+
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        self._events = events
+        self._lines: list[bytes] = []
+        self._rest = b""
+        self.usage: dict[str, Any] | None = None
+
+    def __aiter__(self) -> "_Chunks":
+        return self
+
+    async def __anext__(self) -> Any:
+        while True:
+            while self._lines:
+                line = self._lines.pop(0)
+                if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+                    return self._chunk(json.loads(data))
+            *self._lines, self._rest = (self._rest + await anext(self._events)).split(b"\n")
+
+    def _chunk(self, chunk: dict[str, Any]) -> Any:
+        if error := chunk.get("error"):
+            raise ApiError(502, error.get("code"), error["message"], error.get("type"), error.get("param"))
+        self.usage = chunk.get("usage") or self.usage
+        for choice in chunk["choices"]:
+            _name_reasoning(choice["delta"])
+        return load_translator().chunk(**chunk | {"model": _MODEL})
+
+
+def _check_calls(items: str | list[dict[str, Any]]) -> None:
+    """Refuse an output without its call: LiteLLM would look for one elsewhere."""
+    if isinstance(items, str):
+        return
+    called: set[str] = set()
+    for index, item in enumerate(items):
+        if item.get("type") == "function_call":
+            called.add(item["call_id"])
+        elif item.get("type") == "function_call_output" and item["call_id"] not in called:
+            raise bad_request(
+                "No tool call found for this function call output: send its function_call before it.",
+                f"input[{index}]",
+            )
+
+
+def _name_reasoning(message: dict[str, Any]) -> None:
+    """Call an engine's reasoning what LiteLLM calls it."""
+    if reasoning := message.pop("reasoning", None):
+        message["reasoning_content"] = reasoning
+
+
+def _answer(
+    context: ResponsesContext, translated: dict[str, Any], usage: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return a whole answer: the output is LiteLLM's, all else is ours."""
+    items = [_item(item) for item in translated["output"]]
+    # A model that calls says nothing besides, and the chat's answer then has an empty text.
+    spoken = [item for item in items if item["type"] != "message" or item["content"][0]["text"]]
+    return context.response(
+        translated["status"],
+        output=spoken or items,
+        incomplete_details=translated.get("incomplete_details"),
+        usage=usage and _usage(usage),
+    )
+
+
+def _item(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item of the output with OpenAI's fields alone."""
+    if item["type"] == "reasoning":
+        texts = item.get("summary") or item.get("content") or []
+        return {"id": item["id"], "type": "reasoning", "summary": [_summary(part["text"]) for part in texts]}
+    fields = ("id", "type", "status", "role", "call_id", "name", "arguments")
+    kept: dict[str, Any] = {name: item[name] for name in fields if name in item}
+    if "content" in item:
+        kept["content"] = [_part(part) for part in item["content"]]
+    return kept
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] == "summary_text":
+        return _summary(part["text"])
+    return {"type": "output_text", "text": part["text"], "annotations": [], "logprobs": []}
+
+
+def _summary(text: str) -> dict[str, Any]:
+    return {"type": "summary_text", "text": text}
+
+
+def _usage(usage: dict[str, Any]) -> dict[str, Any]:
+    """Return a chat's usage in the words of a response."""
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    return {
+        "input_tokens": usage["prompt_tokens"],
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": reasoning},
+        "total_tokens": usage["total_tokens"],
+    }
