@@ -301,6 +301,8 @@ def to_chat(raw: bytes) -> tuple[ResponsesContext, bytes]:
     request = validated(_ADAPTER, body)
     _check_calls(request["input"])
     chat = load_translator().to_chat(_MODEL, request["input"], request, stream=request.get("stream"))
+    if not chat["messages"]:
+        raise bad_request("Invalid 'input': it holds nothing to answer.", "input", "invalid_value")
     chat["model"] = request["model"]
     chat |= {name: request[name] for name in ("service_tier", "priority") if name in request}
     for message in chat["messages"]:
