@@ -98,15 +98,20 @@ health-%: hosts
 	$(PLAY) playbooks/health.yml --extra-vars health_service=$(call unit,$*)
 
 ##@ Keys and clients
-.PHONY: env key lab-addresses traffic-quick
+.PHONY: env key rotate-key lab-addresses traffic-quick smoke
 env: hosts ## Print addresses and key for your shell: eval "$$(make env)"
 	@$(call client,env)
 key: hosts ## Print one key: make key ALIAS=batch
 	@$(call client,key)
+rotate-key: hosts ## Make a new secret, the old one ends in 24 h: make rotate-key ALIAS=batch
+	$(if $(filter file,$(origin ALIAS)),$(error name the key: make rotate-key ALIAS=batch))
+	$(PLAY) site.yml --tags keys --extra-vars litellm_rotate=$(ALIAS)
 lab-addresses: hosts
 	@$(call client,addresses)
 traffic-quick: hosts ## Ask three questions as a client would
 	$(PLAY) playbooks/traffic.yml
+smoke: hosts ## Load the stack: exact limits, classes that overtake
+	$(PLAY) playbooks/smoke.yml
 
 # The playbook writes into a private file, so that nothing but the answer reaches standard output.
 client = file=$$(mktemp); log=$$(mktemp); trap 'rm -f "$$file" "$$log"' EXIT; \
@@ -128,6 +133,7 @@ lint-types: $(VENV)/.dev
 	mypy lab/src
 	MYPYPATH=tests/unit:gateway/src:dashboard_app/src mypy --explicit-package-bases tests/unit/*.py
 	MYPYPATH=tests/refusals mypy --explicit-package-bases tests/refusals/*.py
+	MYPYPATH=bench/gateway:gateway/src mypy --explicit-package-bases bench/gateway/*.py
 lint-shell: $(VENV)/.dev
 	shellcheck $$(git ls-files '*.sh' .ci/run tests/tools)
 
@@ -159,6 +165,10 @@ test: lint unit ## Everything that must hold
 	@if reason=$$({ lab/lab deps >&2 && lab/lab check; } 2>&1); then $(MAKE) lab-test molecule; else \
 	  printf 'Left out: the tests on lab hosts (make lab-test molecule), since they cannot be booted here: %s\n' "$$(tail -n 1 <<<"$$reason")"; \
 	  [[ "$${CI:-}" != true ]]; fi
+
+.PHONY: bench-gateway
+bench-gateway: $(VENV)/.dev lab-ready ## The gateway beside stock LiteLLM, into bench/gateway.md (2 hours; ROWS="tpm labels" for some)
+	$(VENV)/bin/python bench/gateway/run.py $(ROWS)
 
 lock: $(VENV)/.control ## Make the locks of requirements/ anew
 	for lock in control litellm bench exporter traffic dashboard dev; do \

@@ -126,10 +126,13 @@ def test_what_the_gateway_asks_of_an_engine() -> None:
         for path in ("/api/tags", "/api/ps", "/v1/models", "/api/version"):
             async with session.get(path) as response:
                 found.append(await response.json())
-        return [*found, *[await post(session, "/api/show", {"model": model}) for model in ("b", "none")]]
+        return [
+            *found,
+            *[await post(session, "/api/show", {"model": model}) for model in ("b:latest", "none")],
+        ]
 
     tags, loaded, models, version, shown, missing = serve(Behaviour(models=("a", "b"), context=99), ask)
-    assert [model["name"] for model in tags["models"]] == ["a", "b"]
+    assert [model["name"] for model in tags["models"]] == ["a:latest", "b:latest"]
     assert [model["digest"] for model in loaded["models"]] == [model["digest"] for model in tags["models"]]
     assert loaded["models"][0]["context_length"] == 99
     assert [model["id"] for model in models["data"]] == ["a", "b"]

@@ -168,7 +168,7 @@ class FakeEngine:
 
     async def _show(self, request: web.Request) -> web.Response:
         body = await _json_body(request)
-        name = body.get("model") or body.get("name")
+        name = _untagged(body.get("model"))
         if name not in self.behaviour.models:
             return _refusal(request, 404, f"model '{name}' not found")
         return web.json_response(
@@ -188,7 +188,7 @@ class FakeEngine:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             body = await _json_body(request)
-            model = body.get("model")
+            model = _untagged(body.get("model"))
             if model not in self.behaviour.models:
                 return _refusal(request, 404, f"model '{model}' not found")
             words = _prompt(body).split()
@@ -433,9 +433,11 @@ class FakeEngine:
 
 
 def _described(name: str) -> dict[str, Any]:
+    # Ollama's own API always names the tag; requests may leave `latest` out.
+    tagged = name if ":" in name else f"{name}:latest"
     return {
-        "name": name,
-        "model": name,
+        "name": tagged,
+        "model": tagged,
         "modified_at": "2026-01-01T00:00:00Z",
         "size": 1,
         # Each model has a digest of its own, as in Ollama.
@@ -448,6 +450,10 @@ def _described(name: str) -> dict[str, Any]:
             "quantization_level": "",
         },
     }
+
+
+def _untagged(model: Any) -> str:
+    return str(model).removesuffix(":latest")
 
 
 async def _json_body(request: web.Request) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""Whether clients can make the metrics grow: bad keys, models, paths, methods, agents and users."""
+
+import asyncio
+import random
+import re
+
+import aiohttp
+from load import session
+from report import Result
+from servers import STOCK_KEY, Server, engine, fake_engine, gateway, get, say, stock
+
+KEYS = [{"alias": "any"}]
+MODEL = "fake"
+
+
+def series(server: Server) -> set[str]:
+    """Return the names and labels of all series that a server shows."""
+    text = get(server.metrics_url, STOCK_KEY)[1]
+    found = {line.rpartition(" ")[0] for line in text.splitlines() if line and not line.startswith("#")}
+    return {re.sub(r'le="[^"]*",?', "", line) if "_bucket" in line else line for line in found}
+
+
+def size(server: Server) -> int:
+    """Return how many bytes a scrape is."""
+    return len(get(server.metrics_url, STOCK_KEY)[1])
+
+
+async def _hostile(url: str, key: str, model: str, count: int) -> None:
+    dice = random.Random(3)  # noqa: S311 - dice, no secret
+
+    def word() -> str:
+        return "".join(dice.choices("abcdefghij0123456789{}\\'äß-", k=12)).encode().decode("latin-1")
+
+    async with session() as client:
+        gate = asyncio.Semaphore(16)
+
+        async def one(number: int) -> None:
+            body = {"model": model, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+            headers = {"User-Agent": f"agent-{word()}", "X-Forwarded-For": f"192.0.2.{number % 250}"}
+            secret, path, method = key, "/v1/chat/completions", "POST"
+            kind = number % 6
+            if kind == 0:
+                secret = f"sk-{number}-{dice.random()}"
+            elif kind == 1:
+                body["model"] = word()
+            elif kind == 2:
+                path = f"/v1/{dice.randrange(10**9)}/{number}"
+            elif kind == 3:
+                method = f"M{dice.randrange(10**6)}"
+            elif kind == 4:
+                body["user"] = word()
+                body["metadata"] = {word(): word()}
+            else:
+                body["max_tokens"] = -1
+            async with gate:
+                try:
+                    async with client.request(
+                        method,
+                        url + path,
+                        json=body,
+                        headers=headers | {"Authorization": f"Bearer {secret}"},
+                    ) as response:
+                        await response.read()
+                except aiohttp.ClientError:
+                    pass
+
+        await asyncio.gather(*[one(number) for number in range(count)])
+
+
+async def run(*, quick: bool) -> Result:
+    """Count series before and after; one of each kind is sent before the first count."""
+    result = Result(
+        "Hostile labels",
+        "series unchanged but for a known few",
+        ("system", "requests", "series before", "after", "size of a scrape before", "after"),
+        notes=[
+            "A histogram's buckets count as one series. Six kinds in turn: keys, models, paths, methods, "
+            "users, bad values."
+        ],
+    )
+    for name in ("gateway", "stock LiteLLM"):
+        count = 1200 if quick or name != "gateway" else 10_000
+        say(f"hostile labels: {name}, {count} requests")
+        with fake_engine(concurrency=64) as fake:
+            if name == "gateway":
+                with gateway([engine(fake.url, slots=64)], KEYS) as server:
+                    row, new = await _count(name, server, server.keys["any"], MODEL, count)
+                result.ok = not new
+                if new:
+                    result.notes.append(f"New: {', '.join(sorted(new)[:10])}.")
+            else:
+                with stock(fake.url, prometheus=True) as server:
+                    row, _ = await _count(name, server, STOCK_KEY, "openai", count)
+        result.rows.append(row)
+    return result
+
+
+async def _count(
+    name: str, server: Server, key: str, model: str, count: int
+) -> tuple[tuple[str, ...], set[str]]:
+    await _hostile(server.url, key, model, 12)
+    await asyncio.sleep(2)
+    before, small = series(server), size(server)
+    await _hostile(server.url, key, model, count)
+    await asyncio.sleep(2)
+    after, large = series(server), size(server)
+    row = (name, f"{count:,}", str(len(before)), str(len(after)), f"{small:,} bytes", f"{large:,} bytes")
+    return row, after - before
