@@ -4,15 +4,10 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection, HTTPException
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.gateway_client import LOOK, Answer, Check, Gateway, check, model_names
 
 DOCUMENTATION = r"""
 module: gateway_promises
@@ -66,9 +61,6 @@ checks:
     next: {description: The command to type next., type: str}
 """
 
-# A question waits in the queue and for the engine.
-ANSWER_SECONDS = 150.0
-LIST_SECONDS = 10.0
 WINDOW_SECONDS = 60
 CLOSED = (
     ("GET", "/health"),
@@ -81,77 +73,7 @@ CLOSED = (
     ("POST", "/v1/audio/speech"),
     ("POST", "/key/generate"),
 )
-LOOK = "journalctl -u litellm -n 50"
 KEYS = "ansible-playbook site.yml --tags keys"
-Check = dict[str, Any]
-
-
-class Answer(NamedTuple):
-    """One answer; `status` is -1 where none came. Times are monotonic seconds."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    started: float
-    ended: float
-
-    def document(self) -> dict[str, Any]:
-        """Return the JSON object of the body, empty where it is none."""
-        try:
-            document = json.loads(self.body)
-        except ValueError:
-            return {}
-        return document if isinstance(document, dict) else {}
-
-    def number(self, header: str) -> int:
-        """Return a header as a whole number, -1 where it is none."""
-        text = self.headers.get(header, "")
-        return int(text) if text.isdecimal() else -1
-
-    def error_code(self) -> str:
-        """Return the code of an error in OpenAI's shape, empty where there is none."""
-        error = self.document().get("error")
-        return str(error.get("code")) if isinstance(error, dict) else ""
-
-
-class Gateway:
-    """The gateway as a client sees it."""
-
-    def __init__(self, url: str) -> None:
-        """`url` is without /v1."""
-        self.url = url
-        self._address = urlsplit(url).netloc
-
-    def ask(self, method: str, path: str, key: str | None = None, body: object = None) -> Answer:
-        """Send one request on a connection of its own."""
-        connection = HTTPConnection(self._address, timeout=LIST_SECONDS if body is None else ANSWER_SECONDS)
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        started = time.monotonic()
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
-            names = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, names, response.read(), started, time.monotonic())
-        except (OSError, HTTPException):
-            return Answer(-1, {}, b"", started, time.monotonic())
-        finally:
-            connection.close()
-
-    def chat(self, key: str, model: str) -> Answer:
-        """Ask the smallest question."""
-        body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
-        return self.ask("POST", "/v1/chat/completions", key, body)
-
-    def seen(self, answer: Answer) -> str:
-        """Say what an answer was."""
-        if answer.status == -1:
-            return f"the gateway does not answer at {self.url}"
-        return f"status {answer.status}{' ' * bool(answer.error_code())}{answer.error_code()}"
-
-
-def check(name: str, ok: bool | None, seen: str, next_command: str = LOOK) -> Check:
-    """Return one line of verify's report."""
-    return {"name": name, "ok": ok, "seen": seen, "next": next_command}
 
 
 def check_models(gateway: Gateway, listed: Answer, key: str, declared: list[str]) -> Check:
@@ -172,12 +94,6 @@ def check_models(gateway: Gateway, listed: Answer, key: str, declared: list[str]
         f"{', '.join(names) or 'no model'}; {missing[0]}: {gateway.seen(why)}",
         "ansible-playbook site.yml --tags litellm" if why.status == 404 else LOOK,
     )
-
-
-def model_names(listed: Answer) -> list[str]:
-    """Return the names in a list of models."""
-    data = listed.document().get("data")
-    return [str(model.get("id")) for model in data] if isinstance(data, list) else []
 
 
 def check_refused(gateway: Gateway, what: str, key: str | None) -> Check:
@@ -219,7 +135,7 @@ def check_limit(gateway: Gateway, answers: list[Answer]) -> Check:
     """Judge the requests of `spend`."""
     name = "the request over the limit is refused"
     passed = [answer for answer in answers if answer.status == 200]
-    refused = [answer for answer in answers if answer.error_code() == "rate_limit_exceeded"]
+    refused = [answer for answer in answers if answer.over_limit()]
     others = [answer for answer in answers if answer not in passed + refused]
     if others:
         key_refused = others[0].status == 401
@@ -240,9 +156,8 @@ def check_limit(gateway: Gateway, answers: list[Answer]) -> Check:
 
 def suffices(wait: int, passed: list[Answer], refused: Answer, limit: int) -> bool:
     """Say whether a place is free after `wait` seconds, as far as it is known when the first request came."""
-    if len(passed) < limit:
-        return True
-    return refused.ended + wait >= min(answer.started for answer in passed) + WINDOW_SECONDS
+    first = min((answer.started for answer in passed), default=0.0)
+    return len(passed) < limit or bool(refused.ended + wait >= first + WINDOW_SECONDS)
 
 
 def check_headers(answers: list[Answer]) -> Check:
@@ -267,7 +182,7 @@ def check_limits(gateway: Gateway, limit_key: str, models: list[str]) -> list[Ch
 
 def promises(gateway: Gateway, key: str, limit_key: str, declared: list[str]) -> list[Check]:
     """Return every check."""
-    listed = gateway.ask("GET", "/v1/models", key)
+    listed = gateway.models(key)
     ready = gateway.ask("GET", "/health/readiness")
     return [
         check_models(gateway, listed, key, declared),

@@ -10,11 +10,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ansible.module_utils
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from rendering import INVENTORIES, Stack, render
 
 ROOT = Path(__file__).resolve().parents[2]
+# Ansible finds what lies beside the playbooks in the same way.
+ansible.module_utils.__path__.append(str(ROOT / "playbooks/module_utils"))
 
 
 @pytest.fixture(scope="session")

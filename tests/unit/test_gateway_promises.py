@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
 from typing import Any
 
 import pytest
+from fake_gateway import MODEL, FakeGateway, running
 
-MODEL = "smollm2:135m"
 KEY, LIMIT_KEY = "sk-verify", "sk-verify-limit"
 LISTED = "the gateway lists every declared model"
 READY = "the gateway says that it is ready"
@@ -22,100 +19,13 @@ OVER_LIMIT = "the request over the limit is refused"
 HEADERS = "answers say what is left of the limits"
 
 
-class FakeGateway(ThreadingHTTPServer):
-    """Keeps every promise; the attributes are what a test breaks."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), FakeHandler)
-        self.lock = threading.Lock()
-        self.models = [MODEL]
-        self.keys = {KEY, LIMIT_KEY}
-        self.open_paths: set[str] = set()
-        self.limit = 10
-        self.told_limit = 10
-        self.used = 0
-        self.retry_after = "60"
-        self.headers = True
-        self.chat_status = 200
-        self.ready = 200
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class FakeHandler(BaseHTTPRequestHandler):
-    server: FakeGateway
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def tell(self, status: int, document: dict[str, Any], **headers: str) -> None:
-        body = json.dumps(document).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def refuse(self, status: int, code: str, **headers: str) -> None:
-        self.tell(status, {"error": {"message": "no", "code": code}}, **headers)
-
-    def known(self) -> bool:
-        return self.headers.get("Authorization", "").removeprefix("Bearer ") in self.server.keys
-
-    def do_GET(self) -> None:
-        if self.path in self.server.open_paths:
-            self.tell(200, {})
-        elif self.path == "/health/readiness":
-            self.tell(self.server.ready, {})
-        elif self.path != "/v1/models":
-            self.refuse(404, "unknown_url")
-        elif not self.known():
-            self.refuse(401, "invalid_api_key")
-        else:
-            self.tell(200, {"data": [{"id": name} for name in self.server.models]})
-
-    def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length) or "{}")
-        if self.path != "/v1/chat/completions":
-            self.refuse(404, "unknown_url")
-        elif not self.known():
-            self.refuse(401, "invalid_api_key")
-        elif body["model"] not in self.server.models:
-            self.refuse(503, "engine_unavailable")
-        elif self.server.chat_status != 200:
-            self.refuse(self.server.chat_status, "engine_error")
-        else:
-            self.count()
-
-    def count(self) -> None:
-        server = self.server
-        with server.lock:
-            passes = server.used < server.limit
-            server.used += passes
-            left = server.told_limit - server.used
-        told = {
-            f"x_ratelimit_{name}_requests": str(value)
-            for name, value in (("limit", server.told_limit), ("remaining", max(0, left)), ("reset", "60s"))
-        }
-        headers = told if server.headers else {}
-        if passes:
-            self.tell(200, {"choices": []}, **headers)
-        else:
-            self.refuse(429, "rate_limit_exceeded", retry_after=server.retry_after, **headers)
-
-
 @pytest.fixture
 def gateway() -> Iterator[FakeGateway]:
-    with FakeGateway() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with running() as server:
+        server.keys = {KEY, LIMIT_KEY}
+        server.limits = {LIMIT_KEY: ("requests", 10)}
+        server.told_limits = dict(server.limits)
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +61,11 @@ def test_a_good_gateway_keeps_them_all(checks: Checks, gateway: FakeGateway) -> 
     assert {check["ok"] for check in found.values()} == {True}
     assert found[LISTED]["seen"] == MODEL
     assert found[OVER_LIMIT]["seen"] == "10 passed, then 429 with Retry-After 60"
-    assert gateway.used == 10
+    assert gateway.used[LIMIT_KEY] == 10
 
 
 def test_a_limit_that_is_used_up_is_not_waited_for(checks: Checks, gateway: FakeGateway) -> None:
-    gateway.used = 4
+    gateway.used[LIMIT_KEY] = 4
     gateway.retry_after = "12"
     assert checks()[OVER_LIMIT]["seen"] == "6 passed, then 429 with Retry-After 12"
     found = checks()
@@ -166,8 +76,8 @@ def test_a_limit_that_is_used_up_is_not_waited_for(checks: Checks, gateway: Fake
 @pytest.mark.parametrize(
     ("what", "value", "seen"),
     [
-        ("limit", 11, "11 passed, then 429 with Retry-After 60"),
-        ("limit", 9, "9 passed, then 429 with Retry-After 60"),
+        ("limits", {LIMIT_KEY: ("requests", 11)}, "11 passed, then 429 with Retry-After 60"),
+        ("limits", {LIMIT_KEY: ("requests", 9)}, "9 passed, then 429 with Retry-After 60"),
         ("retry_after", "61", "10 passed, then 429 with Retry-After 61"),
         ("retry_after", "30", "10 passed, then 429 with Retry-After 30"),
         ("retry_after", "soon", "10 passed, then 429 with Retry-After soon"),

@@ -83,7 +83,9 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "litellm_url": "http://10.1.0.2:8000",
             "litellm_metrics_listen_address": "10.1.0.2",
             "litellm_metrics_allowed_clients": ["127.0.0.1", "10.1.0.3", "10.1.0.2"],
-            "litellm_engines": [engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})],
+            "litellm_engines": [
+                engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})
+            ],
             "litellm_service_keys": SERVICE_KEYS,
         },
         "eye": {
