@@ -54,6 +54,7 @@ class Bench:
         self.admission = LocalAdmission(
             Settings.model_validate(document), self.keys, self.engines, lambda: self.now, ledger
         )
+        self.admission.open_ledger()
         self.leases: dict[str, Lease] = {}
         self.errors: dict[str, ApiError] = {}
 

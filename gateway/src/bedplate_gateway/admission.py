@@ -7,7 +7,7 @@ reload the old process asks the new one through `bedplate_gateway.handover`, wit
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -42,6 +42,15 @@ class Ask:
     priority_class: Class
     model: str
     prompt_bytes: int
+
+    def describe(self) -> dict[str, Any]:
+        """Return it for JSON, the key by its alias."""
+        return {
+            "alias": self.key.alias,
+            "class": self.priority_class,
+            "model": self.model,
+            "prompt_bytes": self.prompt_bytes,
+        }
 
 
 class Admission(Protocol):
@@ -173,7 +182,7 @@ class LocalAdmission:
     service_seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Go on from what the ledger holds."""
+        """Start with nothing used, held or waiting."""
         self.limits = Limits(self.keys.by_alias.values(), self.settings.models, self._on_use)
         self.scheduler = Scheduler(
             self.settings.engines,
@@ -187,10 +196,6 @@ class LocalAdmission:
         self._leases: dict[int, Lease] = {}
         longest = max(self.settings.first_byte_seconds, self.settings.load_seconds)
         self._lease_seconds = longest * (self.settings.retries + 1) + 60
-        if self.ledger:
-            self.limits.replay(self.ledger.read(), self.clock())
-            self.ledger.export = self.limits.export
-            self.ledger.rewrite()
 
     def _on_use(self, use: Use) -> None:
         if self.ledger:
@@ -275,7 +280,7 @@ class LocalAdmission:
             "uses": self.limits.export(),
             "leases": [
                 {
-                    **_described(lease.ask),
+                    **lease.ask.describe(),
                     "number": lease.number,
                     "engine": lease.engine.name,
                     "charged": lease.charged,
@@ -284,7 +289,7 @@ class LocalAdmission:
             ],
             "waiting": [
                 {
-                    **_described(waiting.ask),
+                    **waiting.ask.describe(),
                     "number": waiting.number,
                     "taken_at": waiting.taken_at,
                     "deadline": ticket.deadline,
@@ -293,9 +298,29 @@ class LocalAdmission:
             ],
         }
 
-    def replay(self, uses: list[list[Any]]) -> None:
-        """Go on from a predecessor's windows instead of the ledger's."""
-        self.limits = Limits(self.keys.by_alias.values(), self.settings.models, self._on_use)
+    def hand_over(self, to: Admission) -> tuple[dict[int, Waiting], dict[int, Lease]]:
+        """Let another admission decide about all that waits and runs; return both by number, keep nothing."""
+        if self.ledger:
+            self.ledger.close()
+        waiting = {each.number: each for each in self._waiting.values()}
+        leases = dict(self._leases)
+        for ticket in self._waiting:
+            self.scheduler.leave(ticket)
+        for held in waiting.values():
+            held.admission = to
+        for lease in leases.values():
+            lease.admission = to
+        self._waiting.clear()
+        self._leases.clear()
+        return waiting, leases
+
+    def open_ledger(self) -> None:
+        """Go on from what the ledger holds, where there is no predecessor, and write it from here on."""
+        if self.ledger:
+            self.replay(self.ledger.read())
+
+    def replay(self, uses: Iterable[Iterable[Any]]) -> None:
+        """Go on from the uses of an earlier process, and write the ledger from here on."""
         self.limits.replay((Use(*use) for use in uses), self.clock())
         if self.ledger:
             self.ledger.export = self.limits.export
@@ -429,12 +454,3 @@ def engine_unavailable(model: str) -> ApiError:
         type="server_error",
         retry_after=ENGINE_RETRY_SECONDS,
     )
-
-
-def _described(ask: Ask) -> dict[str, Any]:
-    return {
-        "alias": ask.key.alias,
-        "class": ask.priority_class,
-        "model": ask.model,
-        "prompt_bytes": ask.prompt_bytes,
-    }

@@ -114,10 +114,10 @@ class Client:
 
 
 class Gateway:
-    """Everything behind the two ports. The server sets `draining` when this process is to end."""
+    """Everything behind the two ports."""
 
     def __init__(self, settings: Settings, keys: Keys) -> None:
-        """Read the limits' ledger; nothing runs before `start`."""
+        """Nothing runs before `start`, and the limits' ledger is not read before `local.open_ledger`."""
         self.settings = settings
         self.keys = keys
         self.engines = Engines(settings)
@@ -128,7 +128,8 @@ class Gateway:
         self.admission: Admission = self.local
         self.engines.on_change = self.local.engines_changed
         self.metrics = Metrics(self.local, lambda: self.in_flight)
-        self.draining = False
+        # After a reload the process that is scraped counts what still ends here.
+        self.count: Callable[[Record], None] = self.metrics.count
         self.in_flight = 0
         self._models = frozenset(model.name for engine in settings.engines for model in engine.models)
         self._ticker: asyncio.Task[None] | None = None
@@ -157,9 +158,7 @@ class Gateway:
         """Answer one request on the API's port."""
         client = Client(scope, receive, send)
         record = Record(f"req_{secrets.token_hex(12)}", time.monotonic())
-        client.extra_headers = {"x-request-id": record.id} | (
-            {"connection": "close"} if self.draining else {}
-        )
+        client.extra_headers = {"x-request-id": record.id}
         self.in_flight += 1
         try:
             await self._route(client, record)
@@ -177,7 +176,7 @@ class Gateway:
         finally:
             self.in_flight -= 1
             record.seconds = time.monotonic() - record.arrived
-            self.metrics.count(record)
+            self.count(record)
             if client.method != "GET" or record.status >= 400:
                 record.write()
 

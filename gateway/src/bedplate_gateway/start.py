@@ -1,51 +1,168 @@
-"""The command `bedplate-litellm`: LiteLLM's proxy with its master key taken from a systemd credential."""
+"""The command `bedplate-litellm`: checks its files, serves, takes over from a running process at a reload."""
 
-import importlib
+import argparse
+import asyncio
+import logging
 import os
+import signal
+import socket
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-from bedplate_gateway.keys import KeysFileError, KeyStore, keys_file_from_environment
+import uvloop
+
+from bedplate_gateway.app import Gateway
+from bedplate_gateway.handover import Inheritance, Offer, Predecessor, fetch, take
+from bedplate_gateway.keys import Keys, read_keys
+from bedplate_gateway.notify import keep, kept_sockets, notify
+from bedplate_gateway.server import Door, StartError, is_at, listen
+from bedplate_gateway.settings import Listener, Settings, SettingsError, read_settings
 
 EXIT_CONFIGURATION = 78
 """sysexits' EX_CONFIG: what is wrong stays wrong until somebody mends it."""
-
-
-class CredentialError(Exception):
-    """The master key cannot be used; the message is one sentence that names the remedy."""
-
-
-def read_master_key() -> str:
-    """Return the text of the credential `master-key`; raises CredentialError when there is none."""
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    if not directory:
-        raise CredentialError(
-            "CREDENTIALS_DIRECTORY is not set: start this as the litellm service, not by hand."
-        )
-    path = Path(directory) / "master-key"
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise CredentialError(
-            f"The credential {path} cannot be read ({error.strerror}): deploy again."
-        ) from None
-    except UnicodeDecodeError:
-        raise CredentialError(f"The credential {path} is not UTF-8 text: deploy again.") from None
-    if not key:
-        raise CredentialError(f"The credential {path} is empty: deploy again.")
-    return key
+SETTINGS = Path("/etc/bedplate/litellm/gateway.json")
+START_SECONDS = 90.0
+"""How long a reload's new process may take to start; less than systemd waits for the command."""
 
 
 def main() -> None:
-    """Check keys file and master key, then run LiteLLM with this command's arguments in this process."""
+    """Run the command; exits 78 with one sentence when settings or keys cannot be used."""
+    parser = argparse.ArgumentParser(prog="bedplate-litellm", description="The OpenAI-compatible gateway.")
+    parser.add_argument("settings", type=Path, nargs="?", default=SETTINGS, help=f"default: {SETTINGS}")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--check", action="store_true", help="only say whether settings and keys are right")
+    only.add_argument("--replace", action="store_true", help="serve in place of the process that runs now")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        # Only checked here, so that a broken file is one sentence and not a traceback at the first request.
-        KeyStore(keys_file_from_environment())
-        master_key = read_master_key()
-    except (KeysFileError, CredentialError) as error:
+        settings = read_settings(arguments.settings)
+        keys = read_keys(settings.keys_file)
+        if arguments.check:
+            return
+        if arguments.replace:
+            sys.exit(_replace(settings, keys))
+        listeners = _kept_or_new(settings)
+        uvloop.run(serve(settings, keys, listeners))
+    except (SettingsError, StartError) as error:
         sys.stderr.write(f"bedplate-litellm: {error}\n")
-        sys.exit(EXIT_CONFIGURATION)
-    # Set in this process alone: a unit's Environment= would show it to every user of systemctl.
-    os.environ["LITELLM_MASTER_KEY"] = master_key
-    # Imported late: it takes seconds and must see the variable.
-    importlib.import_module("litellm.proxy.proxy_cli").run_server()
+        sys.exit(EXIT_CONFIGURATION if isinstance(error, SettingsError) else 1)
+
+
+def _doors(settings: Settings) -> dict[str, Listener]:
+    return {"api": settings.api, "metrics": settings.metrics}
+
+
+def _kept_or_new(settings: Settings) -> dict[str, socket.socket]:
+    """Return the listening sockets: those that systemd kept, new ones where there is none at the place."""
+    kept = dict(kept_sockets())
+    listeners = {}
+    for name, place in _doors(settings).items():
+        old = kept.get(name)
+        if old is not None and is_at(old, place.address, place.port):
+            listeners[name] = old
+            continue
+        if old is not None:
+            # It frees the port at once, and systemd forgets the socket.
+            old.shutdown(socket.SHUT_RDWR)
+            old.close()
+        listeners[name] = listen(place.address, place.port)
+        keep(name, listeners[name])
+    return listeners
+
+
+def _replace(settings: Settings, keys: Keys) -> int:
+    """Start a process that takes over from the running one; return the exit status when it has, or cannot.
+
+    It is forked twice, so that it is systemd's child and not this command's, whom systemd forgets.
+    """
+    reader, writer = os.pipe()
+    if child := os.fork():
+        os.close(writer)
+        os.waitpid(child, 0)
+        status = os.read(reader, 1)
+        return status[0] if status else 1
+    if os.fork():
+        os._exit(0)
+    os.close(reader)
+
+    def report(status: int) -> None:
+        os.write(writer, bytes([status]))
+        os.close(writer)
+
+    try:
+        inheritance = fetch(settings.state_dir)
+        for name, place in _doors(settings).items():
+            # The old address would be closed to its clients; a restart does that when it is wanted.
+            if not is_at(inheritance.listeners[name], place.address, place.port):
+                raise StartError(
+                    f"The {name} address has moved to {place.address} port {place.port}, "
+                    "which a reload cannot do: systemctl restart litellm"
+                )
+        uvloop.run(serve(settings, keys, inheritance.listeners, inheritance, lambda: report(0)))
+    except StartError as error:
+        sys.stderr.write(f"bedplate-litellm: {error}\n")
+        report(1)
+        return 1
+    return 0
+
+
+async def serve(
+    settings: Settings,
+    keys: Keys,
+    listeners: dict[str, socket.socket],
+    inheritance: Inheritance | None = None,
+    when_up: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM, or until another process has taken over and the last request here has ended."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    gateway = Gateway(settings, keys)
+    doors = [
+        Door("api", gateway, listeners["api"]),
+        Door("metrics", gateway.metrics_app, listeners["metrics"]),
+    ]
+    predecessor: Predecessor | None = None
+    try:
+        async with asyncio.timeout(START_SECONDS if inheritance else None):
+            await gateway.start()
+            if inheritance is None:
+                gateway.local.open_ledger()
+            else:
+                predecessor = await take(inheritance, gateway, doors)
+    except TimeoutError:
+        raise StartError(f"The start took more than {START_SECONDS:.0f} s: look at the engines.") from None
+    for door in doors:
+        await door.open()
+    offer = Offer(settings.state_dir, gateway, doors)
+    await offer.open()
+    notify("READY=1")
+    when_up()
+
+    await _first(stop.wait(), offer.taken.wait())
+    if offer.taken.is_set():
+        # Nobody waits for this process's end: requests may take their time, and so may what tidies up after.
+        await _first(stop.wait(), _all_over(doors, predecessor, of_tasks=True))
+    else:
+        for door in doors:
+            door.leave()
+    await _first(asyncio.sleep(settings.drain_seconds), _all_over(doors, predecessor, of_tasks=False))
+    for door in doors:
+        await door.close()
+    await gateway.stop()
+
+
+async def _first(*waits: Coroutine[None, None, object]) -> None:
+    """Return when the first of them does."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+async def _all_over(doors: list[Door], predecessor: Predecessor | None, *, of_tasks: bool) -> None:
+    """Return when nobody needs this process any more; an old process may still ask its admission."""
+    for door in doors:
+        await door.empty(of_tasks=of_tasks)
+    if predecessor is not None and predecessor.listening is not None:
+        await asyncio.wait([predecessor.listening])
