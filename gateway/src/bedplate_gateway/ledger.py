@@ -8,30 +8,26 @@ from pathlib import Path
 from bedplate_gateway.limits import Use
 
 REWRITE_BYTES = 4 * 1024 * 1024
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Ledger:
-    """A file of one JSON line a use. Its times are of one boot: after another one it is empty."""
+    """A file of one JSON line a use. Its times are of one boot: it lies in /run, where a boot leaves nothing."""
 
     def __init__(self, path: Path) -> None:
         """Name the file; `read` comes first, then `rewrite` opens it."""
         self._path = path
-        self._boot = BOOT_ID.read_text(encoding="ascii").strip()
         self._descriptor = -1
         self._written = 0
         self.export: Callable[[], Iterable[Use]] = lambda: ()
 
     def read(self) -> list[Use]:
-        """Return the uses of this boot; a line that a kill cut in two ends them."""
+        """Return what is written there; a line that a kill cut in two ends it."""
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except (FileNotFoundError, UnicodeDecodeError):
             return []
-        if not lines or lines[0] != self._boot:
-            return []
         uses = []
-        for line in lines[1:]:
+        for line in lines:
             try:
                 uses.append(Use(*json.loads(line)))
             except (ValueError, TypeError):
@@ -40,7 +36,7 @@ class Ledger:
 
     def rewrite(self) -> None:
         """Write only what counts now into a new file, and go on there."""
-        content = "\n".join([self._boot, *(json.dumps(use) for use in self.export())]) + "\n"
+        content = "".join(json.dumps(use) + "\n" for use in self.export())
         temporary = self._path.with_suffix(".new")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         os.write(descriptor, content.encode())
