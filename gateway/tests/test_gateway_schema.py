@@ -8,10 +8,8 @@ from bedplate_gateway.errors import ApiError
 from bedplate_gateway.schema import Request, parse_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_requests import CALL, CHAT, COMPLETIONS, EMBEDDINGS, FIELDS, odd_fields
 
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-EMBEDDINGS = "/v1/embeddings"
 MINIMAL: dict[str, dict[str, Any]] = {
     CHAT: {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
     COMPLETIONS: {"model": "m", "prompt": "hi"},
@@ -20,7 +18,6 @@ MINIMAL: dict[str, dict[str, Any]] = {
 PNG = "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
 FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}
 TOOL = {"type": "function", "function": FUNCTION}
-CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 
 
 def parse(path: str, body: object = None, *, bound: int | None = None, **fields: Any) -> Request:
@@ -574,76 +571,8 @@ def test_secrets_in_long_values_are_not_repeated() -> None:
 
 # Whatever comes: a request that is JSON again, or a 400
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-anything = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
-)
-KNOWN_FIELDS = [
-    "model",
-    "messages",
-    "prompt",
-    "suffix",
-    "input",
-    "encoding_format",
-    "dimensions",
-    "stream",
-    "stream_options",
-    "max_tokens",
-    "max_completion_tokens",
-    "temperature",
-    "top_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "seed",
-    "stop",
-    "response_format",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "logprobs",
-    "top_logprobs",
-    "reasoning_effort",
-    "service_tier",
-    "priority",
-    "n",
-    "best_of",
-    "echo",
-    "logit_bias",
-    "functions",
-    "function_call",
-    "modalities",
-    "audio",
-]
-parts = st.fixed_dictionaries(
-    {},
-    optional={
-        "type": st.sampled_from(["text", "image_url", "input_audio"]) | anything,
-        "text": st.text(max_size=10) | anything,
-        "image_url": st.fixed_dictionaries({"url": st.sampled_from([PNG, "x"]) | anything}) | anything,
-    },
-)
-some_messages = st.lists(
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "role": st.sampled_from(["system", "developer", "user", "assistant", "tool", "function"])
-            | anything,
-            "content": st.text(max_size=10) | st.lists(parts, max_size=3) | anything,
-            "name": anything,
-            "tool_call_id": st.text(max_size=5) | anything,
-            "tool_calls": st.lists(st.just(CALL) | anything, max_size=2) | anything,
-            "reasoning": anything,
-        },
-    )
-    | anything,
-    max_size=4,
-)
 bodies = st.builds(
-    lambda path, fields: (path, MINIMAL[path] | fields),
-    st.sampled_from(sorted(MINIMAL)),
-    st.dictionaries(st.sampled_from(KNOWN_FIELDS), anything, max_size=4)
-    | st.fixed_dictionaries({"messages": some_messages}),
+    lambda path, fields: (path, MINIMAL[path] | fields), st.sampled_from(sorted(MINIMAL)), odd_fields
 )
 
 
@@ -657,7 +586,7 @@ def passes_or_is_refused(path: str, raw: bytes) -> None:
     again = json.dumps(request.body, ensure_ascii=False, allow_nan=False).encode()
     # What was rebuilt needs no more rebuilding, and no field beyond the allow-list is in it.
     assert parse(path, again, bound=100).body == request.body
-    assert request.body.keys() <= set(KNOWN_FIELDS)
+    assert request.body.keys() <= set(FIELDS)
     assert request.prompt_bytes >= 0
 
 
