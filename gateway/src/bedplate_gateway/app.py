@@ -11,7 +11,7 @@ from typing import Any
 from bedplate_gateway import responses
 from bedplate_gateway.admission import Admission, Ask, Lease, LocalAdmission, acquire
 from bedplate_gateway.engines import Engines
-from bedplate_gateway.errors import ApiError, ClientLeft, model_not_found
+from bedplate_gateway.errors import ApiError, ClientLeft, bad_request, model_not_found
 from bedplate_gateway.keys import Key, Keys
 from bedplate_gateway.ledger import Ledger
 from bedplate_gateway.metrics import CONTENT_TYPE, Metrics
@@ -135,16 +135,15 @@ class Gateway:
         self._ticker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Look at the engines once, then keep looking."""
-        await self.engines.start()
-        await self.upstream.start()
+        """Look at the engines once, then keep looking; returns when requests can be served."""
+        # It takes seconds, which would stop everything else at the first request that needs it.
+        await asyncio.gather(self.engines.start(), asyncio.to_thread(responses.load_translator))
         self._ticker = asyncio.create_task(self._tick())
 
     async def stop(self) -> None:
         """End what `start` began."""
         if self._ticker:
             self._ticker.cancel()
-        await self.upstream.stop()
         await self.engines.stop()
 
     async def _tick(self) -> None:
@@ -256,6 +255,7 @@ class Gateway:
         request = parse_request(path, raw, default_max_output=self._max_output)
         if request.model not in self._models or not key.may_use(request.model):
             raise model_not_found(request.model)
+        self._check_capabilities(request)
         ask = Ask(key, _lowered(key.priority_class, request.lower_to), request.model, request.prompt_bytes)
         record.model, record.priority_class, record.stream = request.model, ask.priority_class, request.stream
         watcher = asyncio.create_task(client.watch())
@@ -317,6 +317,18 @@ class Gateway:
                 raise ClientLeft
             await client.write(chunk)
         await client.write(b"", more=False)
+
+    def _check_capabilities(self, request: Request) -> None:
+        for has, capability, what in (
+            (request.has_tools, "tools", "tools"),
+            (request.has_images, "vision", "messages"),
+        ):
+            if has and self.engines.lacks(request.model, capability):
+                raise bad_request(
+                    f"The model {request.model!r} has no {capability}: use one that has, or leave it out.",
+                    what,
+                    "unsupported_parameter",
+                )
 
     def _max_output(self, model: str) -> int | None:
         limits = self.settings.models.get(model)
