@@ -11,7 +11,7 @@ REWRITE_BYTES = 4 * 1024 * 1024
 
 
 class Ledger:
-    """A file of one JSON line a use. Its times are of one boot: it lies in /run, where a boot leaves nothing."""
+    """A file of one JSON line a use. Its times are of one boot, so it lies in /run."""
 
     def __init__(self, path: Path) -> None:
         """Name the file; `read` comes first, then `rewrite` opens it."""
