@@ -1,0 +1,37 @@
+"""The row `malformed` of bench/gateway.md: 2,000 odd requests, and whether the gateway survives each."""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / part) for part in ("gateway/src", "gateway/tests", "traffic/src")]
+
+from test_gateway_malformed import examine  # noqa: E402 - found by the line above
+
+REQUESTS = 240 if "--quick" in sys.argv else 2000
+
+
+def main() -> None:
+    """Send them, and print a table of the answers."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        seen = examine(Path(folder), REQUESTS)
+    seconds = time.monotonic() - started
+    statuses = sorted({status for counts in seen.values() for status in counts if status is not None})
+    requests = sum(counts.total() for counts in seen.values())
+    print(
+        f"{requests} requests made by dice, 20 at a time, "
+        f"in {seconds:.0f} s: no answer of 5xx, no hang, no slot lost after any 20 of them. "
+        "Their numbers by status; `closed` had no answer, since the client left or sent no request."
+    )
+    print()
+    print("| kind | closed | " + " | ".join(map(str, statuses)) + " |")
+    print("|---" * (len(statuses) + 2) + "|")
+    for kind, counts in sorted(seen.items()):
+        print(f"| {kind} | " + " | ".join(str(counts[status] or "") for status in (None, *statuses)) + " |")
+
+
+if __name__ == "__main__":
+    main()
