@@ -1,0 +1,223 @@
+"""Clients that go on asking while the gateway is reloaded, restarted and killed: restart_load.py [--quick].
+
+Without --url it asks the lab host `bedplate` (make up), and its systemd does what is measured.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB_HOST = "bedplate"
+ACTIONS = {
+    "nothing": "true",
+    "reload": "systemctl reload litellm",
+    "restart": "systemctl restart litellm",
+    "kill -9": "systemctl kill --signal=KILL litellm",
+}
+MESSAGES = [{"role": "user", "content": "Count to five."}]
+MAY_FAIL = {"kill -9"}
+"""What cannot be asked of these: requests that run then are lost with the process."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whom to ask, and how a command runs on its host."""
+
+    url: str
+    key: str
+    model: str
+    remote: list[str]
+    body: dict[str, Any]
+
+
+@dataclass
+class Tally:
+    """What clients saw: seconds of each answer, and what went wrong, counted."""
+
+    seconds: list[float] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+class Raw:
+    """A client that sees every broken connection: it asks once and no more."""
+
+    def __init__(self, target: Target, *, keep_alive: bool) -> None:
+        """Keep a connection between requests, or make a new one for each."""
+        self._target = target
+        connector = aiohttp.TCPConnector(force_close=not keep_alive)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300))
+
+    async def ask(self, *, stream: bool) -> None:
+        """Ask once; raises when the answer is not whole."""
+        target = self._target
+        body = {"model": target.model, "messages": MESSAGES, "stream": stream, **target.body}
+        headers = {"authorization": f"Bearer {target.key}"}
+        url = f"{target.url}/v1/chat/completions"
+        async with self._session.post(url, json=body, headers=headers) as answer:
+            content = await answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"status {answer.status}")
+            if stream and b"[DONE]" not in content:
+                raise RuntimeError("stream without an end")
+            if not stream:
+                json.loads(content)
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._session.close()
+
+
+class Package:
+    """A client as users have it: OpenAI's package, with the retries that it does by itself."""
+
+    def __init__(self, target: Target) -> None:
+        """Make one as its documentation says."""
+        self._target = target
+        self._client = openai.AsyncOpenAI(base_url=f"{target.url}/v1", api_key=target.key, timeout=300)
+
+    async def ask(self, *, stream: bool) -> None:
+        """Ask once; raises when the answer is not whole."""
+        create: Any = self._client.chat.completions.create
+        target = self._target
+        answer = await create(model=target.model, messages=MESSAGES, stream=stream, extra_body=target.body)
+        if stream:
+            async for _ in answer:
+                pass
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.close()
+
+
+Client = Raw | Package
+CLIENTS: dict[str, Callable[[Target], Client]] = {
+    "a new connection each": lambda target: Raw(target, keep_alive=False),
+    "keep-alive": lambda target: Raw(target, keep_alive=True),
+    "`openai` package": Package,
+}
+
+
+async def one_client(client: Client, tally: Tally, end: asyncio.Event) -> None:
+    """Ask until the end, with pauses of up to half a second, so that connections are idle at times."""
+    while not end.is_set():
+        started = time.monotonic()
+        try:
+            await client.ask(stream=random.random() < 0.5)  # noqa: S311 - nothing secret
+        except Exception as error:
+            tally.failures[f"{type(error).__name__}: {error}"[:100]] += 1
+            await asyncio.sleep(0.2)
+        else:
+            tally.seconds.append(time.monotonic() - started)
+        await asyncio.sleep(random.random() * 0.5)  # noqa: S311 - nothing secret
+    await client.close()
+
+
+async def measure(
+    target: Target, make: Callable[[Target], Client], action: str, times: int, clients: int
+) -> Tally:
+    """Return what so many clients saw while something was done a few times."""
+    tally = Tally()
+    end = asyncio.Event()
+    tasks = [asyncio.create_task(one_client(make(target), tally, end)) for _ in range(clients)]
+    await asyncio.sleep(4)
+    for _ in range(times):
+        # Else five starts within a minute are the start limit.
+        for command in ("systemctl reset-failed litellm", ACTIONS[action]):
+            doing = await asyncio.create_subprocess_exec(*target.remote, *shlex.split(command))
+            if await doing.wait():
+                sys.exit(f"{command} failed")
+        await asyncio.sleep(4)
+    end.set()
+    await asyncio.gather(*tasks)
+    return tally
+
+
+def lab_target() -> Target:
+    """Return the lab's host with the key `default`."""
+    table = subprocess.run([ROOT / "lab/lab", "list"], capture_output=True, text=True, check=True).stdout
+    addresses = {line.split()[0]: line.split()[3] for line in table.splitlines()}
+    if LAB_HOST not in addresses:
+        sys.exit(f"There is no lab host {LAB_HOST}: make up, or give --url, --key, --model and --remote.")
+    key = subprocess.run(
+        ["make", "--silent", "key"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    remote = [str(ROOT / "lab/lab"), "exec", LAB_HOST, "--"]
+    return Target(f"http://{addresses[LAB_HOST]}:8000", key, "", remote, {"max_tokens": 8})
+
+
+async def first_model(target: Target) -> str:
+    """Return a model that the key may use."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{target.url}/v1/models", headers={"authorization": f"Bearer {target.key}"}) as answer,
+    ):
+        return str((await answer.json())["data"][0]["id"])
+
+
+async def run(target: Target, actions: list[str], times: int, clients: int) -> bool:
+    """Print the table; return whether nothing failed that should not."""
+    print(
+        f"{clients} clients, half of their answers streams; each action {times} times, 4 s apart. "
+        "A request that runs at kill -9 is lost with the process; none is refused.\n"
+    )
+    print("| action | clients with | answers | failed | p50 s | longest s |")
+    print("|---|---|---|---|---|---|")
+    good = True
+    for action in actions:
+        for name, make in CLIENTS.items():
+            tally = await measure(target, make, action, times, clients)
+            failed = sum(tally.failures.values())
+            good &= not failed or action in MAY_FAIL
+            seconds = sorted(tally.seconds)
+            print(
+                f"| {action} | {name} | {len(seconds)} | {failed} "
+                f"| {seconds[len(seconds) // 2]:.1f} | {seconds[-1]:.1f} |",
+                flush=True,
+            )
+            for failure, count in tally.failures.most_common(5):
+                print(f"{action}, {name}: {count} x {failure}", file=sys.stderr)
+    return good
+
+
+def main() -> None:
+    """Run the bench; the exit status is 1 when a request failed that should not have."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="each action once")
+    parser.add_argument("--url", help="of the gateway, without /v1")
+    parser.add_argument("--key", default="")
+    parser.add_argument("--model", default="", help="default: the first that the key may use")
+    parser.add_argument("--remote", default="", help="what runs a command on the gateway's host: ssh web1")
+    parser.add_argument("--body", default='{"max_tokens": 8}', help="more fields of the requests, as JSON")
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--actions", default=",".join(ACTIONS), help=f"default: {','.join(ACTIONS)}")
+    options = parser.parse_args()
+    if options.url:
+        body = json.loads(options.body)
+        target = Target(options.url, options.key, options.model, shlex.split(options.remote), body)
+    else:
+        target = lab_target()
+
+    async def all_of_it() -> bool:
+        model = target.model or await first_model(target)
+        known = Target(target.url, target.key, model, target.remote, target.body)
+        return await run(known, options.actions.split(","), 1 if options.quick else 3, options.clients)
+
+    sys.exit(0 if asyncio.run(all_of_it()) else 1)
+
+
+if __name__ == "__main__":
+    main()
