@@ -277,7 +277,10 @@ def listeners(expected: Mapping[int, str], foreign: Iterable[str], proc: Path = 
         if pid == 1:
             if sockets is None:
                 sockets = socket_units(systemctl_show(["*.socket"], ["Id", "Listen"]))
-            unit = sockets.get(port)
+            # A service that starts again finds its sockets in systemd's store.
+            service = f"{stem(expected[port])}.service"
+            stored = systemctl_show([service], ["NFileDescriptorStore"])
+            unit = sockets.get(port) or (service if re.search("=[1-9]", stored) else None)
         ours = unit is not None and stem(unit) == stem(expected[port]) and unit not in set(foreign)
         found[port, pid] = {"port": port, "pid": pid, "process": process, "unit": unit, "ours": ours}
     return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1] or 0))]

@@ -122,6 +122,20 @@ def test_a_socket_that_waits_in_systemd(
     assert (found["unit"], found["ours"]) == ("cockpit.socket", False)
 
 
+def test_a_socket_that_systemd_stores_for_a_service(
+    survey: ModuleType, proc: FakeProc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = {"litellm.service": "NFileDescriptorStore=2\n"}
+    monkeypatch.setattr(survey, "systemctl_show", lambda names, _: shown.get(names[0], ""))
+    proc.socket(8000, 11)
+    proc.process(1, "systemd", "0::/init.scope\n", 11)
+    (found,) = survey.listeners({8000: "litellm"}, [], proc.path)
+    assert (found["unit"], found["ours"]) == ("litellm.service", True)
+    shown["litellm.service"] = "NFileDescriptorStore=0\n"
+    (found,) = survey.listeners({8000: "litellm"}, [], proc.path)
+    assert (found["unit"], found["ours"]) == (None, False)
+
+
 def block(
     unit: str, path: Path | str, *, load: str = "loaded", active: str = "inactive", file: str = "disabled"
 ) -> str:
