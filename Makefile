@@ -133,7 +133,8 @@ lint-types: $(VENV)/.dev
 	mypy lab/src
 	MYPYPATH=tests/unit:gateway/src:dashboard_app/src mypy --explicit-package-bases tests/unit/*.py
 	MYPYPATH=tests/refusals mypy --explicit-package-bases tests/refusals/*.py
-	MYPYPATH=bench/gateway:gateway/src mypy --explicit-package-bases bench/gateway/*.py
+	MYPYPATH=bench/gateway:gateway/src:gateway/tests mypy --explicit-package-bases bench/gateway/*.py
+	MYPYPATH=tests/clients:bench/gateway mypy --explicit-package-bases tests/clients/*.py
 lint-shell: $(VENV)/.dev
 	shellcheck $$(git ls-files '*.sh' .ci/run tests/tools)
 
@@ -166,12 +167,18 @@ test: lint unit ## Everything that must hold
 	  printf 'Left out: the tests on lab hosts (make lab-test molecule), since they cannot be booted here: %s\n' "$$(tail -n 1 <<<"$$reason")"; \
 	  [[ "$${CI:-}" != true ]]; fi
 
-.PHONY: bench-gateway
+.PHONY: clients bench-gateway
+# CLIENTS_ENGINE=fake needs no lab; OPENAI_BASE_URL and OPENAI_API_KEY name a running endpoint.
+clients: $(VENV)/.dev ## Real client programs against the gateway with the lab's Ollama
+	[[ -n "$${OPENAI_BASE_URL:-}$${CLIENTS_ENGINE:-}" ]] || $(MAKE) lab-ready
+	"$$($(VENV)/bin/python bench/gateway/servers.py clients)" -m pytest \
+	  --override-ini "pythonpath=traffic/src tests/clients bench/gateway" tests/clients
+
 bench-gateway: $(VENV)/.dev lab-ready ## The gateway beside stock LiteLLM, into bench/gateway.md (2 hours; ROWS="tpm labels" for some)
 	$(VENV)/bin/python bench/gateway/run.py $(ROWS)
 
 lock: $(VENV)/.control ## Make the locks of requirements/ anew
-	for lock in control litellm bench exporter traffic dashboard dev; do \
+	for lock in control litellm bench clients aider exporter traffic dashboard dev; do \
 	  uv pip compile --quiet --universal --python-version $$([ $$lock = exporter ] && echo 3.10 || echo 3.11) --generate-hashes --no-emit-index-url --no-header \
 	    --no-emit-package litellm-enterprise "requirements/$$lock.in" --output-file "requirements/$$lock.txt"; \
 	done

@@ -10,7 +10,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ class StubEngines:
         return not (model or capability)
 
 
+async def no_events() -> AsyncIterator[bytes]:
+    """Iterate over nothing: the answer is no stream."""
+    for event in ():
+        yield event
+
+
 class StubExchange:
     """A call of the engine that has its answer at once."""
 
@@ -69,7 +75,7 @@ class StubExchange:
 
     async def answer(self) -> Answer:
         """Return the answer."""
-        return Answer(200, {}, ANSWER, None)
+        return Answer(200, {}, ANSWER, no_events)
 
     async def close(self) -> None:
         """End it."""

@@ -377,3 +377,7 @@ def versions() -> str:
         if line.startswith("model name")
     )
     return f"commit {commit}, {python}, LiteLLM {litellm}, {os.cpu_count()} cores of {processor}"
+
+
+if __name__ == "__main__":
+    print(environment(sys.argv[1]))

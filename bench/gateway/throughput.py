@@ -73,7 +73,7 @@ async def run(*, quick: bool) -> Result:
             f"Short: {SHORT_TOKENS} tokens, not streamed. The engine answers at once. `CPU each` "
             "is the server's alone; 1 s divided by it is what one core could do: load and engine share the "
             "machine's cores. `LiteLLM library` is an app that only has `litellm.acompletion` call the "
-            "engine (`library_app.py`), without key, limit and queue: the best that one over LiteLLM could do."
+            "engine (`library_app.py`), without key, limit and queue: the best that one over LiteLLM can do."
         ],
     )
     rates: dict[str, tuple[float, float]] = {}

@@ -1,0 +1,51 @@
+"""A working endpoint and a faulty one.
+
+The first is live where OPENAI_BASE_URL and OPENAI_API_KEY name one, else the gateway of this checkout on the
+lab's Ollama, or with CLIENTS_ENGINE=fake on `traffic fake-server`.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import servers
+from endpoints import MODEL, Endpoint, Faulty
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[Endpoint]:
+    """An endpoint that works."""
+    if "OPENAI_BASE_URL" in os.environ:
+        yield Endpoint(os.environ["OPENAI_BASE_URL"].rstrip("/"), os.environ["OPENAI_API_KEY"])
+        return
+    with ExitStack() as stack:
+        if os.environ.get("CLIENTS_ENGINE") == "fake":
+            engine_url = stack.enter_context(servers.fake_engine(model=MODEL, concurrency=2)).url
+        else:
+            engine_url = stack.enter_context(servers.real_engine())
+        keys = [{"alias": "any", "rpm": 100_000, "tpm": 10_000_000}]
+        ours = stack.enter_context(servers.gateway([servers.engine(engine_url, MODEL)], keys))
+        yield Endpoint(f"{ours.url}/v1", ours.keys["any"])
+
+
+@pytest.fixture(scope="session")
+def faulty() -> Iterator[Faulty]:
+    """A gateway with models that fail on purpose, and keys that may not."""
+    models = ["good", "broken", "cut", "garbage", "silent"]
+    faults = ["error@broken", "cut@cut", "garbage@garbage", "silent@silent"]
+    keys: list[dict[str, Any]] = [
+        {"alias": "any"},
+        *[{"alias": f"once-{who}", "rpm": 1} for who in ("python", "npm", "langchain")],
+        {"alias": "expired", "expires": "2020-01-01T00:00:00Z"},
+        {"alias": "good-only", "models": ["good"]},
+    ]
+    with servers.fake_engine(model=models, fault=faults, concurrency=8, context=200) as fake:
+        one = servers.engine(fake.url)
+        one["models"] = [{"name": name, "slots": 2, "context": 200} for name in models]
+        gone = servers.engine(f"http://127.0.0.1:{servers.free_port()}", "gone", name="gone")
+        with servers.gateway(
+            [one, gone], keys, first_byte_seconds=1.5, load_seconds=1.5, refuse_truncation=True
+        ) as ours:
+            yield Faulty(f"{ours.url}/v1", ours.keys, fake.url)

@@ -1,0 +1,29 @@
+"""Environments of clients that cannot live in the tests' own, each from its lock, in the benches' cache."""
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import servers
+
+NPM = Path(__file__).parent / "npm"
+
+
+def npm() -> Path:
+    """Return a folder with the packages of npm/package-lock.json."""
+    lock = NPM / "package-lock.json"
+    folder = servers.CACHE / f"npm-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in ("package.json", lock.name):
+            shutil.copy(NPM / name, folder)
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=folder, check=True)
+        (folder / "complete").touch()
+    return folder
+
+
+def aider() -> Path:
+    """Return aider's command."""
+    return servers.environment("aider").parent / "aider"

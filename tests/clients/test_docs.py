@@ -1,0 +1,82 @@
+"""The blocks of docs/clients.md, run as they stand."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from endpoints import MODEL, Endpoint
+from environments import aider, npm
+
+PAGE = Path(__file__).parents[2] / "docs/clients.md"
+
+
+def block(title: str, language: str) -> str:
+    """Return the first block of a language under a title."""
+    section = PAGE.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    found = re.search(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert found, f"{title} has no {language} block"
+    return found[1]
+
+
+def run(command: list[str], endpoint: Endpoint, folder: Path, **environment: str) -> str:
+    """Run a command in a folder of its own; returns what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**endpoint.environment, "HOME": str(folder), "TERM": "dumb", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("title", ["openai for Python", "LangChain"])
+def test_python(title: str, endpoint: Endpoint, tmp_path: Path) -> None:
+    code = block(title, "python").replace(MODEL, endpoint.model)
+    assert run([sys.executable, "-c", code], endpoint, tmp_path).strip()
+
+
+def test_javascript(endpoint: Endpoint, tmp_path: Path) -> None:
+    # Node looks for packages beside the file.
+    file = npm() / "page.mjs"
+    file.write_text(block("openai for npm", "js").replace(MODEL, endpoint.model))
+    assert run(["node", str(file)], endpoint, tmp_path).strip()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_curl(stream: bool, endpoint: Endpoint, tmp_path: Path) -> None:
+    command = block("curl", "bash").replace(MODEL, endpoint.model)
+    if stream:
+        command = command.replace('"max_tokens"', '"stream": true, "max_tokens"')
+    output = run(["bash", "-euo", "pipefail", "-c", command], endpoint, tmp_path)
+    assert output.rstrip().endswith("data: [DONE]" if stream else "}")
+
+
+def test_aider(endpoint: Endpoint, tmp_path: Path) -> None:
+    command = block("aider", "bash").replace(MODEL, endpoint.model).rstrip()
+    # A small model may never stop by itself.
+    (tmp_path / "short.yml").write_text(
+        f"- name: openai/{endpoint.model}\n  extra_params: {{max_tokens: 40}}\n"
+    )
+    alone = ["--no-git", "--yes-always", "--no-check-update", "--analytics-disable"]
+    more = [*alone, "--model-settings-file", "short.yml", "--message", "Say hello."]
+    path = f"{aider().parent}:{endpoint.environment['PATH']}"
+    output = run(["bash", "-euc", f"{command} {shlex.join(more)}"], endpoint, tmp_path, PATH=path)
+    assert re.search(r"Tokens: \S+ sent, \d+ received", output), output
+
+
+def test_continue(endpoint: Endpoint, tmp_path: Path) -> None:
+    config = block("Continue", "yaml").replace("http://127.0.0.1:8000/v1", endpoint.url)
+    config = config.replace("YOUR-KEY", endpoint.key).replace(MODEL, endpoint.model)
+    (tmp_path / "config.yaml").write_text(f"{config}    defaultCompletionOptions: {{maxTokens: 40}}\n")
+    cn = str(npm() / "node_modules/.bin/cn")
+    output = run([cn, "--print", "Say hello.", "--config", "config.yaml"], endpoint, tmp_path)
+    assert output.strip()
+    assert "error" not in output.lower()
