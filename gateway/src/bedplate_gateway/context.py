@@ -1,4 +1,4 @@
-"""Whether a prompt fits into a model's context: Ollama cuts what does not, in silence, unless it is asked not to."""
+"""Whether a prompt fits into a model's context: Ollama cuts it in silence unless it is asked not to."""
 
 import json
 import re
@@ -55,8 +55,9 @@ def question(request: Request) -> tuple[str, bytes]:
     return "/api/chat", json.dumps(asked).encode()
 
 
-def embeddings_answer(request: Request, native: dict[str, Any]) -> bytes:
+def embeddings_answer(request: Request, body: bytes) -> bytes:
     """Return the answer of Ollama's /api/embed as OpenAI's."""
+    native = json.loads(body)
     in_base64 = request.body.get("encoding_format") == "base64"
     data = [
         {"object": "embedding", "index": index, "embedding": _packed(vector) if in_base64 else vector}

@@ -21,6 +21,7 @@ MOST_FAILURES = 2
 """Looks in a row that must fail before an engine counts as down: a busy CPU answers late."""
 MOST_ANSWER_BYTES = 8 * 1024 * 1024
 NOT_ASKED = "was not asked yet"
+REFUSES = "refuses connections"
 
 BLOB = re.compile(r"^FROM .*sha256[-:]([0-9a-f]{64})", re.MULTILINE)
 
@@ -141,9 +142,8 @@ class Engines:
         try:
             async with asyncio.timeout(POLL_TIMEOUT_SECONDS):
                 state = await ask(engine)
-        except aiohttp.ClientConnectorError as refused:
-            failures = MOST_FAILURES
-            error = f"refuses connections ({refused.os_error.strerror or refused.os_error})"
+        except aiohttp.ClientConnectorError:
+            failures, error = MOST_FAILURES, REFUSES
         except aiohttp.ClientResponseError as answered:
             error = f"answers with HTTP {answered.status}"
         except (TimeoutError, aiohttp.ClientError, OSError) as failed:

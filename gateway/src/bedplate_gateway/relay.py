@@ -58,8 +58,8 @@ class Relay:
         self._renames: bool | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Return the events that are whole now, for the client."""
-        buffer = self._rest + data
+        """Return the events that are whole now, for the client; no data means that no more will come."""
+        buffer = self._rest + (data or (b"\n\n" if self._rest else b""))
         if b"\r" in buffer:
             # A lone one at the end waits in the rest for its line feed.
             buffer = buffer.replace(b"\r\n", b"\n")
@@ -122,21 +122,16 @@ class Relay:
             self.failure = words_of(chunk) or "it failed in the middle of the answer"
             return b""
         usage = usage_in(chunk)
-        if usage is None:
-            self.events += 1
-            self._last = whole
-            return whole
-        self.usage = usage
-        if any(map(_says_something, _choices_of(chunk))):
-            self.events += 1
-            self._last = whole
+        if usage is not None:
+            self.usage = usage
+            if not any(map(_says_something, _choices_of(chunk))):
+                return _event_of(chunk | {"choices": []}) if self._want_usage else b""
             if not self._want_usage:
                 del chunk["usage"]
-                return _event_of(chunk)
-            return whole
-        if not self._want_usage:
-            return b""
-        return whole if chunk.get("choices") == [] else _event_of(chunk | {"choices": []})
+                whole = _event_of(chunk)
+        self.events += 1
+        self._last = whole
+        return whole
 
 
 def words_of(answer: dict[str, Any]) -> str:

@@ -1,0 +1,63 @@
+"""How fast an engine works with a model, learned from its answers, to estimate what leavers cost."""
+
+from dataclasses import dataclass
+
+LEARN_PROMPT_BYTES = 1000
+"""Shorter prompts say more of the way to the engine than of its speed."""
+LEARN_TOKENS = 50
+SHARE = 0.1
+"""How much of an average one new measurement is."""
+
+
+@dataclass
+class Pace:
+    """Of one model on one engine. It starts with a slow CPU: a slot held too long once is the lesser evil."""
+
+    seconds_per_byte: float = 0.002
+    """Of the prompt, from start to first token."""
+    seconds_per_token: float = 0.02
+    bytes_per_token: float = 4.0
+    measured: bool = False
+
+    def learn_first_byte(self, prompt_bytes: int, seconds: float) -> None:
+        """Take the time in which a prompt was processed."""
+        if prompt_bytes < LEARN_PROMPT_BYTES:
+            return
+        sample = seconds / prompt_bytes
+        # Prompts in the engine's cache say little of a new one: it falls slowly and rises at once.
+        if self.measured and sample < self.seconds_per_byte:
+            sample = _moved(self.seconds_per_byte, sample)
+        self.seconds_per_byte, self.measured = sample, True
+
+    def learn_tokens(self, prompt_bytes: int, prompt_tokens: int) -> None:
+        """Take what a prompt that was not cut came to."""
+        if prompt_tokens >= LEARN_TOKENS:
+            self.bytes_per_token = _moved(self.bytes_per_token, prompt_bytes / prompt_tokens)
+
+    def learn_generation(self, tokens: int, seconds: float) -> None:
+        """Take the time in which an answer was generated, its prompt's excluded."""
+        if tokens >= LEARN_TOKENS and seconds > 0:
+            self.seconds_per_token = _moved(self.seconds_per_token, seconds / tokens)
+
+    def learn_whole(self, prompt_bytes: int, tokens: int, seconds: float) -> None:
+        """Take the time in which an answer came that was not streamed."""
+        if prompt_bytes < LEARN_PROMPT_BYTES:
+            self.learn_generation(tokens, seconds)
+        else:
+            self.learn_first_byte(prompt_bytes, max(0.0, seconds - tokens * self.seconds_per_token))
+
+    def prompt_seconds(self, prompt_bytes: int) -> float:
+        """Estimate how long a prompt takes until the first token."""
+        return prompt_bytes * self.seconds_per_byte
+
+    def tokens(self, text_bytes: int) -> int:
+        """Estimate the tokens of a text."""
+        return round(text_bytes / self.bytes_per_token)
+
+    def generated_tokens(self, seconds: float) -> int:
+        """Estimate how many tokens came in the time since the prompt was processed."""
+        return max(0, round(seconds / self.seconds_per_token))
+
+
+def _moved(average: float, sample: float) -> float:
+    return average + SHARE * (sample - average)
