@@ -64,7 +64,8 @@ class StubEngines:
 
 async def no_events() -> AsyncIterator[bytes]:
     """Iterate over nothing: the answer is no stream."""
-    for event in ():
+    nothing: tuple[bytes, ...] = ()
+    for event in nothing:
         yield event
 
 
