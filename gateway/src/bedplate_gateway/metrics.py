@@ -127,8 +127,8 @@ class _Now(Collector):
         )
         running.add_metric([], self._in_flight())
         yield running
-        info = GaugeMetricFamily("bedplate_gateway_info", "Always 1.", labels=["version"])
-        info.add_metric([version("bedplate-gateway")], 1)
+        info = GaugeMetricFamily("bedplate_gateway_info", "Always 1.", labels=["litellm"])
+        info.add_metric([version("litellm")], 1)
         yield info
         slots = GaugeMetricFamily(
             "bedplate_gateway_slots", "Requests that run at a time at most.", labels=["engine", "model"]
