@@ -28,9 +28,9 @@ from odd_requests import CHAT, KEY, MAX_BODY, MINIMAL, MODEL, Case, cases, whole
 from traffic.fake_server import Behaviour, FakeEngine
 
 BATCH = 20
-LIMITS = ClientLimits(header=0.5, body=0.5, idle=1.0, reader=2.0)
-HANG_SECONDS = 8.0
-"""More than every limit of the server under test together."""
+LIMITS = ClientLimits(header=1.0, body=1.0, idle=1.0, reader=2.0)
+HANG_SECONDS = 20.0
+"""Far more than every limit of the server under test, on a busy machine too."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ def _complete(case: Case, data: bytes) -> bool:
 
 
 def _status(data: bytes) -> int | None:
+    if b"internal_error" in data:
+        # A stream has said 200 before it breaks.
+        return 500
     statuses = [int(status) for status in re.findall(rb"^HTTP/1\.1 (\d{3}) ", data, re.MULTILINE)]
     return next((status for status in statuses if status != 100), None)
 
@@ -192,7 +195,7 @@ def examine(folder: Path, requests: int) -> dict[str, Counter[int | None]]:
 
 
 def test_no_request_breaks_the_gateway(tmp_path: Path) -> None:
-    seen = examine(tmp_path, 240)
+    seen = examine(tmp_path, 200)
     # The dice reached the app, and not its door alone.
     assert seen["JSON with odd fields"][200]
     assert seen["JSON with odd fields"][400]
