@@ -113,6 +113,8 @@ def test_an_engines_own_name_of_the_model_is_replaced() -> None:
     first, second = content("a"), content('"model":"m"')
     expected = first + second
     assert relayed(relay, first, second) == expected.replace(b'"model":"m",', b'"model":"the model",')
+    assert relay.feed(OPENAI_USAGE) == b""
+    assert relay.end(1, 1).startswith(b'data: {"id":"c1","model":"the model"')
     assert rename(b'{"model": "a\\"b", "x": 1}', "m") == b'{"model": "m", "x": 1}'
     assert rename(b'{"x": 1}', "m") == b'{"x": 1}'
 

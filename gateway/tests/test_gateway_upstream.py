@@ -452,6 +452,7 @@ def test_an_engine_that_goes_on_failing_is_a_502_in_its_own_words() -> None:
             (400, None, "The engine refused the request: invalid seed"),
         ),
         (422, {"detail": "no"}, (400, None, "The engine refused the request: no")),
+        (500, {"error": {"message": "invalid JSON schema in format"}}, (400, "invalid_value", None)),
         (401, {"error": "who?"}, (502, "engine_error", None)),
         (302, {}, (502, "engine_error", None)),
         (

@@ -6,8 +6,8 @@ from typing import Any
 
 MOST_EVENT_BYTES = 4 * 1024 * 1024
 
-# In JSON a quote inside a text is escaped, so these can only be fields. Only what they find is parsed.
-SPECIAL = re.compile(rb'"usage":\s*\{|"error":|"model":\s*""|\[DONE\]')
+# In JSON a quote inside a text is escaped, so these can only be fields. Only events with them are parsed.
+MARKS = (b'"usage":{', b'"usage": {', b'"error":', b'"model":""', b"[DONE]")
 MODEL = re.compile(rb'"model":\s*("(?:[^"\\]|\\.)*")')
 # Ollama puts this into every event of /v1/completions once usage is asked for.
 EMPTY_USAGE = b',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
@@ -84,6 +84,7 @@ class Relay:
             self.failure = "it ended the answer too early"
             return b""
         closing = []
+        last["model"] = self._model
         if choices[0].get("finish_reason") is None:
             shape: dict[str, Any] = {"text": ""} if "text" in choices[0] else {"delta": {}}
             closing.append(last | {"choices": [{"index": 0, **shape, "finish_reason": "length"}]})
@@ -97,12 +98,11 @@ class Relay:
             self._renames = found.group(1) != json.dumps(self._model).encode()
         if EMPTY_USAGE in events:
             events = events.replace(EMPTY_USAGE, b"")
-        if not SPECIAL.search(events):
-            self.events += events.count(b"\n\n")
-            self._last = events
-        else:
+        if _marked(events):
             events = b"".join(map(self._inspect, events[:-2].split(b"\n\n")))
-        if self._renames:
+        else:
+            self._counted(events)
+        if self._renames and events:
             return b"".join(rename(event + b"\n\n", self._model) for event in events[:-2].split(b"\n\n"))
         return events
 
@@ -111,12 +111,12 @@ class Relay:
         if self.done or self.failure:
             return b""
         whole = event + b"\n\n"
+        if not _marked(event):
+            return self._counted(whole)
         if _data_of(event) == b"[DONE]":
             self.done = True
             return whole
-        chunk = _json_of(event)
-        if chunk is None:
-            return whole
+        chunk = _json_of(event) or {}
         # Ollama's own words are lost when it fails in a stream: what comes is an event of an unnamed model.
         if chunk.get("error") or chunk.get("model") == "":
             self.failure = words_of(chunk) or "it failed in the middle of the answer"
@@ -129,9 +129,12 @@ class Relay:
             if not self._want_usage:
                 del chunk["usage"]
                 whole = _event_of(chunk)
-        self.events += 1
-        self._last = whole
-        return whole
+        return self._counted(whole)
+
+    def _counted(self, events: bytes) -> bytes:
+        self.events += events.count(b"\n\n")
+        self._last = events
+        return events
 
 
 def words_of(answer: dict[str, Any]) -> str:
@@ -140,6 +143,10 @@ def words_of(answer: dict[str, Any]) -> str:
     if isinstance(error, dict):
         error = error.get("message")
     return error if isinstance(error, str) else ""
+
+
+def _marked(events: bytes) -> bool:
+    return any(mark in events for mark in MARKS)
 
 
 def _choices_of(chunk: dict[str, Any]) -> list[dict[str, Any]]:

@@ -78,6 +78,10 @@ def too_long(request: Request, context: int | None) -> ApiError:
 def of_answer(status: int, body: bytes, request: Request, engine: Engine, context: int | None) -> EngineError:
     """Return what an answer other than 200 is."""
     words = said(body, engine)
+    if "invalid JSON schema" in words:
+        # Ollama says so with a 500.
+        message = f"The engine cannot use this JSON schema ({words}): use fewer of its features."
+        return EngineError(bad_request(message, "response_format", "invalid_value"))
     if status in {400, 413, 422}:
         if TOO_LONG.search(words):
             return EngineError(too_long(request, context))
