@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from bedplate_gateway.admission import Admission, Ask, Lease, LocalAdmission, acquire
 from bedplate_gateway.errors import ApiError
 from bedplate_gateway.handover import Inheritance, Offer, Predecessor, fetch, take
@@ -138,7 +139,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
         await scenario()
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def used(process: Process, alias: str) -> dict[str, str]:

@@ -352,4 +352,6 @@ def _adopt_all(connections: socket.socket, doors: dict[str, Door]) -> None:
 
 
 def _send(writer: asyncio.StreamWriter, message: Message) -> None:
-    writer.write(json.dumps(message).encode() + b"\n")
+    # Nobody is there to hear it where the other process has died.
+    if not writer.is_closing():
+        writer.write(json.dumps(message).encode() + b"\n")

@@ -115,8 +115,6 @@ async def serve(
     when_up: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGTERM, or until another process has taken over and the last request here has ended."""
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     gateway = Gateway(settings, keys)
     doors = [
         Door("api", gateway, listeners["api"]),
@@ -132,6 +130,9 @@ async def serve(
                 predecessor = await take(inheritance, gateway, doors)
     except TimeoutError:
         raise StartError(f"The start took more than {START_SECONDS:.0f} s: look at the engines.") from None
+    # Before this a signal ends the process at once, as it should.
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     for door in doors:
         await door.open()
     offer = Offer(settings.state_dir, gateway, doors)
