@@ -1,0 +1,74 @@
+"""The program that writes a host's facts for the node exporter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def facts(load_source: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program, on a host whose /boot and /run/reboot-required lie in tmp_path."""
+    module = load_source("roles/node_exporter/files/host_facts.py")
+    monkeypatch.setattr(module, "BOOT", tmp_path / "boot")
+    monkeypatch.setattr(module, "REBOOT_REQUIRED", tmp_path / "reboot-required")
+    (tmp_path / "boot").mkdir()
+    return module
+
+
+def test_a_kernel_installed_since_the_start_asks_for_a_restart(facts: ModuleType, tmp_path: Path) -> None:
+    kernel = tmp_path / "boot/vmlinuz-6.12.1"
+    kernel.touch()
+    now = time.time()
+    os.utime(kernel, (now - 100, now - 100))
+    assert not facts.reboot_required(now, 50)
+    assert facts.reboot_required(now, 200)
+
+
+def test_a_package_asks_for_a_restart(facts: ModuleType, tmp_path: Path) -> None:
+    assert not facts.reboot_required(time.time(), 50)
+    (tmp_path / "reboot-required").touch()
+    assert facts.reboot_required(time.time(), 50)
+
+
+def test_the_file_is_whole_and_readable(
+    facts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate, broken, backups = tmp_path / "a.pem", tmp_path / "b.pem", tmp_path / "backups"
+    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    subprocess.run(
+        [*request, "-keyout", tmp_path / "key.pem", "-out", certificate, "-days", "10", "-subj", "/CN=box"],
+        check=True,
+        capture_output=True,
+    )
+    broken.write_text("no certificate")
+    (backups / "deep").mkdir(parents=True)
+    os.utime(backups / "deep", (9000, 9000))
+    for name, second in (("old", 1000), ("deep/new", 2000)):
+        (backups / name).touch()
+        os.utime(backups / name, (second, second))
+    target = tmp_path / "host.prom"
+    monkeypatch.setenv("CERTIFICATES", f"{certificate} {broken}")
+    monkeypatch.setenv("BACKUPS", f"{backups} {tmp_path / 'none'}")
+    monkeypatch.setattr("sys.argv", ["host-facts", str(target)])
+    facts.main()
+    got = dict(line.rsplit(" ", 1) for line in target.read_text().splitlines() if not line.startswith("#"))
+    ends = float(got.pop(f'bedplate_host_certificate_expiry_timestamp_seconds{{path="{certificate}"}}'))
+    assert 9.9 < (ends - time.time()) / 86400 < 10.1
+    assert got == {
+        "bedplate_host_reboot_required": "0",
+        f'bedplate_host_certificate_expiry_timestamp_seconds{{path="{broken}"}}': "0",
+        f'bedplate_host_backup_timestamp_seconds{{path="{backups}"}}': "2000",
+        f'bedplate_host_backup_timestamp_seconds{{path="{tmp_path / "none"}"}}': "0",
+    }
+    assert "b.pem is no certificate" in capsys.readouterr().err
+    assert target.stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in tmp_path.glob("host.*")] == ["host.prom"]
