@@ -1,9 +1,9 @@
-"""What the command lines share: one-line errors and checked numbers."""
+"""What the command lines share: one-line errors, checked numbers, the endpoint's options, exit statuses."""
 
 import argparse
 from typing import Any, NoReturn
 
-EXIT_CANNOT_START = 2
+EXIT_OK, EXIT_FAILED, EXIT_CANNOT_START, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,3 +28,24 @@ def positive(kind: type[int] | type[float]) -> Any:
         return value
 
     return parse
+
+
+def add_endpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which endpoint is asked, and how long a request may take."""
+    parser.add_argument("--model", metavar="M", help="model to ask (default: the first that is offered)")
+    parser.add_argument("--url", metavar="U", help="endpoint, ends with /v1 (default: OPENAI_BASE_URL)")
+    parser.add_argument(
+        "--key", metavar="K", help="API key; shows in the process list, so prefer OPENAI_API_KEY"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive(float),
+        default=120.0,
+        metavar="S",
+        help="seconds a request may take (default: 120)",
+    )
+    parser.add_argument(
+        "--allow-public",
+        action="store_true",
+        help="send to a public address too, where strangers may pay for it",
+    )
