@@ -250,8 +250,6 @@ def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
         ("prompt", {"id": "pmpt_1"}),
         ("background", True),
         ("context_management", [{"type": "compaction"}]),
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function", "name": "f"}),
         ("top_logprobs", 3),
         ("include", ["message.output_text.logprobs"]),
     ],

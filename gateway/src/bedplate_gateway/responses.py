@@ -31,11 +31,13 @@ from bedplate_gateway.schema import (
     Refused,
     Temperature,
     Tokens,
+    ToolChoice,
     TopP,
     by_field,
     read_json,
     refuse,
     text_or,
+    text_or_object,
     validated,
 )
 
@@ -151,6 +153,11 @@ class _Tool(TypedDict, total=False):
     strict: bool | None
 
 
+class _NamedTool(TypedDict):
+    type: Literal["function"]
+    name: Name
+
+
 class _SchemaFormat(TypedDict, total=False):
     type: Required[Literal["json_schema"]]
     name: Required[Name]
@@ -182,7 +189,12 @@ class _Responses(Common, total=False):
     stream: bool | None
     temperature: Temperature | None
     text: _TextOptions | None
-    tool_choice: Literal["auto", "none"] | None
+    tool_choice: (
+        Annotated[
+            Annotated[ToolChoice, Tag("#text")] | Annotated[_NamedTool, Tag("#object")], text_or_object()
+        ]
+        | None
+    )
     tools: Annotated[list[_Tool], Field(fail_fast=True)] | None
     top_p: TopP | None
     truncation: Literal["auto", "disabled"] | None
@@ -197,10 +209,6 @@ _REFUSED: Final[Refused] = {
     "prompt": ((None,), "no prompts are kept here: send the text in 'instructions' and 'input'."),
     "background": ((None, False), "nothing is kept here to be fetched later: leave it out, and stream."),
     "context_management": ((None, []), "nothing is shortened here: send what is to be read."),
-    "tool_choice": (
-        (None, "auto", "none"),
-        "engines ignore it, so no call can be promised: use 'auto' or 'none'.",
-    ),
     "top_logprobs": ((None, 0), "use /v1/chat/completions for it."),
     # Clients ask for encrypted reasoning as a matter of course, and do without.
     "include": (

@@ -80,6 +80,15 @@ def text_or(expected: str) -> Discriminator:
     return Discriminator(_text_or_list, custom_error_type="text_or", custom_error_message=expected)
 
 
+def text_or_object() -> Discriminator:
+    """Choose between a text, tagged #text, and an object, tagged #object."""
+    return Discriminator(
+        lambda value: "#text" if isinstance(value, str) else "#object" if isinstance(value, dict) else None,
+        custom_error_type="text_or",
+        custom_error_message="a string or an object",
+    )
+
+
 _IMAGE_HEADS: Final = frozenset(f"data:image/{kind};base64" for kind in ("png", "jpeg", "jpg", "webp"))
 NonEmpty = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -87,6 +96,7 @@ ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(ge=0, le=1)]
+ToolChoice = Literal["auto", "none", "required"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Arguments = Annotated[str, AfterValidator(_check_arguments)]
 ImageUrl = Annotated[str, AfterValidator(_check_image)]
@@ -196,6 +206,15 @@ class _Tool(TypedDict):
     function: _Function
 
 
+class _FunctionName(TypedDict):
+    name: Name
+
+
+class _NamedTool(TypedDict):
+    type: Literal["function"]
+    function: _FunctionName
+
+
 class _JsonSchema(TypedDict, total=False):
     name: Required[Name]
     description: str | None
@@ -249,6 +268,12 @@ class _Chat(_Generation, total=False):
     max_completion_tokens: Tokens | None
     response_format: _ResponseFormat | None
     tools: Annotated[list[_Tool], Field(fail_fast=True)] | None
+    tool_choice: (
+        Annotated[
+            Annotated[ToolChoice, Tag("#text")] | Annotated[_NamedTool, Tag("#object")], text_or_object()
+        ]
+        | None
+    )
     parallel_tool_calls: bool | None
     logprobs: bool | None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None
@@ -277,10 +302,6 @@ _REFUSED: Final[Mapping[str, Refused]] = {
         "logit_bias": ((None, {}), _LEAVE_OUT),
         "functions": ((None, []), "it is OpenAI's old form: use 'tools'."),
         "function_call": ((None, "auto", "none"), "it is OpenAI's old form: use 'tool_choice'."),
-        "tool_choice": (
-            (None, "auto", "none"),
-            "engines ignore it, so no call can be promised: use 'auto' or 'none'.",
-        ),
         "modalities": ((None, ["text"]), "answers are text: leave it out."),
         "audio": ((None,), "answers are text: leave it out."),
         "web_search_options": ((None,), "nothing is searched here: leave it out."),
@@ -333,7 +354,7 @@ def build_request(path: str, body: dict[str, Any], *, default_max_output: MaxOut
         want_usage = _settle_stream(checked)
         _bound_output(checked, default_max_output(checked["model"]))
     if path == "/v1/chat/completions":
-        _settle_tools(checked, body.get("tool_choice"))
+        _settle_tools(checked)
         prompt_bytes = _settle_chat(checked)
     else:
         prompt_bytes = _text_bytes(checked)
@@ -391,10 +412,11 @@ def _bound_output(checked: dict[str, Any], bound: int | None) -> None:
         checked["max_tokens"] = min(known)
 
 
-def _settle_tools(chat: dict[str, Any], choice: object) -> None:
-    if not chat.get("tools") or choice == "none":
-        chat.pop("tools", None)
-        chat.pop("parallel_tool_calls", None)
+def _settle_tools(chat: dict[str, Any]) -> None:
+    # Ollama would offer the tools all the same.
+    if not chat.get("tools") or chat.get("tool_choice") == "none":
+        for name in ("tools", "tool_choice", "parallel_tool_calls"):
+            chat.pop(name, None)
 
 
 def _settle_chat(chat: dict[str, Any]) -> int:
