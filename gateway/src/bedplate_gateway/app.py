@@ -335,6 +335,7 @@ class Gateway:
         return (limits and limits.max_output_tokens) or self.settings.max_output_tokens
 
 
+MOVED = {"/health": READINESS, "/metrics": "port 9464, from a monitoring host"}
 INTERNAL_ERROR = ApiError(
     500,
     "internal_error",
@@ -363,7 +364,11 @@ def _only(method: str, client: Client) -> None:
 
 def _unknown_url(client: Client) -> ApiError:
     known = {path.removeprefix("/v1") for path in (*INFERENCE, MODELS)}
-    meant = f"/v1{client.path}" if client.path in known else "/v1/chat/completions, /v1/models and their like"
+    meant = (
+        f"/v1{client.path}"
+        if client.path in known
+        else MOVED.get(client.path, "/v1/chat/completions or its like")
+    )
     return ApiError(
         404,
         "unknown_url",
