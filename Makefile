@@ -154,11 +154,12 @@ lab-test: $(VENV)/.dev lab-ready ## The lab's own promises, on hosts that it boo
 
 # Two at a time: `default` leaves the host that the others of its row start from. A scenario's output comes when it ends.
 molecule: $(VENV)/.dev lab-ready ## What users are promised, on lab hosts with the real services
-	@echo 'Seven scenarios, two at a time (18 minutes on 2 cores); each tells its story when it ends.'
-	$(MAKE) --jobs 2 --output-sync=target molecule-models molecule-refusals
+	@echo 'Eight scenarios, two at a time (25 minutes on 2 cores); each tells its story when it ends.'
+	$(MAKE) --jobs 2 --output-sync=target molecule-gateway molecule-refusals
 molecule-faults: molecule-default
 molecule-installs: molecule-faults
 molecule-models: molecule-installs
+molecule-gateway: molecule-models
 molecule-several_hosts: molecule-debian12
 molecule-refusals: molecule-several_hosts
 molecule-%:

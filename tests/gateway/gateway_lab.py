@@ -1,0 +1,170 @@
+"""The lab host that the scenario `gateway` tests: its gateway as clients see it, and what operators type."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+SOON_SECONDS = 20.0
+
+
+class Stack:
+    """The host `one` with everything on it. `url` is the gateway's without /v1."""
+
+    def __init__(self, name: str, variables: dict[str, Any]) -> None:
+        self.name = name
+        self.url = f"http://{variables['bedplate_bind_address']}:8000"
+        self.metrics_url = "http://127.0.0.1:9464/metrics"
+        self.model = "smollm2:135m"
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        self.keys_file = home / "bedplate" / variables["bedplate_name"] / "keys.json"
+
+    def key(self, alias: str) -> str:
+        """The secret that `make key` would print."""
+        return str(json.loads(self.keys_file.read_text())["keys"][alias])
+
+    def __call__(self, script: str, *, fails: bool = False) -> str:
+        """Run a script on the host, without SSH."""
+        done = subprocess.run(
+            [ROOT / "lab/lab", "exec", self.name, "bash", "-euo", "pipefail", "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, f"{script}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def play(
+        self, *arguments: str, playbook: str = "site.yml", settings: dict[str, Any] | None = None
+    ) -> int:
+        """Run a playbook as a user does; returns how many tasks changed something."""
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "ansible", "playbook", "--inventory=inventory/lab", playbook),
+                *arguments,
+                *([f"--extra-vars={json.dumps(settings)}"] if settings else []),
+            ],
+            cwd=ROOT,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
+                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            },
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, output
+        return sum(int(number) for number in re.findall(r" changed=(\d+)", output))
+
+    def client(self, secret: str = "") -> httpx.Client:
+        """A client with a key; its connections are kept."""
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
+    def chat(self, client: httpx.Client, **fields: Any) -> httpx.Response:
+        """Ask one small question."""
+        body = {
+            "model": self.model,
+            "max_tokens": 1,
+            "messages": [{"role": "user", "content": "Count from one to a hundred."}],
+        }
+        return client.post("/v1/chat/completions", json=body | fields)
+
+    def said(self, secret: str) -> str:
+        """What a key is told: "ok", or the message of its 401."""
+        with self.client(secret) as client:
+            answer = client.get("/v1/models")
+        assert answer.status_code in (200, 401), answer.text
+        if answer.status_code == 200:
+            return "ok"
+        error = answer.json()["error"]
+        assert (error["code"], answer.headers["www-authenticate"]) == ("invalid_api_key", "Bearer")
+        return str(error["message"])
+
+    def main_pid(self) -> str:
+        """The gateway's main process."""
+        return self("systemctl show --property=MainPID --value litellm").strip()
+
+
+class Outcome(NamedTuple):
+    """How one request of the load ended: 200, another status, or the error; and how long it took."""
+
+    what: str
+    seconds: float
+
+
+class Load:
+    """Clients that ask one question after the other, half of them on kept connections.
+
+    An answer that breaks off counts as failed, a stream also where its end mark is missing.
+    """
+
+    def __init__(self, stack: Stack, clients: int, *, tokens: int = 4, stream: bool = False) -> None:
+        self._stack = stack
+        self._secret = stack.key("bench")
+        self._fields = {"max_tokens": tokens, "stream": stream}
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number % 2 == 0,)) for number in range(clients)
+        ]
+        self.outcomes: list[Outcome] = []
+
+    def _run(self, keeps: bool) -> None:
+        client = self._stack.client(self._secret)
+        while not self._stop.is_set():
+            started = time.monotonic()
+            try:
+                answer = self._stack.chat(client, **self._fields)
+                whole = not self._fields["stream"] or answer.text.endswith("data: [DONE]\n\n")
+                what = str(answer.status_code) if whole else "broken off"
+            except httpx.HTTPError as error:
+                what = repr(error)
+            self.outcomes.append(Outcome(what, time.monotonic() - started))
+            if not keeps:
+                client.close()
+                client = self._stack.client(self._secret)
+        client.close()
+
+    def failed(self) -> list[str]:
+        """Every outcome but 200."""
+        return [outcome.what for outcome in self.outcomes if outcome.what != "200"]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Keep asking for the length of a block, then say how it went."""
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join()
+        longest = max(outcome.seconds for outcome in self.outcomes)
+        print(
+            f"\n{len(self.outcomes)} requests, {len(self.failed())} failed, the longest took {longest:.1f} s"
+        )
+
+
+def wait_for(true: Callable[[], bool], seconds: float = SOON_SECONDS) -> float:
+    """Wait until something is true; returns after how many seconds it was."""
+    started = time.monotonic()
+    while not true():
+        assert time.monotonic() - started < seconds, f"not within {seconds} s"
+        time.sleep(0.2)
+    return time.monotonic() - started
