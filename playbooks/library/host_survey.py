@@ -94,6 +94,10 @@ free_bytes:
   description: For each of paths, the bytes that an ordinary user may still write there.
   returned: always
   type: dict
+disk_bytes:
+  description: For each of paths, the size of the file system that it lies on, in bytes.
+  returned: always
+  type: dict
 exists:
   description: For each of stat_paths, whether it exists.
   returned: always
@@ -286,13 +290,24 @@ def listeners(expected: Mapping[int, str], foreign: Iterable[str], proc: Path = 
     return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1] or 0))]
 
 
-def free_bytes(path: str) -> int:
-    """Return what an ordinary user may still write at the path or its nearest existing parent."""
+def disk(path: str) -> os.statvfs_result:
+    """Return the numbers of the file system at the path or its nearest existing parent."""
     folder = Path(path)
     while not folder.exists():
         folder = folder.parent
-    stats = os.statvfs(folder)
+    return os.statvfs(folder)
+
+
+def free_bytes(path: str) -> int:
+    """Return what an ordinary user may still write there."""
+    stats = disk(path)
     return stats.f_bavail * stats.f_frsize
+
+
+def disk_bytes(path: str) -> int:
+    """Return how large the file system is."""
+    stats = disk(path)
+    return stats.f_blocks * stats.f_frsize
 
 
 def own_address(address: str) -> bool:
@@ -352,6 +367,7 @@ def main() -> None:
             for unit in foreign
         ],
         free_bytes={path: free_bytes(path) for path in module.params["paths"]},
+        disk_bytes={path: disk_bytes(path) for path in module.params["paths"]},
         exists={path: Path(path).exists() for path in module.params["stat_paths"]},
         own_address={address: own_address(address) for address in module.params["addresses"]},
         has_systemd=has_systemd(),

@@ -181,6 +181,7 @@ def test_a_packaged_unit_counts_when_it_is_used(survey: ModuleType, active: str,
 def test_free_bytes_of_a_folder_to_come(survey: ModuleType, tmp_path: Path) -> None:
     stats = os.statvfs(tmp_path)
     free = survey.free_bytes(str(tmp_path / "not/there/yet"))
+    assert survey.disk_bytes(str(tmp_path / "not/there/yet")) > free
     assert abs(free - stats.f_bavail * stats.f_frsize) < 2**30
 
 
@@ -203,6 +204,7 @@ def test_the_whole_module_here(
     assert sorted(item["port"] for item in result["listeners"]) == sorted(ports)
     assert {item["pid"] for item in result["listeners"]} == {os.getpid()}
     assert not any(item["ours"] for item in result["listeners"])
+    assert result["disk_bytes"].keys() == result["free_bytes"].keys()
     assert result["free_bytes"].keys() == {str(tmp_path / "models"), "/"}
     assert result["exists"] == {str(tmp_path): True, str(tmp_path / "keys.json"): False}
     assert result["own_address"] == {"127.0.0.1": True, "203.0.113.7": False, "10.999.1.1": False}

@@ -21,6 +21,8 @@ STEPS = ("validate", "install", "configure", "service", "models")
 EXPRESSIONS = ("when", "that", "until", "failed_when", "changed_when")
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
 JINJA = Environment(trim_blocks=True, extensions=["jinja2.ext.do"])  # noqa: S701 - parses only
+# In rules the usual brackets are Prometheus'.
+RULES_JINJA = JINJA.overlay(variable_start_string="[[", variable_end_string="]]")
 
 
 def load(path: Path) -> Any:
@@ -49,9 +51,9 @@ def expressions(value: Any, bare: bool = False) -> Iterator[str]:
         yield "{{ " + value + " }}" if bare and "{{" not in value else value
 
 
-def names_read(template: str) -> set[str]:
+def names_read(template: str, environment: Environment = JINJA) -> set[str]:
     """The variables that a template reads."""
-    return {name.name for name in JINJA.parse(template).find_all(nodes.Name) if name.ctx == "load"}
+    return {name.name for name in environment.parse(template).find_all(nodes.Name) if name.ctx == "load"}
 
 
 def templates(role: str) -> Iterator[tuple[str, str]]:
@@ -71,7 +73,10 @@ def templates(role: str) -> Iterator[tuple[str, str]]:
         *(ROOT / "templates/systemd" / f"{unit}.service.j2" for unit in sorted(units)),
         *((ROOT / "templates/systemd").glob("ollama-preload*") if role == "ollama" else ()),
     ]:
-        yield str(path.relative_to(ROOT)), path.read_text()
+        text = path.read_text()
+        if path.name.endswith(".rules.yml.j2"):
+            text = "".join("{{ " + name + " }}" for name in sorted(names_read(text, RULES_JINJA)))
+        yield str(path.relative_to(ROOT)), text
 
 
 @pytest.mark.parametrize("role", ROLES)
