@@ -30,10 +30,21 @@ OTHERS = {
 ENDINGS = {
     "bedplate_ollama": "bedplate_ollama_info",
     "bedplate_dashboard_polls": "bedplate_dashboard_polls_total",
+    **{
+        f"bedplate_gateway_{name}": f"bedplate_gateway_{name}_total"
+        for name in (
+            *("requests", "refusals", "prompt_tokens", "completion_tokens", "estimated_requests"),
+            *("retries", "truncations", "lost_leases"),
+        )
+    },
 }
 METRICS = {
     ENDINGS.get(name, name)
-    for source in [*ROOT.glob("exporter/src/*/metrics.py"), *ROOT.glob("dashboard_app/src/*/web.py")]
+    for source in [
+        *ROOT.glob("exporter/src/*/metrics.py"),
+        *ROOT.glob("dashboard_app/src/*/web.py"),
+        *ROOT.glob("gateway/src/*/metrics.py"),
+    ]
     for name in re.findall(r'"(bedplate_[a-z_]+)"', source.read_text())
 }
 ROLES = "bedplate|ollama|litellm|prometheus|node_exporter|exporter|dashboard"
