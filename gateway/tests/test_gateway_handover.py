@@ -49,6 +49,7 @@ class Process:
         )
         self.admission: Admission = self.local
         self.counted: list[str] = []
+        self.count: Callable[[Record], None] = self._count
         self.running: list[str] = []
         self.finish = asyncio.Event()
         self.doors: list[Door] = []
@@ -56,7 +57,7 @@ class Process:
         self.predecessor: Predecessor | None = None
         self.inheritance: Inheritance | None = None
 
-    def count(self, record: Record) -> None:
+    def _count(self, record: Record) -> None:
         self.counted.append(record.id)
 
     async def begin(self) -> None:
