@@ -1,1 +1,3 @@
-"""Sends chat requests to an OpenAI-compatible endpoint and reports what came back."""
+"""Loads OpenAI-compatible endpoints and reports what came back."""
+
+__version__ = "0.1.0"

@@ -2,6 +2,7 @@
 
 import time
 from array import array
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -16,12 +17,23 @@ NO_ANSWER = "the body is no chat answer"
 class Answer:
     """One answer of /v1/chat/completions, streamed or not."""
 
-    __slots__ = ("_done", "_has_text", "_has_usage", "_pieces", "_rest", "completion_tokens", "prompt_tokens",
-                 "stream", "token_times")  # fmt: skip
+    __slots__ = (
+        "_done",
+        "_has_text",
+        "_has_usage",
+        "_pieces",
+        "_rest",
+        "completion_tokens",
+        "on_first_token",
+        "prompt_tokens",
+        "stream",
+        "token_times",
+    )
 
     def __init__(self, stream: bool) -> None:
         """`stream`: it comes as server-sent events."""
         self.stream = stream
+        self.on_first_token: Callable[[], object] | None = None
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.token_times = array("d")
@@ -68,6 +80,8 @@ class Answer:
                 return f"the stream ended with an error: {error.get('message')}"
             for choice in chunk.get("choices") or ():
                 if _has_token(choice.get("delta") or {}):
+                    if not self._has_text and self.on_first_token is not None:
+                        self.on_first_token()
                     self._has_text = True
                     self.token_times.append(now)
             self._count(chunk.get("usage"))

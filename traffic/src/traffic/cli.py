@@ -23,9 +23,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(given: list[str]) -> int:
+    """Run the command that the first argument names; without one, the simple use."""
     # What only one command needs is loaded by it alone, so that the simple use starts at once.
-    if given[:1] == ["fake-server"]:
-        from traffic import fake_server  # noqa: PLC0415
+    match given[:1]:
+        case ["fake-server"]:
+            from traffic import fake_server  # noqa: PLC0415
 
-        fake_server.main(given[1:])
-    return quick.run(quick.parser().parse_args(given))
+            return fake_server.main(given[1:])
+        case ["run"]:
+            from traffic import load  # noqa: PLC0415
+
+            return load.run(load.parser().parse_args(given[1:]))
+        case ["compare"]:
+            from traffic import compare  # noqa: PLC0415
+
+            return compare.run(compare.parser().parse_args(given[1:]))
+        case ["profiles"]:
+            from traffic import profiles_command  # noqa: PLC0415
+
+            return profiles_command.run(profiles_command.parser().parse_args(given[1:]))
+        case _:
+            return quick.run(quick.parser().parse_args(given))

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -35,26 +35,34 @@ class Question:
         return orjson.dumps(body)
 
 
-@dataclass(slots=True)
 class Reply:
-    """What became of one question. Times are seconds of the monotonic clock."""
+    """What becomes of one question, filled while it is asked. Times are seconds of the monotonic clock."""
 
-    began: float
-    ended: float
-    sent: float | None
-    status: int | None
-    answer: Answer
-    error: str | None
-    headers: dict[bytes, bytes] = field(repr=False)
+    __slots__ = ("answer", "began", "ended", "error", "exchange", "question")
+
+    def __init__(self, question: Question) -> None:
+        """Nothing was sent yet."""
+        self.question = question
+        self.answer = Answer(question.stream)
+        self.exchange = Exchange(self.answer.take)
+        self.began: float | None = None
+        self.ended: float | None = None
+        """When it was answered or failed; None while neither is so."""
+        self.error: str | None = None
 
     @property
     def first_token(self) -> float | None:
         """When the first token came; None where none did or the answer came whole."""
         return self.answer.token_times[0] if self.answer.token_times else None
 
+    @property
+    def status(self) -> int | None:
+        """The HTTP status, None where none came."""
+        return self.exchange.status
+
     def number(self, header: bytes) -> float | None:
         """Return a header's number, None where it has none."""
-        return _number(self.headers.get(header))
+        return _number(self.exchange.headers.get(header))
 
 
 @dataclass(frozen=True)
@@ -113,29 +121,17 @@ class Client:
             ) from None
         return Listing(ids, exchange.headers)
 
-    async def ask(self, question: Question, answer: Answer | None = None) -> Reply:
-        """Send one chat request and read its answer to the end; a failure is a Reply with an error.
-
-        A caller that may leave earlier gives the `answer` itself, to see what had come.
-        """
-        body = question.body()
-        answer = Answer(question.stream) if answer is None else answer
-        exchange = Exchange(answer.take)
-        began = time.monotonic()
+    async def ask(self, reply: Reply) -> Reply:
+        """Send the reply's question and read the answer to the end; a failure is in `error`."""
+        body = reply.question.body()
+        reply.began = time.monotonic()
         request = b"%b%d\r\n\r\n%b" % (self._post, len(body), body)
-        error = await self._run(request, exchange)
-        ended = time.monotonic()
+        error = await self._run(request, reply.exchange)
+        reply.ended = time.monotonic()
         if error is None:
-            error = answer.fault(exchange.status)
-        return Reply(
-            began=began,
-            ended=ended,
-            sent=exchange.sent,
-            status=exchange.status,
-            answer=answer,
-            error=None if error is None else printable(error, self._key),
-            headers=exchange.headers,
-        )
+            error = reply.answer.fault(reply.exchange.status)
+        reply.error = None if error is None else printable(error, self._key)
+        return reply
 
     async def _run(self, request: bytes, exchange: Exchange) -> str | None:
         """Carry out one exchange; the return value, unless None, says why it broke off."""

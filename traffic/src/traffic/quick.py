@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         results: list[Result] = []
         for number in range(options.max):
             prompt = PROMPTS[number % len(PROMPTS)]
-            results.append(_result(await client.ask(Question(model, prompt, options.max_tokens))))
+            results.append(_result(await client.ask(Reply(Question(model, prompt, options.max_tokens)))))
             progress.write(f"{number + 1}/{options.max} {_line(results[-1])}\n")
             progress.flush()
         client.close()
@@ -109,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _result(reply: Reply) -> Result:
+    assert reply.began is not None and reply.ended is not None  # noqa: S101, PT018 - it was asked
     first = reply.first_token
     return Result(
         ok=reply.error is None,
