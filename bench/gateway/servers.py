@@ -350,8 +350,9 @@ def real_engine(slots: int = 2) -> Iterator[str]:
             time.sleep(0.2)
         create = "HOME=/root /opt/bin/ollama create"
         _lab("exec", ENGINE_HOST, "sh", "-c", f"{create} {REAL_MODEL} -f /root/Modelfile")
-        question = {"model": REAL_MODEL, "messages": [{"role": "user", "content": "Hello"}], "stream": False}
-        request = urllib.request.Request(f"{url}/api/chat", data=json.dumps(question).encode())
+        # Loads the model.
+        question = {"model": REAL_MODEL, "prompt": "", "stream": False}
+        request = urllib.request.Request(f"{url}/api/generate", data=json.dumps(question).encode())
         with urllib.request.urlopen(request, timeout=120):
             yield url
     finally:
