@@ -19,7 +19,7 @@ chown -R root:bedplate-exporter /etc/bedplate/bedplate-exporter
 chown -R root:bedplate-dashboard /etc/bedplate/bedplate-dashboard
 # The configuration was written for another host's address.
 address=$(hostname -I | awk '{print $1}')
-written=$(sed -n 's/.*--host \([0-9.]*\).*/\1/p' /etc/systemd/system/litellm.service)
+written=$(sed -n 's/.*"address": "\([0-9.]*\)".*/\1/p' /etc/bedplate/litellm/gateway.json | head -n 1)
 grep -rlF "$written" /etc/bedplate /etc/systemd/system/*.service | xargs sed -i "s/${written//./\\.}/$address/g"
 
 mkdir -p /opt/bedplate/ollama/current
