@@ -7,6 +7,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 
@@ -214,6 +215,17 @@ def test_metrics(show: Callable[..., FlaskClient], all_well: Observation) -> Non
     assert "bedplate_dashboard_poll_duration_seconds 0.01" in text
     assert "bedplate_dashboard_poll_age_seconds 0.0" in text
     assert "bedplate_dashboard_polls_total 1.0" in text
+    assert "bedplate_dashboard_verify" not in text
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_metrics_of_a_verify(show: Callable[..., FlaskClient], all_well: Observation, ok: bool) -> None:
+    check = Check(host="gpu1", name="it runs", ok=ok, seen="it", next="look")
+    report = VerifyReport(schema_=1, ok=ok, at=datetime(2026, 11, 25, tzinfo=UTC), checks=(check,))
+    seen = dataclasses.replace(all_well, verify=Verify(report=report))
+    text = show(seen).get("/metrics").text
+    assert f"bedplate_dashboard_verify_ok {ok:.1f}" in text
+    assert "bedplate_dashboard_verify_timestamp_seconds 1.7956" in text
 
 
 def test_the_curl_snippet_is_safe_to_paste(settings: Settings) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bedplate_exporter import gunicorn_conf
+from bedplate_exporter.gpu import Gpus
 from bedplate_exporter.ollama import Engine, Model
 from bedplate_exporter.settings import SettingsError, ollama_url
 from bedplate_exporter.wsgi import create_app
@@ -275,12 +277,18 @@ class Answer:
         def start_response(status: str, headers: list[tuple[str, str]]) -> None:
             self.status, self.headers = status, dict(headers)
 
-        app: Any = create_app(Engine(url))
+        app: Any = create_app(Engine(url), Gpus(drm=Path("/none")))
         environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": ""}
         self.text = b"".join(app(environ, start_response)).decode()
 
 
 NOWHERE = "http://127.0.0.1:1"
+NO_GPUS = [
+    'bedplate_gpu_devices{vendor="nvidia"} 0.0',
+    'bedplate_gpu_devices{vendor="amd"} 0.0',
+    'bedplate_gpu_failed{vendor="nvidia"} 0.0',
+    'bedplate_gpu_failed{vendor="amd"} 0.0',
+]
 
 
 def test_metrics_of_a_healthy_engine(fake_ollama: FakeOllama) -> None:
@@ -304,6 +312,7 @@ def test_metrics_of_a_healthy_engine(fake_ollama: FakeOllama) -> None:
         'bedplate_ollama_model_gpu_memory_bytes{model="other:latest"} 0.0',
         'bedplate_ollama_model_context_length_tokens{model="smollm2:135m"} 4096.0',
         'bedplate_ollama_model_unload_seconds{model="smollm2:135m"} +Inf',
+        *NO_GPUS,
     ]
 
 
@@ -315,8 +324,12 @@ def test_one_scrape_is_one_poll(fake_ollama: FakeOllama) -> None:
 def test_metrics_of_a_dead_engine() -> None:
     answer = Answer(NOWHERE, "/metrics")
     assert answer.status == "200 OK"
-    samples = [line.split()[0] for line in answer.text.splitlines() if not line.startswith("#")]
-    assert samples == ["bedplate_ollama_up", "bedplate_ollama_scrape_duration_seconds"]
+    samples = [line for line in answer.text.splitlines() if not line.startswith("#")]
+    assert [sample.split()[0] for sample in samples[:2]] == [
+        "bedplate_ollama_up",
+        "bedplate_ollama_scrape_duration_seconds",
+    ]
+    assert samples[2:] == NO_GPUS
     assert "bedplate_ollama_up 0.0" in answer.text
 
 

@@ -26,27 +26,19 @@ OTHERS = {
     "bedplate_gateway",
     "bedplate_lab",
 }
-# prometheus_client adds the endings of counters and of infos.
-ENDINGS = {
-    "bedplate_ollama": "bedplate_ollama_info",
-    "bedplate_dashboard_polls": "bedplate_dashboard_polls_total",
-    **{
-        f"bedplate_gateway_{name}": f"bedplate_gateway_{name}_total"
-        for name in (
-            *("requests", "refusals", "prompt_tokens", "completion_tokens", "estimated_requests"),
-            *("retries", "truncations", "lost_leases"),
-        )
-    },
-}
+# prometheus_client adds these to the names of counters and of infos.
+ENDINGS = {"Counter": "_total", "CounterMetricFamily": "_total", "InfoMetricFamily": "_info"}
 METRICS = {
-    ENDINGS.get(name, name)
+    name + ENDINGS.get(kind, "")
     for source in [
-        *ROOT.glob("exporter/src/*/metrics.py"),
+        *ROOT.glob("*/src/*/metrics.py"),
         *ROOT.glob("dashboard_app/src/*/web.py"),
-        *ROOT.glob("gateway/src/*/metrics.py"),
+        *ROOT.glob("roles/node_exporter/files/*.py"),
     ]
-    for name in re.findall(r'"(bedplate_[a-z_]+)"', source.read_text())
+    for kind, name in re.findall(r'(?:(\w+)\(\s*)?"(bedplate_[a-z_]+)"', source.read_text())
 }
+RULES = ROOT / "roles/prometheus/templates/recording.rules.yml.j2"
+RECORDS = set(re.findall(r"record: (\S+)", RULES.read_text()))
 ROLES = "bedplate|ollama|litellm|prometheus|node_exporter|exporter|dashboard"
 
 
@@ -88,5 +80,6 @@ def test_settings_exist(page: Path) -> None:
 
 
 def test_metrics_of_ours_are_all_described() -> None:
-    described = re.findall(r"`(bedplate_[a-z_]+)`", (ROOT / "docs/metrics.md").read_text())
-    assert set(described) == METRICS
+    page = (ROOT / "docs/metrics.md").read_text()
+    assert set(re.findall(r"`(bedplate_[a-z_]+)`", page)) == METRICS
+    assert set(re.findall(r"`(bedplate:[a-z0-9_:]+)`", page)) == RECORDS

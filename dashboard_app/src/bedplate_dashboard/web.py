@@ -64,6 +64,16 @@ class StatusMetrics(Collector):
                 "How long the last poll took.",
                 value=status.seconds,
             )
+        verify = status.verdict.verify if status.verdict else None
+        if verify and verify.ok is not None and verify.at is not None:
+            yield GaugeMetricFamily(
+                "bedplate_dashboard_verify_ok", "1 if the last verify found nothing.", value=float(verify.ok)
+            )
+            yield GaugeMetricFamily(
+                "bedplate_dashboard_verify_timestamp_seconds",
+                "When the last verify ran.",
+                value=verify.at.timestamp(),
+            )
         yield CounterMetricFamily(
             "bedplate_dashboard_polls", "Polls since the start.", value=self._poller.polls
         )

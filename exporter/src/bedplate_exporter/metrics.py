@@ -1,11 +1,12 @@
-"""The engine's state as Prometheus metrics; each scrape polls the engine once."""
+"""The state of engine and GPUs as Prometheus metrics; each scrape polls each once."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from bedplate_exporter.gpu import Answer, Gpu, Gpus
 from bedplate_exporter.ollama import Engine, State
 
 
@@ -19,6 +20,58 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Poll the engine and yield its metrics."""
         return families(self._engine.poll())
+
+
+class GpuCollector(Collector):
+    """Collects `bedplate_gpu_…`: a host without GPUs says that it has none."""
+
+    def __init__(self, gpus: Gpus) -> None:
+        """`gpus` is polled at each collection, never before."""
+        self._gpus = gpus
+
+    def collect(self) -> Iterator[Metric]:
+        """Poll the GPUs and yield their metrics."""
+        return gpu_families(self._gpus.poll())
+
+
+def gpu_families(answers: tuple[Answer, ...]) -> Iterator[Metric]:
+    """Yield the metric families of what the vendors' drivers answered."""
+    devices = GaugeMetricFamily("bedplate_gpu_devices", "GPUs that the driver lists.", labels=["vendor"])
+    failed = GaugeMetricFamily(
+        "bedplate_gpu_failed",
+        "1 if there is a driver and it does not answer as it should.",
+        labels=["vendor"],
+    )
+    matches = GaugeMetricFamily(
+        "bedplate_gpu_driver_matches", "1 if kernel module and library are of one version.", labels=["vendor"]
+    )
+    info = GaugeMetricFamily("bedplate_gpu_info", "Always 1.", labels=["vendor", "gpu", "name"])
+    for answer in answers:
+        devices.add_metric([answer.vendor], len(answer.gpus))
+        failed.add_metric([answer.vendor], answer.failed)
+        if answer.driver_matches is not None:
+            matches.add_metric([answer.vendor], answer.driver_matches)
+        for gpu in answer.gpus:
+            info.add_metric([gpu.vendor, gpu.number, gpu.name], 1)
+    yield from (devices, failed, matches, info)
+    told: list[tuple[str, str, Callable[[Gpu], float | None]]] = [
+        (
+            "bedplate_gpu_utilization_ratio",
+            "Share of time that it computes.",
+            lambda gpu: gpu.utilization_ratio,
+        ),
+        ("bedplate_gpu_memory_used_bytes", "Memory in use.", lambda gpu: gpu.memory_used_bytes),
+        ("bedplate_gpu_memory_bytes", "Memory in all.", lambda gpu: gpu.memory_bytes),
+        ("bedplate_gpu_temperature_celsius", "Temperature.", lambda gpu: gpu.temperature_celsius),
+        ("bedplate_gpu_power_watts", "Power drawn.", lambda gpu: gpu.power_watts),
+    ]
+    for name, text, value in told:
+        family = GaugeMetricFamily(name, text, labels=["vendor", "gpu"])
+        for answer in answers:
+            for gpu in answer.gpus:
+                if (number := value(gpu)) is not None:
+                    family.add_metric([gpu.vendor, gpu.number], number)
+        yield family
 
 
 def families(state: State) -> Iterator[Metric]:

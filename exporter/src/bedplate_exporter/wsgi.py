@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from bedplate_exporter.metrics import EngineCollector
+from bedplate_exporter.gpu import Gpus
+from bedplate_exporter.metrics import EngineCollector, GpuCollector
 from bedplate_exporter.ollama import Engine, State
 from bedplate_exporter.settings import ollama_url
 
@@ -18,10 +19,11 @@ SCHEMA = 1
 _TEXT = "text/plain; charset=utf-8"
 
 
-def create_app(engine: Engine) -> "Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]":
-    """Return the application that answers /metrics, /state.json and /healthz for this engine."""
+def create_app(engine: Engine, gpus: Gpus) -> "Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]":
+    """Return the application that answers /metrics, /state.json and /healthz for this host."""
     registry = CollectorRegistry()
     registry.register(EngineCollector(engine))
+    registry.register(GpuCollector(gpus))
     metrics = make_wsgi_app(registry)
 
     def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
@@ -79,4 +81,4 @@ def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-app = create_app(Engine(ollama_url()))
+app = create_app(Engine(ollama_url()), Gpus())
