@@ -225,7 +225,7 @@ def test_metrics_of_a_verify(show: Callable[..., FlaskClient], all_well: Observa
     seen = dataclasses.replace(all_well, verify=Verify(report=report))
     text = show(seen).get("/metrics").text
     assert f"bedplate_dashboard_verify_ok {ok:.1f}" in text
-    assert "bedplate_dashboard_verify_timestamp_seconds 1.7956" in text
+    assert "bedplate_dashboard_verify_timestamp_seconds 1.7955648e+09" in text
 
 
 def test_the_curl_snippet_is_safe_to_paste(settings: Settings) -> None:
