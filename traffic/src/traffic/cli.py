@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from traffic import quick
-from traffic.options import EXIT_CANNOT_START, EXIT_INTERRUPTED
+from traffic.options import EXIT_CANNOT_START, EXIT_INTERRUPTED, EXIT_OK
 from traffic.target import CannotStartError
 
 
@@ -42,5 +42,10 @@ def _run(given: list[str]) -> int:
             from traffic import profiles_command  # noqa: PLC0415
 
             return profiles_command.run(profiles_command.parser().parse_args(given[1:]))
+        case ["schema"]:
+            from traffic import report  # noqa: PLC0415
+
+            sys.stdout.write(report.json_schema())
+            return EXIT_OK
         case _:
             return quick.run(quick.parser().parse_args(given))

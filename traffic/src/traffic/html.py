@@ -5,6 +5,7 @@ reader's light or dark theme. plotly would put 4 MB into every report, matplotli
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -17,6 +18,7 @@ from pygal.style import Style  # type: ignore[import-untyped]
 from traffic.report import ClassReport, Report, RequestReport
 from traffic.table import number, rows, seconds
 
+SUPERFLUOUS = re.compile("<script.*?</script>|<!--.*?-->", re.DOTALL)
 MOST_DOTS = 800
 BINS = 60
 COLOURS = ("#2f6fde", "#e0672b", "#1f9d70", "#a24fc9", "#c93a5c", "#8a7a1c", "#2a9db5", "#6b7280")
@@ -257,4 +259,6 @@ def _svg(chart: Any, names: Iterable[str], colours: Sequence[str] = COLOURS) -> 
         f'<span style="--own:{colours[index % len(colours)]}">{escape(name)}</span>'
         for index, name in enumerate(names)
     )
-    return f'<p class="legend">{legend}</p>{chart.render(is_unicode=True, disable_xml_declaration=True)}'
+    # The settings of a script for tooltips, which is not there, and advertisement.
+    drawn = SUPERFLUOUS.sub("", chart.render(is_unicode=True, disable_xml_declaration=True))
+    return f'<p class="legend">{legend}</p>{drawn}'

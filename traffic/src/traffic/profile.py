@@ -263,8 +263,9 @@ def parse_profile(what: str, text: str) -> Profile:
 
 
 def _sentence(error: ValidationError, given: Any) -> str:
-    """Return the first thing that is wrong with a profile: where, what it is, what it should be."""
-    first = error.errors(include_url=False)[0]
+    """Return one thing that is wrong with a profile: where, what it is, what it should be."""
+    # Of alternatives each says why it is not meant: the one that went deepest knows most.
+    first = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
     path, here = [], given
     for step in first["loc"]:
         # The names of alternatives stand in pydantic's path, but not in the file.
