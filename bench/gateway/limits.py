@@ -41,7 +41,7 @@ async def _burst(client: aiohttp.ClientSession, url: str, key: str, model: str) 
 
 @dataclass(frozen=True)
 class Edge:
-    """What became of 100 at second 59 of a minute, 100 at second 61, one after the told wait, and 100 more."""
+    """What became of 100 at second 59 of a minute, 100 at second 61, one after the wait told, 100 more."""
 
     first: list[Answer]
     second: list[Answer]
