@@ -15,10 +15,11 @@ ADHOC = $(VENV)/bin/ansible --inventory $(INVENTORY) --become
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # Which group runs which unit; a verb may name the service with or without its prefix.
-UNITS := ollama litellm prometheus node-exporter bedplate-exporter bedplate-dashboard
+UNITS := ollama litellm prometheus alertmanager node-exporter bedplate-exporter bedplate-dashboard
 group_ollama := inference
 group_litellm := gateway
 group_prometheus := monitoring
+group_alertmanager := monitoring
 group_node-exporter := inference:gateway:monitoring
 group_bedplate-exporter := inference
 group_bedplate-dashboard := monitoring

@@ -277,3 +277,32 @@ def test_promtool_takes_the_configuration(stack: Stack, tmp_path: Path, repo_roo
     limits = {job["job_name"]: job["sample_limit"] for job in jobs}
     assert limits.pop("other", 70) == 70
     assert set(limits.values()) == {5000}
+
+
+@pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
+def test_alertmanager_tells_everybody_that_is_named(stack: Stack) -> None:
+    rendered = stack.hosts["front"]
+    config = yaml.safe_load(rendered.files["alertmanager.yml"])
+    (receiver,) = config["receivers"]
+    assert [hook["url"] for hook in receiver["webhook_configs"]] == [
+        "http://10.2.0.11/hook",
+        "http://10.2.0.12/hook",
+    ]
+    assert (
+        receiver["webhook_configs"][0]["http_config"]["authorization"]["credentials"] == "token-of-the-hook"
+    )
+    (mail,) = receiver["email_configs"]
+    assert (mail["to"], mail["smarthost"], mail["require_tls"]) == ("ops@example.net", "10.2.0.13:587", True)
+    assert (mail["auth_username"], mail["auth_password"]) == ("bedplate", "word-of-mail")
+    assert config["route"]["repeat_interval"] == "4h"
+    assert config["route"]["routes"][0]["repeat_interval"] == "3600s"
+    assert yaml.safe_load(rendered.files["prometheus.yml"])["alerting"]["alertmanagers"] == [
+        {"static_configs": [{"targets": ["127.0.0.1:19093"]}]}
+    ]
+
+
+def test_a_stack_without_alertmanager_has_nothing_of_it(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        if stack.name != "two-engines":
+            assert "alertmanager.service" not in rendered.units
+            assert "alerting" not in rendered.files.get("prometheus.yml", "")
