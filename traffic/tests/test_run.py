@@ -255,7 +255,7 @@ def test_it_ends_after_its_most_requests(tmp_path: Path) -> None:
     ("fault", "error"),
     [
         ("error", "status 500: the fake engine fails, as it was told to"),
-        ("cut", "the connection broke (the server closed it)"),
+        ("cut", "the connection broke (Response payload is not completed"),
         ("garbage", "the stream ended without [DONE]"),
         ("silent", "no whole answer within 0.3 s"),
         ("stall", "no whole answer within 0.3 s"),
@@ -265,7 +265,9 @@ def test_a_fault_is_one_failure_and_the_others_are_kept(tmp_path: Path, fault: A
     with engine(Behaviour(concurrency=50, tokens=2, faults=(Fault(fault, 0.5),))) as (url, fake):
         ran = Ran(tmp_path, url, profile(tmp_path, burst(size=20)), "--timeout", "0.3")
     assert ran.status == 1
-    assert ran.only["errors"] == {error: ran.only["failed"]}
+    ((said, count),) = ran.only["errors"].items()
+    assert said.startswith(error)
+    assert count == ran.only["failed"]
     assert ran.only["answered"] + ran.only["failed"] == 20
     assert ran.only["answered"] == fake.outcomes["served"] > 0
 
@@ -280,11 +282,11 @@ def test_no_http_at_all_is_a_failure(tmp_path: Path) -> None:
     with serving(answering(handle)) as url:
         ran = Ran(tmp_path, url, profile(tmp_path, burst(size=1)))
     (error,) = ran.only["errors"]
-    assert error.startswith("the connection broke (the answer is no HTTP")
+    assert error.startswith("the connection broke (400, message")
 
 
 def test_an_endless_answer_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("traffic.wire.MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr("traffic.answer.MAX_ANSWER_BYTES", 1000)
     with engine(Behaviour(tokens=500)) as (url, _):
         ran = Ran(tmp_path, url, profile(tmp_path, burst(size=1, answer_tokens=500)))
     assert list(ran.only["errors"]) == ["the answer is longer than 1000 bytes"]

@@ -344,7 +344,7 @@ def test_a_public_address_is_refused(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("something was sent")
 
-    monkeypatch.setattr("traffic.wire.Pool.run", never)
+    monkeypatch.setattr("aiohttp.ClientSession._request", never)
     assert "--allow-public" in refused(capsys, "--max", "1", "--url", f"http://{host}/v1")
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import orjson
 
-from traffic.wire import Exchange
-
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_MESSAGE_CHARACTERS = 300
 NO_CHUNK = "the stream holds something that is no chunk of an answer"
 NO_ANSWER = "the body is no chat answer"
@@ -23,6 +22,7 @@ class Answer:
         "_has_usage",
         "_pieces",
         "_rest",
+        "_size",
         "completion_tokens",
         "on_first_token",
         "prompt_tokens",
@@ -40,13 +40,17 @@ class Answer:
         """When each piece with a token came, in seconds of the monotonic clock."""
         self._pieces: list[bytes] = []
         self._rest = b""
+        self._size = 0
         self._done = False
         self._has_text = False
         self._has_usage = False
 
-    def take(self, exchange: Exchange, piece: bytes) -> str | None:
+    def take(self, status: int, piece: bytes) -> str | None:
         """Take a piece of the body; the return value, unless None, says what is wrong with it."""
-        if not self.stream or exchange.status != 200:
+        self._size += len(piece)
+        if self._size > MAX_ANSWER_BYTES:
+            return f"the answer is longer than {MAX_ANSWER_BYTES} bytes"
+        if not self.stream or status != 200:
             self._pieces.append(piece)
             return None
         now = time.monotonic()

@@ -1,15 +1,29 @@
 """The endpoint as a client sees it: the list of models, and chat answers with their times."""
 
-import asyncio
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import orjson
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    TCPConnector,
+)
+from yarl import URL
 
 from traffic.answer import Answer, error_message, printable
-from traffic.target import CannotStartError, Target
-from traffic.wire import Exchange, Pool, WireError
+from traffic.target import CannotStartError
+
+JSON = {"Content-Type": "application/json"}
+# Servers close idle connections, the first of them after 5 s: an older one may be gone when it is used.
+MAX_IDLE_SECONDS = 3.0
+MAX_REASON_CHARACTERS = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +52,17 @@ class Question:
 class Reply:
     """What becomes of one question, filled while it is asked. Times are seconds of the monotonic clock."""
 
-    __slots__ = ("answer", "began", "ended", "error", "exchange", "question")
+    __slots__ = ("answer", "ended", "error", "headers", "question", "sent", "status")
 
     def __init__(self, question: Question) -> None:
         """Nothing was sent yet."""
         self.question = question
         self.answer = Answer(question.stream)
-        self.exchange = Exchange(self.answer.take)
-        self.began: float | None = None
+        self.sent: float | None = None
         self.ended: float | None = None
         """When it was answered or failed; None while neither is so."""
+        self.status: int | None = None
+        self.headers: Mapping[str, str] = {}
         self.error: str | None = None
 
     @property
@@ -55,14 +70,9 @@ class Reply:
         """When the first token came; None where none did or the answer came whole."""
         return self.answer.token_times[0] if self.answer.token_times else None
 
-    @property
-    def status(self) -> int | None:
-        """The HTTP status, None where none came."""
-        return self.exchange.status
-
-    def number(self, header: bytes) -> float | None:
+    def number(self, header: str) -> float | None:
         """Return a header's number, None where it has none."""
-        return _number(self.exchange.headers.get(header))
+        return _number(self.headers.get(header))
 
 
 @dataclass(frozen=True)
@@ -70,78 +80,108 @@ class Listing:
     """What /v1/models says: ids, and the limits in the headers."""
 
     ids: list[str]
-    headers: dict[bytes, bytes]
+    headers: Mapping[str, str]
 
-    def number(self, header: bytes) -> float | None:
+    def number(self, header: str) -> float | None:
         """Return a header's number, None where it has none."""
         return _number(self.headers.get(header))
 
 
 class Client:
-    """Asks one endpoint with one key; use it on one event loop and close it there."""
+    """Asks one endpoint with one key, on one event loop: `async with Client(…) as client`."""
 
-    def __init__(self, target: Target, key: str, timeout_seconds: float) -> None:
-        """`timeout_seconds` bounds each request as a whole, the connection included."""
-        self.target = target
+    def __init__(self, url: str, key: str, timeout_seconds: float) -> None:
+        """`url` ends with /v1; `timeout_seconds` bounds each request as a whole, the connection included."""
+        self.url = url
         self._key = key
         self._timeout_seconds = timeout_seconds
-        self._pool = Pool(target)
-        common = f"Host: {target.host_header}\r\nAuthorization: Bearer {key}\r\nUser-Agent: traffic\r\n"
-        self._get = f"GET {target.path}/models HTTP/1.1\r\n{common}\r\n".encode()
-        self._post = (
-            f"POST {target.path}/chat/completions HTTP/1.1\r\n{common}"
-            "Content-Type: application/json\r\nContent-Length: "
-        ).encode()
+        self._models_url = URL(f"{url}/models")
+        self._chat_url = URL(f"{url}/chat/completions")
+        self._session: ClientSession | None = None
 
-    def close(self) -> None:
+    async def __aenter__(self) -> Self:
+        """Open it; connections are made as they are needed."""
+        self._session = ClientSession(
+            # As many connections as there are requests; a name is looked up once.
+            connector=TCPConnector(limit=0, ttl_dns_cache=None, keepalive_timeout=MAX_IDLE_SECONDS),
+            headers={"Authorization": f"Bearer {self._key}", "User-Agent": "traffic"},
+            timeout=ClientTimeout(total=self._timeout_seconds),
+            cookie_jar=DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close its connections."""
-        self._pool.close()
+        if self._session is not None:
+            await self._session.close()
 
     async def models(self) -> Listing:
         """Return the models it offers; raises CannotStartError when it does not say."""
-        url = self.target.url
         pieces: list[bytes] = []
-        exchange = Exchange(lambda _, piece: pieces.append(piece))
-        error = await self._run(self._get, exchange)
+        reply = Reply(Question("", "", 1))
+
+        def take(_: int, piece: bytes) -> None:
+            pieces.append(piece)
+
+        error = await self._run("GET", self._models_url, None, reply, take)
         body = b"".join(pieces)
-        if error is None and exchange.status != 200:
-            error = error_message(exchange.status, body)
+        if error is None and reply.status != 200:
+            error = error_message(reply.status, body)
         if error is not None:
             words = printable(error, self._key).rstrip(".")
-            if exchange.status in {401, 403}:
+            if reply.status in {401, 403}:
                 raise CannotStartError(
-                    f"{url} refuses the key ({words}): check OPENAI_API_KEY, `make env` prints it."
+                    f"{self.url} refuses the key ({words}): check OPENAI_API_KEY, `make env` prints it."
                 )
-            raise CannotStartError(f"{url} cannot be used: {words}.")
+            raise CannotStartError(f"{self.url} cannot be used: {words}.")
         try:
             ids = [str(model["id"]) for model in orjson.loads(body)["data"]]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise CannotStartError(
-                f"{url}/models answered, but with no list of models: check what listens there."
+                f"{self.url}/models answered, but with no list of models: check what listens there."
             ) from None
-        return Listing(ids, exchange.headers)
+        return Listing(ids, reply.headers)
 
     async def ask(self, reply: Reply) -> Reply:
         """Send the reply's question and read the answer to the end; a failure is in `error`."""
         body = reply.question.body()
-        reply.began = time.monotonic()
-        request = b"%b%d\r\n\r\n%b" % (self._post, len(body), body)
-        error = await self._run(request, reply.exchange)
+        error = await self._run("POST", self._chat_url, body, reply, reply.answer.take)
         reply.ended = time.monotonic()
         if error is None:
-            error = reply.answer.fault(reply.exchange.status)
+            error = reply.answer.fault(reply.status)
         reply.error = None if error is None else printable(error, self._key)
         return reply
 
-    async def _run(self, request: bytes, exchange: Exchange) -> str | None:
+    async def _run(
+        self,
+        method: str,
+        url: URL,
+        body: bytes | None,
+        reply: Reply,
+        take: Callable[[int, bytes], str | None],
+    ) -> str | None:
         """Carry out one exchange; the return value, unless None, says why it broke off."""
+        assert self._session is not None  # noqa: S101 - it was opened
+        headers = JSON if body else None
+        reply.sent = time.monotonic()
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                await self._pool.run(request, exchange)
+            async with self._session.request(
+                method, url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                reply.status, reply.headers = response.status, response.headers
+                async for piece in response.content.iter_any():
+                    if (error := take(response.status, piece)) is not None:
+                        response.close()
+                        return error
         except TimeoutError:
             return f"no whole answer within {self._timeout_seconds:g} s"
-        except WireError as error:
-            return str(error)
+        except ClientConnectorError as error:
+            return f"no server answers there ({error.os_error.strerror or error})"
+        except (ClientError, OSError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return f"the connection broke ({reason[:MAX_REASON_CHARACTERS]})"
         return None
 
 
@@ -156,7 +196,7 @@ def chosen_model(url: str, offered: list[str], wanted: str | None) -> str:
     return wanted
 
 
-def _number(text: bytes | None) -> float | None:
+def _number(text: str | None) -> float | None:
     try:
         return None if text is None else float(text)
     except ValueError:

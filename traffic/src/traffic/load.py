@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from traffic.output import write_text
 from traffic.profile import Profile, load_profile, parse_profile
 from traffic.report import Report
 from traffic.runner import Run
-from traffic.target import CannotStartError, Target, checked_key, checked_target
+from traffic.target import CannotStartError, checked_key, checked_url
 from traffic.thresholds import judge
 
 SHAPES = ("constant", "poisson", "ramp", "step", "burst")
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Run, report, and return the exit status."""
     name, profile = _profile(options)
-    target = checked_target(options.url or os.environ.get("OPENAI_BASE_URL"), options.allow_public)
+    url = checked_url(options.url or os.environ.get("OPENAI_BASE_URL"), options.allow_public)
     keys = {one.key: _key(one.key, options) for one in profile.classes}
     to_stdout = options.json == Path("-")
     files = [path for path in (options.json, options.junit, options.html) if path and path != Path("-")]
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     if not console.is_terminal:
         console = Console(stderr=to_stdout, width=PLAIN_COLUMNS)
     at = datetime.now(UTC)
-    ran, interrupted = uvloop.run(_run(profile, target, keys, options, console))
+    ran, interrupted = uvloop.run(_run(profile, url, keys, options, console))
     classes = [class_report(one, ran.seconds) for one in ran.classes]
     thresholds = judge(profile, classes)
     report = Report(
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
         at=at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         seconds=round(ran.seconds, 6),
         traffic_version=__version__,
-        url=target.url,
+        url=url,
         profile=name,
         description=profile.description,
         seed=profile.seed,
@@ -151,23 +151,26 @@ def _write(report: Report, options: argparse.Namespace) -> None:
 
 async def _run(
     profile: Profile,
-    target: Target,
+    url: str,
     keys: Mapping[str | None, str],
     options: argparse.Namespace,
     console: Console,
 ) -> tuple[Run, bool]:
-    clients = {alias: Client(target, key, options.timeout) for alias, key in keys.items()}
-    try:
+    async with AsyncExitStack() as opened:
+        clients = {
+            alias: await opened.enter_async_context(Client(url, key, options.timeout))
+            for alias, key in keys.items()
+        }
         models = {}
         for one in profile.classes:
             offered = (await clients[one.key].models()).ids
-            models[one.name] = chosen_model(target.url, offered, options.model or one.model)
+            models[one.name] = chosen_model(url, offered, options.model or one.model)
         ran = Run(profile, clients, models)
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, ran.stop)
         console.print(
-            f"{target.url}, {profile.description or 'a load given by options'}", markup=False, soft_wrap=True
+            f"{url}, {profile.description or 'a load given by options'}", markup=False, soft_wrap=True
         )
         if profile.before.idle_seconds or profile.before.whole_limit:
             console.print("waiting for what the profile needs before", markup=False)
@@ -179,9 +182,6 @@ async def _run(
             shown.cancel()
             with suppress(asyncio.CancelledError):
                 await shown
-    finally:
-        for client in clients.values():
-            client.close()
     return ran, ran.interrupted
 
 

@@ -39,8 +39,8 @@ class Collected:
         answer, first = reply.answer, reply.first_token
         times = answer.token_times
         self.gaps.extend([later - earlier for earlier, later in pairwise(times)])
-        queue = reply.number(b"x-bedplate-queue-ms")
-        request_id = reply.exchange.headers.get(b"x-request-id")
+        queue = reply.number("x-bedplate-queue-ms")
+        request_id = reply.headers.get("x-request-id")
         seconds = end.at - intended
         request = RequestReport(
             class_name=self.traffic_class.name,
@@ -56,7 +56,7 @@ class Collected:
             queue_wait=None if queue is None else queue / 1000,
             retries=end.retries,
             good=_good(self.traffic_class.slo, reply, intended, seconds, end.outcome),
-            request_id=None if request_id is None else request_id.decode("latin-1")[:100],
+            request_id=None if request_id is None else request_id[:100],
             error=reply.error,
         )
         self.requests.append(request)

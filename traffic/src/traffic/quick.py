@@ -15,7 +15,7 @@ from typing import Any
 from traffic.client import Client, Question, Reply, chosen_model
 from traffic.options import EXIT_FAILED, EXIT_OK, Parser, add_endpoint, positive
 from traffic.output import write_text
-from traffic.target import checked_key, checked_target
+from traffic.target import checked_key, checked_url
 
 SCHEMA = 1
 PROMPTS = (
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Ask, report, and return the exit status."""
-    target = checked_target(options.url or os.environ.get("OPENAI_BASE_URL"), options.allow_public)
+    url = checked_url(options.url or os.environ.get("OPENAI_BASE_URL"), options.allow_public)
     key = checked_key(options.key or os.environ.get("OPENAI_API_KEY"))
     report_to_stdout = options.json == Path("-")
     progress = sys.stderr if report_to_stdout else sys.stdout
@@ -81,20 +81,19 @@ def run(options: argparse.Namespace) -> int:
     at = datetime.now(UTC)
 
     async def ask() -> tuple[str, list[Result]]:
-        client = Client(target, key, options.timeout)
-        model = chosen_model(target.url, (await client.models()).ids, options.model)
-        progress.write(f"{target.url}, model {model}\n")
         results: list[Result] = []
-        for number in range(options.max):
-            prompt = PROMPTS[number % len(PROMPTS)]
-            results.append(_result(await client.ask(Reply(Question(model, prompt, options.max_tokens)))))
-            progress.write(f"{number + 1}/{options.max} {_line(results[-1])}\n")
-            progress.flush()
-        client.close()
+        async with Client(url, key, options.timeout) as client:
+            model = chosen_model(url, (await client.models()).ids, options.model)
+            progress.write(f"{url}, model {model}\n")
+            for number in range(options.max):
+                prompt = PROMPTS[number % len(PROMPTS)]
+                results.append(_result(await client.ask(Reply(Question(model, prompt, options.max_tokens)))))
+                progress.write(f"{number + 1}/{options.max} {_line(results[-1])}\n")
+                progress.flush()
         return model, results
 
     model, results = asyncio.run(ask())
-    report = document(at, target.url, model, results)
+    report = document(at, url, model, results)
     summary = report["summary"]
     progress.write(
         f"{summary['requests'] - summary['failed']} of {summary['requests']} answered, "
@@ -109,13 +108,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _result(reply: Reply) -> Result:
-    assert reply.began is not None and reply.ended is not None  # noqa: S101, PT018 - it was asked
+    assert reply.sent is not None and reply.ended is not None  # noqa: S101, PT018 - it was asked
     first = reply.first_token
     return Result(
         ok=reply.error is None,
         status=reply.status,
-        seconds=round(reply.ended - reply.began, 6),
-        first_token_seconds=None if first is None else round(first - reply.began, 6),
+        seconds=round(reply.ended - reply.sent, 6),
+        first_token_seconds=None if first is None else round(first - reply.sent, 6),
         prompt_tokens=reply.answer.prompt_tokens,
         completion_tokens=reply.answer.completion_tokens,
         error=reply.error,

@@ -137,7 +137,7 @@ class Run:
                 left = leaving and await _ask_and_leave(client, reply, traffic_class)
                 if not leaving:
                     await client.ask(reply)
-                first_sent = reply.exchange.sent if first_sent is None else first_sent
+                first_sent = reply.sent if first_sent is None else first_sent
                 outcome = "cancelled" if left else _outcome(reply)
                 if outcome != "refused":
                     break
@@ -157,7 +157,7 @@ class Run:
         finally:
             collected.in_flight -= 1
             ended = time.monotonic() if reply.ended is None else reply.ended
-            first_sent = reply.exchange.sent if first_sent is None else first_sent
+            first_sent = reply.sent if first_sent is None else first_sent
             end = End(outcome, ended, first_sent, retries)
             collected.add(number, intended, self.start, reply, end)
 
@@ -168,10 +168,10 @@ class Run:
         deadline = time.monotonic() + LIMIT_WINDOW_SECONDS + 5
         while not self._stop.is_set():
             listing = await client.models()
-            limit = listing.number(f"x-ratelimit-limit-{unit}".encode())
+            limit = listing.number(f"x-ratelimit-limit-{unit}")
             if limit is None:
                 raise CannotStartError(f"The {name} has no limit of {unit}: this profile needs one that has.")
-            if listing.number(f"x-ratelimit-remaining-{unit}".encode()) == limit:
+            if listing.number(f"x-ratelimit-remaining-{unit}") == limit:
                 return
             if time.monotonic() > deadline:
                 raise CannotStartError(f"Somebody else uses the {name}: its limit is not whole for a minute.")
@@ -227,6 +227,6 @@ def _outcome(reply: Reply) -> Outcome:
 
 def _retry_after(reply: Reply) -> float | None:
     """Return the seconds that a refusal asks to wait, None where it does not."""
-    milliseconds = reply.number(b"retry-after-ms")
-    seconds = reply.number(b"retry-after") if milliseconds is None else milliseconds / 1000
+    milliseconds = reply.number("retry-after-ms")
+    seconds = reply.number("retry-after") if milliseconds is None else milliseconds / 1000
     return None if seconds is None or not 0 <= seconds <= 3600 else seconds
