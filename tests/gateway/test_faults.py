@@ -43,7 +43,7 @@ def test_a_stopped_gateway_stays_stopped(stack: Stack) -> None:
     stack("systemctl stop litellm")
     try:
         assert not answers(stack)
-        # The dashboard gets its new secret by the same run, else the verify that follows would see it refused.
+        # The dashboard gets its new secret by the same run, or the verify that follows would tell.
         rotation = {"litellm_rotate": "dashboard", "litellm_rotation_grace_hours": 0}
         stack.play("--tags", "keys", settings=rotation)
         assert stack("systemctl is-active litellm", fails=True).strip() == "inactive"
