@@ -8,7 +8,6 @@ request whose client leaves during its prompt keeps its slot to the prompt's end
 import argparse
 import asyncio
 import base64
-import hashlib
 import json
 import random
 import signal
@@ -22,6 +21,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from aiohttp import web
 
+from traffic import fake_shapes as shapes
 from traffic.options import Parser, positive
 
 FaultKind = Literal["error", "cut", "garbage", "silent", "stall"]
@@ -152,11 +152,11 @@ class FakeEngine:
         return web.json_response({"object": "list", "data": entries})
 
     async def _tags(self, _: web.Request) -> web.Response:
-        return web.json_response({"models": [_described(name) for name in self.behaviour.models]})
+        return web.json_response({"models": [shapes.described(name) for name in self.behaviour.models]})
 
     async def _loaded(self, _: web.Request) -> web.Response:
         loaded = [
-            _described(name)
+            shapes.described(name)
             | {
                 "expires_at": "2100-01-01T00:00:00Z",
                 "size_vram": 0,
@@ -167,15 +167,15 @@ class FakeEngine:
         return web.json_response({"models": loaded})
 
     async def _show(self, request: web.Request) -> web.Response:
-        body = await _json_body(request)
-        name = _untagged(body.get("model"))
+        body = await shapes.json_body(request)
+        name = shapes.untagged(body.get("model"))
         if name not in self.behaviour.models:
-            return _refusal(request, 404, f"model '{name}' not found")
+            return shapes.refusal(request, 404, f"model '{name}' not found")
         return web.json_response(
             {
                 "template": "{{ .Tools }}",
                 "parameters": f"num_ctx {self.behaviour.context}",
-                "details": _described(name)["details"],
+                "details": shapes.described(name)["details"],
                 "model_info": {"general.architecture": "fake", "fake.context_length": self.behaviour.context},
                 "capabilities": ["completion", "tools", "embedding"],
             }
@@ -187,12 +187,12 @@ class FakeEngine:
         """Return the handler of a request that needs a slot: it counts what becomes of it."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            body = await _json_body(request)
-            model = _untagged(body.get("model"))
+            body = await shapes.json_body(request)
+            model = shapes.untagged(body.get("model"))
             if model not in self.behaviour.models:
-                return _refusal(request, 404, f"model '{model}' not found")
-            words = _prompt(body).split()
-            last = _prompt(body, last=True).split()
+                return shapes.refusal(request, 404, f"model '{model}' not found")
+            words = shapes.prompt(body).split()
+            last = shapes.prompt(body, last=True).split()
             arrival = Arrival(
                 marker=last[0][:64] if last else "",
                 model=model,
@@ -201,7 +201,7 @@ class FakeEngine:
                 prompt_tokens=min(len(words), self.behaviour.context),
             )
             if len(words) > self.behaviour.context and body.get("truncate") is False:
-                return _refusal(request, 400, "the input length exceeds the context length")
+                return shapes.refusal(request, 400, "the input length exceeds the context length")
             self.arrivals.append(arrival)
             try:
                 async with self._slot(arrival):
@@ -270,7 +270,7 @@ class FakeEngine:
             return None
         arrival.outcome = "fault"
         if kind == "error":
-            return _refusal(request, 500, "the fake engine fails, as it was told to")
+            return shapes.refusal(request, 500, "the fake engine fails, as it was told to")
         if kind == "garbage":
             return web.Response(body=b"\x00\xff<html>{" * 20, content_type="application/json")
         if kind == "silent":
@@ -279,7 +279,9 @@ class FakeEngine:
         response.content_type = "text/event-stream" if body.get("stream") else "application/json"
         await response.prepare(request)
         if body.get("stream"):
-            await response.write(_event(_chat_chunk(arrival.model, {"role": "assistant", "content": "half"})))
+            await response.write(
+                shapes.event(shapes.chat_chunk(arrival.model, {"role": "assistant", "content": "half"}))
+            )
         else:
             await response.write(b'{"id": "half')
         if kind == "stall":
@@ -290,7 +292,7 @@ class FakeEngine:
         options = body.get("options") or {}
         asked = body.get("max_completion_tokens") or body.get("max_tokens") or options.get("num_predict") or 0
         length = min(self.behaviour.tokens, asked) if asked > 0 else self.behaviour.tokens
-        tool_call = _tool_call(body)
+        tool_call = shapes.tool_call(body)
         if tool_call:
             pieces: tuple[str, ...] = ()
         elif (
@@ -335,26 +337,31 @@ class FakeEngine:
                 message["tool_calls"] = [call.tool_call]
             choice = {"message": message} if chat else {"text": text}
             return web.json_response(
-                _envelope(call.model, "chat.completion" if chat else "text_completion")
+                shapes.envelope(call.model, "chat.completion" if chat else "text_completion")
                 | {
                     "choices": [{"index": 0, **choice, "finish_reason": call.finish_reason}],
-                    "usage": _usage(arrival),
+                    "usage": shapes.usage(arrival.prompt_tokens, arrival.completion_tokens),
                 }
             )
-        chunk = _chat_chunk if chat else _text_chunk
+        chunk = shapes.chat_chunk if chat else shapes.text_chunk
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         async for piece in self._pieces(call, arrival):
             delta: dict[str, Any] = {"role": "assistant", "content": piece}
             if call.tool_call:
                 delta["tool_calls"] = [call.tool_call]
-            await response.write(_event(chunk(call.model, delta)))
+            await response.write(shapes.event(chunk(call.model, delta)))
         await response.write(
-            _event(chunk(call.model, {"role": "assistant", "content": ""}, call.finish_reason))
+            shapes.event(chunk(call.model, {"role": "assistant", "content": ""}, call.finish_reason))
         )
         if call.include_usage:
-            usage = _envelope(call.model, "chat.completion.chunk" if chat else "text_completion")
-            await response.write(_event(usage | {"choices": [], "usage": _usage(arrival)}))
+            usage = shapes.envelope(call.model, "chat.completion.chunk" if chat else "text_completion")
+            await response.write(
+                shapes.event(
+                    usage
+                    | {"choices": [], "usage": shapes.usage(arrival.prompt_tokens, arrival.completion_tokens)}
+                )
+            )
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
@@ -430,115 +437,6 @@ class FakeEngine:
                 "usage": {"prompt_tokens": arrival.prompt_tokens, "total_tokens": arrival.prompt_tokens},
             }
         )
-
-
-def _described(name: str) -> dict[str, Any]:
-    # Ollama's own API always names the tag; requests may leave `latest` out.
-    tagged = name if ":" in name else f"{name}:latest"
-    return {
-        "name": tagged,
-        "model": tagged,
-        "modified_at": "2026-01-01T00:00:00Z",
-        "size": 1,
-        # Each model has a digest of its own, as in Ollama.
-        "digest": hashlib.sha256(name.encode()).hexdigest(),
-        "details": {
-            "format": "fake",
-            "family": "fake",
-            "families": ["fake"],
-            "parameter_size": "0",
-            "quantization_level": "",
-        },
-    }
-
-
-def _untagged(model: Any) -> str:
-    return str(model).removesuffix(":latest")
-
-
-async def _json_body(request: web.Request) -> dict[str, Any]:
-    try:
-        body = json.loads(await request.read())
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise web.HTTPBadRequest(
-            text='{"error": {"message": "the body is no JSON object"}}', content_type="application/json"
-        )
-    return body
-
-
-def _refusal(request: web.Request, status: int, message: str) -> web.Response:
-    """Return an error in the shape of the API that was asked."""
-    if request.path.startswith("/api/"):
-        return web.json_response({"error": message}, status=status)
-    kind = {404: "not_found_error", 400: "invalid_request_error"}.get(status, "api_error")
-    error = {"message": message, "type": kind, "param": None, "code": None}
-    return web.json_response({"error": error}, status=status)
-
-
-def _prompt(body: dict[str, Any], *, last: bool = False) -> str:
-    """Return the text of the prompt, or of its last message."""
-    given = body.get("messages") or body.get("prompt") or body.get("input") or ""
-    parts = given if isinstance(given, list) else [given]
-    return " ".join(_text(part) for part in (parts[-1:] if last else parts))
-
-
-def _text(part: Any) -> str:
-    if isinstance(part, dict):
-        content = part.get("content") or part.get("text") or ""
-        return " ".join(_text(piece) for piece in content) if isinstance(content, list) else str(content)
-    return str(part)
-
-
-def _tool_call(body: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a call of the first tool, unless it was forbidden or already answered."""
-    tools, messages = body.get("tools") or [], body.get("messages") or [{}]
-    if not tools or body.get("tool_choice") == "none" or messages[-1].get("role") == "tool":
-        return None
-    function = tools[0]["function"]
-    properties = (function.get("parameters") or {}).get("properties") or {}
-    values = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
-    arguments = {name: values.get(about.get("type"), "fake") for name, about in properties.items()}
-    return {
-        "id": f"call_{time.monotonic_ns():x}",
-        "index": 0,
-        "type": "function",
-        "function": {"name": function["name"], "arguments": json.dumps(arguments)},
-    }
-
-
-def _usage(arrival: Arrival) -> dict[str, int]:
-    return {
-        "prompt_tokens": arrival.prompt_tokens,
-        "completion_tokens": arrival.completion_tokens,
-        "total_tokens": arrival.prompt_tokens + arrival.completion_tokens,
-    }
-
-
-def _envelope(model: str, kind: str) -> dict[str, Any]:
-    return {
-        "id": "chatcmpl-fake",
-        "object": kind,
-        "created": int(time.time()),
-        "model": model,
-        "system_fingerprint": "fp_fake",
-    }
-
-
-def _chat_chunk(model: str, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-    choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
-    return _envelope(model, "chat.completion.chunk") | {"choices": choices}
-
-
-def _text_chunk(model: str, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-    choices = [{"index": 0, "text": delta["content"], "finish_reason": finish_reason}]
-    nothing = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    return _envelope(model, "text_completion") | {"choices": choices, "usage": nothing}
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(data)}\n\n".encode()
 
 
 def _not_negative(text: str) -> float:
