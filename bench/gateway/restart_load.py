@@ -1,6 +1,6 @@
 """Clients that go on asking while the gateway is reloaded, restarted and killed: restart_load.py [--quick].
 
-Without --url it asks the lab host `bedplate` (make up), and its systemd does what is measured.
+Without --url it asks the lab host `bedplate` (make up), whose systemd does what is measured.
 """
 
 import argparse
@@ -12,16 +12,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import openai
+from servers import engine, fake_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB_HOST = "bedplate"
+SETTINGS = "/etc/bedplate/litellm/gateway.json"
 ACTIONS = {
     "nothing": "true",
     "reload": "systemctl reload litellm",
@@ -146,26 +149,35 @@ async def measure(
     return tally
 
 
-def lab_target() -> Target:
-    """Return the lab's host with the key `default`."""
-    table = subprocess.run([ROOT / "lab/lab", "list"], capture_output=True, text=True, check=True).stdout
-    addresses = {line.split()[0]: line.split()[3] for line in table.splitlines()}
-    if LAB_HOST not in addresses:
-        sys.exit(f"There is no lab host {LAB_HOST}: make up, or give --url, --key, --model and --remote.")
-    key = subprocess.run(
-        ["make", "--silent", "key"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
+@contextmanager
+def lab_target() -> Iterator[Target]:
+    """Point the lab host's gateway at a fake engine on this machine, for the time of the bench."""
     remote = [str(ROOT / "lab/lab"), "exec", LAB_HOST, "--"]
-    return Target(f"http://{addresses[LAB_HOST]}:8000", key, "", remote, {"max_tokens": 8})
 
+    def on_host(*command: str, text: str | None = None) -> str:
+        done = subprocess.run([*remote, *command], input=text, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{shlex.join(command)} on the lab host {LAB_HOST} failed (make up?): {done.stderr}")
+        return done.stdout
 
-async def first_model(target: Target) -> str:
-    """Return a model that the key may use."""
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(f"{target.url}/v1/models", headers={"authorization": f"Bearer {target.key}"}) as answer,
-    ):
-        return str((await answer.json())["data"][0]["id"])
+    # The host's way out is this machine's end of the lab's bridge.
+    machine = on_host("ip", "route", "show", "default").split()[2]
+    key = subprocess.run(
+        ["make", "--silent", "key", "ALIAS=bench"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
+    before = on_host("cat", SETTINGS)
+    # Sixteen answers of half a second at a time.
+    with fake_engine(address="0.0.0.0", concurrency=16, prompt_seconds=0.2, seconds_per_token=0.02) as fake:  # noqa: S104 - the lab host reaches it there
+        settings = json.loads(before)
+        settings["engines"] = [engine(fake.url.replace("127.0.0.1", machine), slots=16)]
+        try:
+            on_host("tee", SETTINGS, text=json.dumps(settings))
+            on_host("systemctl", "reload", "litellm")
+            url = f"http://{settings['api']['address']}:{settings['api']['port']}"
+            yield Target(url, key, "fake", remote, {"max_tokens": 16})
+        finally:
+            on_host("tee", SETTINGS, text=before)
+            on_host("systemctl", "reload", "litellm")
 
 
 async def run(target: Target, actions: list[str], times: int, clients: int) -> bool:
@@ -182,9 +194,9 @@ async def run(target: Target, actions: list[str], times: int, clients: int) -> b
             tally = await measure(target, make, action, times, clients)
             failed = sum(tally.failures.values())
             good &= not failed or action in MAY_FAIL
-            seconds = sorted(tally.seconds)
+            seconds = sorted(tally.seconds) or [0.0]
             print(
-                f"| {action} | {name} | {len(seconds)} | {failed} "
+                f"| {action} | {name} | {len(tally.seconds)} | {failed} "
                 f"| {seconds[len(seconds) // 2]:.1f} | {seconds[-1]:.1f} |",
                 flush=True,
             )
@@ -199,24 +211,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="each action once")
     parser.add_argument("--url", help="of the gateway, without /v1")
     parser.add_argument("--key", default="")
-    parser.add_argument("--model", default="", help="default: the first that the key may use")
+    parser.add_argument("--model", default="")
     parser.add_argument("--remote", default="", help="what runs a command on the gateway's host: ssh web1")
     parser.add_argument("--body", default='{"max_tokens": 8}', help="more fields of the requests, as JSON")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--actions", default=",".join(ACTIONS), help=f"default: {','.join(ACTIONS)}")
     options = parser.parse_args()
-    if options.url:
-        body = json.loads(options.body)
-        target = Target(options.url, options.key, options.model, shlex.split(options.remote), body)
-    else:
-        target = lab_target()
-
-    async def all_of_it() -> bool:
-        model = target.model or await first_model(target)
-        known = Target(target.url, target.key, model, target.remote, target.body)
-        return await run(known, options.actions.split(","), 1 if options.quick else 3, options.clients)
-
-    sys.exit(0 if asyncio.run(all_of_it()) else 1)
+    body = json.loads(options.body)
+    given = Target(options.url, options.key, options.model, shlex.split(options.remote), body)
+    with nullcontext(given) if options.url else lab_target() as target:
+        actions = options.actions.split(",")
+        good = asyncio.run(run(target, actions, 1 if options.quick else 3, options.clients))
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":
