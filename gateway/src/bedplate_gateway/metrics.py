@@ -141,13 +141,19 @@ class _Now(Collector):
             "1 if the engine answers and holds the model.",
             labels=["engine", "model"],
         )
+        loaded = GaugeMetricFamily(
+            "bedplate_gateway_engine_loaded",
+            "1 if the model is in the engine's memory.",
+            labels=["engine", "model"],
+        )
         for seats in scheduler.seats():
             for name, model in seats.models.items():
                 labels = [seats.engine.name, name]
                 slots.add_metric(labels, model.slots)
                 busy.add_metric(labels, seats.running.get(name, 0))
                 serves.add_metric(labels, self._admission.engines.serves(seats.engine, name))
-        yield from (slots, busy, serves)
+                loaded.add_metric(labels, self._admission.engines.loaded(seats.engine, name))
+        yield from (slots, busy, serves, loaded)
         depth = GaugeMetricFamily("bedplate_gateway_queue_requests", "Requests that wait.", labels=["class"])
         oldest = GaugeMetricFamily(
             "bedplate_gateway_queue_oldest_wait_seconds", "How long the oldest has waited.", labels=["class"]

@@ -1,10 +1,7 @@
 """The report of a run: its form in JSON, and the numbers that thresholds and comparisons name."""
 
-import json
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
-
-from pydantic import TypeAdapter
 
 Outcome = Literal["answered", "refused", "failed", "cancelled", "unfinished"]
 
@@ -194,8 +191,3 @@ def metric(report: ClassReport, name: str) -> float | None:
     if second:
         value = value.get(second, 0) if isinstance(value, dict) else getattr(value, second)
     return None if value is None else float(value)
-
-
-def json_schema() -> str:
-    """Return the JSON Schema of the report, as report.schema.json beside the package keeps it."""
-    return json.dumps(TypeAdapter(Report).json_schema(mode="serialization"), indent=2) + "\n"
