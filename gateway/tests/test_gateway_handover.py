@@ -309,6 +309,35 @@ def test_a_new_process_that_fails_changes_nothing(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_a_message_that_is_not_understood_leaves_nobody_waiting(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        old, new = Process("old", tmp_path), Process("new", tmp_path)
+        await old.begin()
+        await old.ask()
+        waiting = asyncio.create_task(old.ask())
+        await asyncio.sleep(0)
+        await new.take_over()
+        old.admission.submit(Ask(Key(alias="a", secrets=()), "highest", "m", 1), print, print)  # type: ignore[arg-type]
+        with pytest.raises(ApiError, match="restarts"):
+            await asyncio.wait_for(waiting, 2)
+        assert not any(seats.running for seats in new.local.scheduler.seats())
+
+    run(scenario)
+
+
+def test_a_process_of_another_version_is_left_as_it_is(tmp_path: Path) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"0 api")
+
+    async def scenario() -> None:
+        server = await asyncio.start_unix_server(greet, tmp_path / "handover.socket")
+        with pytest.raises(StartError, match="systemctl restart litellm"):
+            await asyncio.to_thread(fetch, tmp_path)
+        server.close()
+
+    run(scenario)
+
+
 def test_there_is_nothing_to_take_over(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="systemctl restart litellm"):
         fetch(tmp_path)

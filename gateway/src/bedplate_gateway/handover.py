@@ -37,6 +37,8 @@ from bedplate_gateway.settings import Engine
 log = logging.getLogger(__name__)
 
 SOCKET = "handover.socket"
+VERSION = "1"
+"""Of what is said here, raised with every change: no release takes over from one that it misunderstands."""
 TAKE = b"take\n"
 LONGEST_LINE = 256 * 1024 * 1024
 """Bounds the snapshot: many thousand waiting requests, in bytes."""
@@ -87,8 +89,8 @@ class Offer:
         # A copy, since asyncio's own socket sends no descriptors; so early it cannot be full.
         with theirs, socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as channel:
             sent = [*(door.listener for door in self._doors), theirs]
-            names = " ".join(door.name for door in self._doors)
-            socket.send_fds(channel, [names.encode()], [each.fileno() for each in sent])
+            greeting = " ".join([VERSION, *(door.name for door in self._doors)])
+            socket.send_fds(channel, [greeting.encode()], [each.fileno() for each in sent])
             pid = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         if await reader.readline() == TAKE and not self.taken.is_set():
             self._hand_over(reader, writer, ours, pid)
@@ -103,7 +105,7 @@ class Offer:
         if self._server is not None:
             self._server.close()
         snapshot = self._app.local.export()
-        successor = Successor(partial(_send, writer))
+        successor = Successor(writer)
         successor.begin(*self._app.local.hand_over(successor))
         self._app.admission = successor
         self._app.count = successor.count
@@ -126,9 +128,9 @@ def _pass_on(connections: socket.socket, name: str, descriptor: int) -> bool:
 class Successor:
     """The admission of the new process, as the old one asks it."""
 
-    def __init__(self, send: Callable[[Message], None]) -> None:
-        """`send` takes a message to the new process."""
-        self._send = send
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        """`writer` leads to the new process."""
+        self._writer = writer
         self._gone = False
 
     def begin(self, waiting: dict[int, Waiting], leases: dict[int, Lease]) -> None:
@@ -146,24 +148,24 @@ class Successor:
             on_refuse(RESTARTING)
             return waiting
         self._waiting[waiting.number] = waiting
-        self._send({"do": "submit", "number": waiting.number, **ask.describe()})
+        _send(self._writer, {"do": "submit", "number": waiting.number, **ask.describe()})
         return waiting
 
     def cancel(self, waiting: Waiting) -> None:
         """Take a request out of the queue there."""
         if self._waiting.pop(waiting.number, None):
-            self._send({"do": "cancel", "number": waiting.number})
+            _send(self._writer, {"do": "cancel", "number": waiting.number})
 
     def touch(self, lease: Lease) -> None:
         """Report a request alive, now and then."""
         now = time.monotonic()
         if now - lease.touched > TOUCH_SECONDS:
             lease.touched = now
-            self._send({"do": "touch", "number": lease.number})
+            _send(self._writer, {"do": "touch", "number": lease.number})
 
     def charge(self, lease: Lease, tokens: int) -> None:
         """Report used tokens."""
-        self._send({"do": "charge", "number": lease.number, "tokens": tokens})
+        _send(self._writer, {"do": "charge", "number": lease.number, "tokens": tokens})
 
     def swap(self, lease: Lease) -> bool:  # noqa: ARG002 - the interface's
         """Say no: the answer of the other process could not be waited for."""
@@ -172,11 +174,11 @@ class Successor:
     def release(self, lease: Lease) -> None:
         """Give the slot back there."""
         if self._leases.pop(lease.number, None):
-            self._send({"do": "release", "number": lease.number})
+            _send(self._writer, {"do": "release", "number": lease.number})
 
     def count(self, record: Record) -> None:
         """Have a request that has ended counted there."""
-        self._send({"do": "count", "record": asdict(record)})
+        _send(self._writer, {"do": "count", "record": asdict(record)})
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
         """Pass on what is granted and refused until the new process ends."""
@@ -222,16 +224,19 @@ def fetch(state_dir: Path) -> Inheritance:
     try:
         channel.settimeout(ANSWER_SECONDS)
         channel.connect(str(state_dir / SOCKET))
-        names, descriptors, *_ = socket.recv_fds(channel, 4096, 16)
+        greeting, descriptors, *_ = socket.recv_fds(channel, 4096, 16)
     except OSError as error:
         channel.close()
         raise StartError(
             f"No running process answers on {state_dir / SOCKET} ({error}): systemctl restart litellm"
         ) from None
+    version, *names = greeting.decode().split() or [""]
+    if version != VERSION:
+        raise StartError("The running process cannot hand over to this release: systemctl restart litellm")
     *listeners, connections = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     for inherited in (*listeners, connections):
         inherited.setblocking(False)
-    return Inheritance(dict(zip(names.decode().split(), listeners, strict=True)), connections, channel)
+    return Inheritance(dict(zip(names, listeners, strict=True)), connections, channel)
 
 
 async def take(inheritance: Inheritance, app: AppLike, doors: Iterable[Door]) -> "Predecessor":
@@ -240,7 +245,7 @@ async def take(inheritance: Inheritance, app: AppLike, doors: Iterable[Door]) ->
     writer.write(TAKE)
     if not (line := await reader.readline()):
         raise StartError("The old process has ended or was faster taken over by another: try again.")
-    predecessor = Predecessor(partial(_send, writer), app)
+    predecessor = Predecessor(writer, app)
     predecessor.replay(json.loads(line))
     _adopt_all(inheritance.connections, {door.name: door for door in doors})
     predecessor.listening = asyncio.create_task(predecessor.listen(reader))
@@ -250,9 +255,9 @@ async def take(inheritance: Inheritance, app: AppLike, doors: Iterable[Door]) ->
 class Predecessor:
     """The requests of the old process, as the new one's admission sees them."""
 
-    def __init__(self, send: Callable[[Message], None], app: AppLike) -> None:
-        """`send` takes a message to the old process."""
-        self._send = send
+    def __init__(self, writer: asyncio.StreamWriter, app: AppLike) -> None:
+        """`writer` leads to the old process."""
+        self._writer = writer
         self._app = app
         self._held: dict[int, Waiting | Lease | None] = {}
         self.listening: asyncio.Task[None] | None = None
@@ -282,6 +287,8 @@ class Predecessor:
             async for line in reader:
                 self._hear(json.loads(line))
         finally:
+            # Also after a failure here: the old process must not wait for answers that do not come.
+            self._writer.close()
             for number in list(self._held):
                 self._free(number)
 
@@ -319,11 +326,11 @@ class Predecessor:
         self._held[number] = lease
         engine = lease.engine.model_dump(mode="json")
         granted = {"engine": engine, "waited": lease.waited, "headers": lease.headers}
-        self._send({"do": "grant", "number": number, **granted})
+        _send(self._writer, {"do": "grant", "number": number, **granted})
 
     def _refuse(self, number: int, error: ApiError) -> None:
         del self._held[number]
-        self._send({"do": "refuse", "number": number, "error": asdict(error)})
+        _send(self._writer, {"do": "refuse", "number": number, "error": asdict(error)})
 
     def _ask(self, message: Message) -> Ask:
         # A key that was removed meanwhile: its requests had begun before.
