@@ -34,12 +34,13 @@ METRICS = {
         *ROOT.glob("*/src/*/metrics.py"),
         *ROOT.glob("dashboard_app/src/*/web.py"),
         *ROOT.glob("roles/node_exporter/files/*.py"),
+        ROOT / "traffic/src/traffic/canary.py",
     ]
     for kind, name in re.findall(r'(?:(\w+)\(\s*)?"(bedplate_[a-z_]+)"', source.read_text())
 }
 RULES = ROOT / "roles/prometheus/templates/recording.rules.yml.j2"
 RECORDS = set(re.findall(r"record: (\S+)", RULES.read_text()))
-ROLES = "bedplate|ollama|litellm|prometheus|node_exporter|exporter|dashboard"
+ROLES = "bedplate|ollama|litellm|traffic|prometheus|node_exporter|exporter|dashboard"
 
 
 def anchors(page: Path) -> set[str]:

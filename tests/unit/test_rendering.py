@@ -64,7 +64,7 @@ ONE_BOX = pytest.mark.parametrize("stack", ["one-box"], indirect=True)
 @ONE_BOX
 def test_a_misspelt_directive_is_seen_in_every_unit(stack: Stack, verify: Verify) -> None:
     units = stack.hosts["box"].units
-    for name in units.keys() - {"bedplate.target", "host-facts.timer"}:
+    for name in units.keys() - {"bedplate.target", "host-facts.timer", "traffic-canary.timer"}:
         wrong = units[name].replace("NoNewPrivileges=", "NoNewPrivilege=")
         assert wrong != units[name]
         assert "NoNewPrivilege" in verify({**units, name: wrong}), name
@@ -128,7 +128,12 @@ def test_every_unit_says_who_wrote_it_and_belongs_to_the_target(stack: Stack) ->
     for rendered in stack.hosts.values():
         for name, text in rendered.units.items():
             assert text.startswith("# Managed by Bedplate.\n"), name
-            if name not in ("bedplate.target", "ollama-preload.service", "host-facts.service"):
+            if name not in (
+                "bedplate.target",
+                "ollama-preload.service",
+                "host-facts.service",
+                "traffic-canary.service",
+            ):
                 assert "\nPartOf=bedplate.target\n" in text
                 assert "\nWantedBy=bedplate.target\n" in text
 

@@ -32,6 +32,16 @@ def engine(name: str, url: str, *models: dict[str, Any], loaded: int = 1) -> dic
     return {"name": name, "kind": "ollama", "url": url, "models_at_once": loaded, "models": list(models)}
 
 
+def canary(api: str, metrics: str, *models: str) -> dict[str, Any]:
+    """What the question every five minutes needs; its key is not made yet."""
+    return {
+        "traffic_canary_url": f"http://{api}/v1",
+        "traffic_canary_metrics_url": f"http://{metrics}/metrics",
+        "traffic_canary_models": list(models),
+        "traffic_canary_key": "",
+    }
+
+
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "one-box": {
         "box": {
@@ -48,6 +58,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "litellm_metrics_allowed_clients": ["127.0.0.1"],
             "litellm_engines": [engine("box", "http://127.0.0.1:11434", SMALL)],
             "litellm_service_keys": SERVICE_KEYS,
+            **canary("127.0.0.1:8000", "127.0.0.1:9464", "smollm2:135m"),
             "prometheus_listen_address": "127.0.0.1",
             "prometheus_url": "http://127.0.0.1:9090",
             "prometheus_targets": [
@@ -89,6 +100,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})
             ],
             "litellm_service_keys": SERVICE_KEYS,
+            **canary("10.1.0.2:8000", "10.1.0.2:9464", "smollm2:135m"),
         },
         "eye": {
             **all_hosts("127.0.0.1", []),
@@ -154,6 +166,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 },
             ],
             "litellm_service_keys": SERVICE_KEYS,
+            **canary("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "more"),
             "prometheus_listen_address": "10.2.0.3",
             "prometheus_url": "http://10.2.0.3:19090",
             "prometheus_targets": [

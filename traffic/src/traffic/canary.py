@@ -26,6 +26,7 @@ from traffic.target import CannotStartError, checked_key, checked_url
 
 Result = Literal["answered", "failed", "not_loaded", "not_used"]
 METRICS_SECONDS = 10.0
+LOADED, REQUESTS = "bedplate_gateway_engine_loaded", "bedplate_gateway_requests_total"
 PROMPT, MAX_TOKENS = "Say yes.", 1
 
 
@@ -135,9 +136,9 @@ def read(families: Iterable[Metric], model: str, alias: str) -> Gateway:
             labels = sample.labels
             if labels.get("model") != model:
                 continue
-            if sample.name == "bedplate_gateway_engine_loaded":
+            if sample.name == LOADED:
                 loaded = loaded or sample.value == 1
-            elif sample.name == "bedplate_gateway_requests_total":
+            elif sample.name == REQUESTS:
                 counts = labels.get("status") == "200" and labels.get("alias") != alias
                 uses += sample.value if counts else 0.0
     return Gateway(loaded, uses)
@@ -148,14 +149,21 @@ def _metrics(model: str, result: Result, state: State) -> CollectorRegistry:
 
     def gauge(name: str, words: str, value: float | None) -> None:
         if value is not None:
-            full = f"bedplate_traffic_canary_{name}"
-            Gauge(full, words, ["model"], registry=registry).labels(model).set(value)
+            Gauge(name, words, ["model"], registry=registry).labels(model).set(value)
 
-    gauge("success", "0 if the last look at the model failed.", result != "failed")
-    gauge("last_run_timestamp_seconds", "When it last looked.", time.time())
-    gauge("last_answer_timestamp_seconds", "When it was last answered.", state.answered_at)
-    gauge("seconds", "Time of its last answer.", state.seconds)
-    gauge("first_token_seconds", "Time to the first token of its last answer.", state.first_token_seconds)
+    gauge("bedplate_traffic_canary_success", "0 if the last look at the model failed.", result != "failed")
+    gauge("bedplate_traffic_canary_last_run_timestamp_seconds", "When it last looked.", time.time())
+    gauge(
+        "bedplate_traffic_canary_last_answer_timestamp_seconds",
+        "When it was last answered.",
+        state.answered_at,
+    )
+    gauge("bedplate_traffic_canary_seconds", "Time of its last answer.", state.seconds)
+    gauge(
+        "bedplate_traffic_canary_first_token_seconds",
+        "Time to the first token of its last answer.",
+        state.first_token_seconds,
+    )
     results = Gauge(
         "bedplate_traffic_canary_result",
         "1 for what the last look gave.",
