@@ -122,9 +122,9 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def configure(folder: Path, port: int) -> None:
+def configure(folder: Path, port: int, address: str = "127.0.0.1") -> None:
     settings = {
-        "api": {"address": "127.0.0.1", "port": port},
+        "api": {"address": address, "port": port},
         "metrics": {"address": "127.0.0.1", "port": free_port()},
         "engines": [],
         "drain_seconds": 2,
@@ -233,13 +233,30 @@ def test_a_reload_brings_new_keys_to_open_connections(systemd: StubSystemd) -> N
     assert old.wait(timeout=10) == 0
 
 
+def test_a_reload_follows_the_settings_to_another_port(systemd: StubSystemd) -> None:
+    old = systemd.start()
+    before = connect(systemd.folder)
+    other = http.client.HTTPConnection("127.0.0.1", before.port)
+    assert ask(before) == 200
+    configure(systemd.folder, free_port())
+    assert systemd.run("--replace").wait(timeout=20) == 0
+    systemd.hear("READY=1")
+    systemd.hear("FDSTORE=1\nFDNAME=metrics")
+    assert ask(before) == 200
+    assert ask(connect(systemd.folder)) == 200
+    with pytest.raises(ConnectionRefusedError):
+        other.connect()
+    assert old.wait(timeout=10) == 0
+
+
 def test_a_reload_that_cannot_be_leaves_the_old_process_as_it_is(systemd: StubSystemd) -> None:
     systemd.start()
     connection = connect(systemd.folder)
     assert ask(connection) == 200
     deploy_key(systemd.folder, "sk-2")
+    port = json.loads((systemd.folder / "gateway.json").read_text())["api"]["port"]
     wrong: dict[str, Any] = {
-        "has moved": lambda: configure(systemd.folder, free_port()),
+        "systemctl restart litellm": lambda: configure(systemd.folder, port, "0.0.0.0"),  # noqa: S104 - never used
         "Invalid JSON": lambda: (systemd.folder / "keys.json").write_text("{"),
     }
     for sentence, make in wrong.items():

@@ -49,26 +49,30 @@ def main() -> None:
         sys.exit(EXIT_CONFIGURATION if isinstance(error, SettingsError) else 1)
 
 
-def _doors(settings: Settings) -> dict[str, Listener]:
-    return {"api": settings.api, "metrics": settings.metrics}
+def _elsewhere(settings: Settings, listeners: dict[str, socket.socket]) -> dict[str, Listener]:
+    """Return the places of the settings, by the names of the doors, where no listening socket is yet."""
+    return {
+        name: place
+        for name, place in {"api": settings.api, "metrics": settings.metrics}.items()
+        if name not in listeners or not is_at(listeners[name], place.address, place.port)
+    }
 
 
 def _kept_or_new(settings: Settings) -> dict[str, socket.socket]:
     """Return the listening sockets: those that systemd kept, new ones where there is none at the place."""
-    kept = dict(kept_sockets())
-    listeners = {}
-    for name, place in _doors(settings).items():
-        old = kept.get(name)
-        if old is not None and is_at(old, place.address, place.port):
-            listeners[name] = old
-            continue
-        if old is not None:
-            # It frees the port at once, and systemd forgets the socket.
-            old.shutdown(socket.SHUT_RDWR)
-            old.close()
+    listeners = dict(kept_sockets())
+    for name, place in _elsewhere(settings, listeners).items():
+        if name in listeners:
+            _give_up(listeners[name])
         listeners[name] = listen(place.address, place.port)
         keep(name, listeners[name])
     return listeners
+
+
+def _give_up(listener: socket.socket) -> None:
+    # It frees the port at once, whoever has copies of the socket, and systemd forgets its own.
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
 
 
 def _replace(settings: Settings, keys: Keys) -> int:
@@ -92,19 +96,32 @@ def _replace(settings: Settings, keys: Keys) -> int:
 
     try:
         inheritance = fetch(settings.state_dir)
-        for name, place in _doors(settings).items():
-            # The old address would be closed to its clients; a restart does that when it is wanted.
-            if not is_at(inheritance.listeners[name], place.address, place.port):
-                raise StartError(
-                    f"The {name} address has moved to {place.address} port {place.port}, "
-                    "which a reload cannot do: systemctl restart litellm"
-                )
-        uvloop.run(serve(settings, keys, inheritance.listeners, inheritance, lambda: report(0)))
+        old = inheritance.listeners
+        moved = {name: _beside(old[name], place) for name, place in _elsewhere(settings, old).items()}
+
+        def when_up() -> None:
+            for name, listener in moved.items():
+                _give_up(old[name])
+                keep(name, listener)
+            report(0)
+
+        uvloop.run(serve(settings, keys, old | moved, inheritance, when_up))
     except StartError as error:
         sys.stderr.write(f"bedplate-litellm: {error}\n")
         report(1)
         return 1
     return 0
+
+
+def _beside(old: socket.socket, place: Listener) -> socket.socket:
+    """Return a new listening socket while the old one is there; one for all addresses excludes others."""
+    try:
+        return listen(place.address, place.port)
+    except StartError:
+        raise StartError(
+            f"{place.address} port {place.port} cannot be had beside {old.getsockname()[0]}, "
+            "where the running process listens: systemctl restart litellm"
+        ) from None
 
 
 async def serve(
