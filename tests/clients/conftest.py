@@ -1,7 +1,7 @@
 """A working endpoint and a faulty one.
 
-The first is live where OPENAI_BASE_URL and OPENAI_API_KEY name one, else the gateway of this checkout on the
-lab's Ollama, or with CLIENTS_ENGINE=fake on `traffic fake-server`.
+The first is live where OPENAI_BASE_URL and OPENAI_API_KEY name one (with a key that has no low limits), else
+the gateway of this checkout on the lab's Ollama, or with CLIENTS_ENGINE=fake on `traffic fake-server`.
 """
 
 import os
@@ -9,16 +9,31 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import openai
 import pytest
 import servers
 from endpoints import MODEL, Endpoint, Faulty
+
+
+def live() -> Endpoint:
+    """Return the endpoint that the environment names, with OPENAI_MODEL or the first model that it offers."""
+    with openai.OpenAI() as client:
+        model = os.environ.get("OPENAI_MODEL") or next(iter(client.models.list())).id
+        try:
+            tool: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
+            client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": "x"}], tools=[tool], max_tokens=1
+            )
+        except openai.BadRequestError:
+            return Endpoint(str(client.base_url).rstrip("/"), client.api_key, model, tools=False)
+        return Endpoint(str(client.base_url).rstrip("/"), client.api_key, model)
 
 
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[Endpoint]:
     """An endpoint that works."""
     if "OPENAI_BASE_URL" in os.environ:
-        yield Endpoint(os.environ["OPENAI_BASE_URL"].rstrip("/"), os.environ["OPENAI_API_KEY"])
+        yield live()
         return
     with ExitStack() as stack:
         if os.environ.get("CLIENTS_ENGINE") == "fake":

@@ -13,6 +13,8 @@ class Endpoint:
     url: str
     key: str
     model: str = MODEL
+    tools: bool = True
+    """The model's template names tools; where not, the gateway refuses them with 400."""
 
     @property
     def environment(self) -> dict[str, str]:

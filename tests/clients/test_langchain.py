@@ -5,7 +5,7 @@ from endpoints import Endpoint, Faulty
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from openai import RateLimitError
+from openai import BadRequestError, RateLimitError
 from pydantic import SecretStr
 
 
@@ -35,13 +35,18 @@ def test_stream(chat: ChatOpenAI) -> None:
     assert any(chunk.usage_metadata for chunk in chunks)
 
 
-def test_tools(chat: ChatOpenAI) -> None:
+def test_tools(chat: ChatOpenAI, endpoint: Endpoint) -> None:
     @tool  # type: ignore[untyped-decorator]
     def get_weather(city: str) -> str:
         """Weather of a city."""
         return f"sunny in {city}"
 
-    answer = chat.bind_tools([get_weather]).invoke("What is the weather in Paris?")
+    asker = chat.bind_tools([get_weather])
+    if not endpoint.tools:
+        with pytest.raises(BadRequestError, match="tool"):
+            asker.invoke("What is the weather in Paris?")
+        return
+    answer = asker.invoke("What is the weather in Paris?")
     assert [call["name"] for call in answer.tool_calls] == ["get_weather"]
 
 

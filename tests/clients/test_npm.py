@@ -17,6 +17,7 @@ def test_the_npm_package(endpoint: Endpoint, faulty: Faulty) -> None:
     test.write_bytes(TESTS.read_bytes())
     environment = endpoint.environment | {
         "MODEL": endpoint.model,
+        "TOOLS": "yes" if endpoint.tools else "",
         "FAULTY_URL": faulty.url,
         "FAULTY_KEYS": json.dumps(faulty.keys),
     }

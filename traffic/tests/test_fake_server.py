@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
 import pytest
 from aiohttp import web
 from traffic.cli import main
@@ -275,6 +274,11 @@ def test_odd_requests(path: str, body: Any, status: int) -> None:
     assert found == status
 
 
+async def statuses_of(address: str, models: tuple[str, ...]) -> list[int]:
+    async with aiohttp.ClientSession(address) as session:
+        return [(await post(session, CHAT, question(model=model)))[0] for model in models]
+
+
 def test_the_command_prints_its_address_and_ends_at_a_signal() -> None:
     command = [sys.executable, "-m", "traffic", "fake-server", "--model", "a", "--model", "b:7b"]
     source = str(Path(__file__).parents[1] / "src")
@@ -284,10 +288,10 @@ def test_the_command_prints_its_address_and_ends_at_a_signal() -> None:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         try:
-            answers = [httpx.post(address + CHAT, json=question(model=model)) for model in ("a", "b:7b")]
+            statuses = asyncio.run(statuses_of(address, ("a", "b:7b")))
         finally:
             process.terminate()
-    assert [answer.status_code for answer in answers] == [200, 500]
+    assert statuses == [200, 500]
     assert process.returncode == 0
 
 
