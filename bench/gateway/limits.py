@@ -86,7 +86,7 @@ async def run_rpm(*, quick: bool) -> Result:
             *(
                 "100 at second 59, 100 at second 61, 100 a minute after the first",
                 "most in any 60 s",
-                "Retry-After, then",
+                "one more after Retry-After",
             ),
         ),
         notes=[
@@ -100,7 +100,7 @@ async def run_rpm(*, quick: bool) -> Result:
         gateway([engine(fake.url, slots=64)], keys) as ours,
         stock(fake.url, model_info={"rpm": RPM}, router=ENFORCED) as theirs,
     ):
-        say("requests a minute: some four minutes, quick two")
+        say("requests a minute: six minutes, quick two")
         async with session() as client:
             systems = [
                 ("gateway", ours.url, ours.keys, ("fake", "fake")),
