@@ -240,12 +240,12 @@ def test_an_answer_carries_limits_and_wait_and_is_counted(
         response = await stack.ask("limited")
         assert response.json() == {"object": "chat.completion"}
         assert response.headers["x-ratelimit-remaining-requests"] == "1"
-        assert response.headers["x-bedplate-queue-ms"] == "0"
+        assert int(response.headers["x-bedplate-queue-ms"]) < 1000
         assert response.headers["x-request-id"].startswith("req_")
         await stack.ask("limited")
         refused = await stack.ask("limited")
         assert error_of(refused) == (429, "rate_limit_exceeded")
-        assert 59 <= int(refused.headers["retry-after"]) <= 60
+        assert 50 <= int(refused.headers["retry-after"]) <= 60
         assert int(refused.headers["retry-after-ms"]) <= 60_000
         assert stack.metric('bedplate_gateway_prompt_tokens_total{alias="limited"')[0].endswith(" 10.0")
         assert stack.metric('bedplate_gateway_refusals_total{reason="key_requests"}')[0].endswith(" 1.0")
