@@ -138,6 +138,7 @@ lint-types: $(VENV)/.dev
 	mypy grafana/generate.py roles/node_exporter/files/host_facts.py
 	mypy playbooks/library/gateway_promises.py playbooks/library/gateway_smoke.py playbooks/module_utils/*.py
 	MYPYPATH=bench/gateway:gateway/src:gateway/tests:traffic/src mypy --explicit-package-bases bench/gateway/*.py
+	MYPYPATH=bench/gateway:bench/traffic mypy --explicit-package-bases bench/traffic/run.py bench/traffic/tools.py
 	MYPYPATH=tests/clients:bench/gateway mypy --explicit-package-bases tests/clients/*.py
 lint-shell: $(VENV)/.dev
 	shellcheck $$(git ls-files '*.sh' .ci/run tests/tools)
@@ -172,7 +173,7 @@ test: lint unit ## Everything that must hold
 	  printf 'Left out: the tests on lab hosts (make lab-test molecule), since they cannot be booted here: %s\n' "$$(tail -n 1 <<<"$$reason")"; \
 	  [[ "$${CI:-}" != true ]]; fi
 
-.PHONY: clients bench-gateway
+.PHONY: clients bench-gateway bench-traffic
 # CLIENTS_ENGINE=fake needs no lab; OPENAI_BASE_URL and OPENAI_API_KEY name a running endpoint.
 clients: $(VENV)/.dev ## Real client programs against the gateway with the lab's Ollama
 	[[ -n "$${OPENAI_BASE_URL:-}$${CLIENTS_ENGINE:-}" ]] || $(MAKE) lab-ready
@@ -182,8 +183,11 @@ clients: $(VENV)/.dev ## Real client programs against the gateway with the lab's
 bench-gateway: $(VENV)/.dev lab-ready ## The gateway beside stock LiteLLM, into bench/gateway.md (2 hours; ROWS="tpm labels" for some)
 	$(VENV)/bin/python bench/gateway/run.py $(ROWS)
 
+bench-traffic: $(VENV)/.dev ## Our load generator beside aiperf, guidellm and locust, into bench/traffic.md (8 minutes; TOOLS=locust for one)
+	PYTHONPATH=bench/gateway $(VENV)/bin/python bench/traffic/run.py $(TOOLS)
+
 lock: $(VENV)/.control ## Make the locks of requirements/ anew
-	for lock in control litellm bench clients aider exporter traffic dashboard dev; do \
+	for lock in control litellm bench aiperf guidellm locust clients aider exporter traffic dashboard dev; do \
 	  uv pip compile --quiet --universal --python-version $$([ $$lock = exporter ] && echo 3.10 || echo 3.11) --generate-hashes --no-emit-index-url --no-header \
 	    --no-emit-package litellm-enterprise "requirements/$$lock.in" --output-file "requirements/$$lock.txt"; \
 	done

@@ -1,0 +1,183 @@
+"""The load generators under test: how each is told what to do, and where it says what it saw."""
+
+import json
+import statistics
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from servers import ROOT, environment
+
+HERE = Path(__file__).resolve().parent
+PROMPT = "amber anchor apple arrow autumn basil basket beacon birch bottle branch bread"
+PROMPTS = 1000
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is to be sent: `count` requests for `tokens` each, `rate` a second or by `concurrency` clients."""
+
+    count: int
+    tokens: int
+    rate: int | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The medians that a tool reports, in seconds."""
+
+    first_token: float
+    end_to_end: float
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is to be run."""
+
+    argv: list[str]
+    environ: Mapping[str, str]
+
+
+class Tool(Protocol):
+    """One load generator."""
+
+    name: str
+
+    def command(self, url: str, load: Load, folder: Path) -> Command:
+        """Return the command that sends the load; `url` has no /v1, `folder` is empty."""
+
+    def seen(self, folder: Path) -> Seen:
+        """Return what it reported."""
+
+
+class Traffic:
+    """Ours, with its locked dependencies."""
+
+    name = "traffic"
+
+    def command(self, url: str, load: Load, folder: Path) -> Command:
+        """Return the command."""
+        argv = [str(environment("traffic")), "-m", "traffic", "run", f"--url={url}/v1", "--key=none"]
+        argv += [f"--json={folder / 'report.json'}", f"--max-tokens={load.tokens}"]
+        if load.rate:
+            argv += [f"--rate={load.rate}", f"--seconds={load.count / load.rate}"]
+        else:
+            argv += [f"--concurrency={load.concurrency}", f"--requests={load.count}"]
+        return Command(argv, {"PYTHONPATH": str(ROOT / "traffic/src")})
+
+    def seen(self, folder: Path) -> Seen:
+        """Return what it reported."""
+        (one,) = json.loads((folder / "report.json").read_text())["classes"]
+        return Seen(one["first_token"]["p50"], one["end_to_end"]["p50"])
+
+
+def _tokenizer(folder: Path) -> Path:
+    """Make a tokenizer of words, since the others want one even where the server counts."""
+    program = (
+        "import sys\n"
+        "from tokenizers import Tokenizer, models, pre_tokenizers\n"
+        "from transformers import PreTrainedTokenizerFast\n"
+        "words = Tokenizer(models.WordLevel({'[UNK]': 0, '<s>': 1}, unk_token='[UNK]'))\n"
+        "words.pre_tokenizer = pre_tokenizers.Whitespace()\n"
+        "made = PreTrainedTokenizerFast(tokenizer_object=words, unk_token='[UNK]', bos_token='<s>', "
+        "eos_token='<s>', pad_token='<s>')\n"
+        "made.chat_template = \"{% for message in messages %}{{ message['content'] }}{% endfor %}\"\n"
+        "made.save_pretrained(sys.argv[1])\n"
+    )
+    place = folder / "tokenizer"
+    python = str(environment("aiperf"))
+    subprocess.run([python, "-c", program, str(place)], check=True, capture_output=True)
+    return place
+
+
+def _prompts(folder: Path, **more: object) -> Path:
+    """Write the prompts, a line of JSON for each."""
+    words = PROMPT.split()
+    key = "prompt" if more else "text"
+    lines = [
+        json.dumps({key: " ".join(words[number % len(words) :] + words[: number % len(words)]), **more})
+        for number in range(PROMPTS)
+    ]
+    file = folder / "prompts.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+class AIPerf:
+    """NVIDIA's."""
+
+    name = "aiperf"
+
+    def command(self, url: str, load: Load, folder: Path) -> Command:
+        """Return the command."""
+        argv = [str(environment("aiperf").parent / "aiperf"), "profile", "--model=fake", f"--url={url}"]
+        argv += ["--endpoint-type=chat", "--streaming", "--use-server-token-count", "--ui=none"]
+        argv += [f"--input-file={_prompts(folder)}", "--custom-dataset-type=single_turn"]
+        argv += [f"--tokenizer={_tokenizer(folder)}", f"--artifact-dir={folder / 'out'}"]
+        argv += [f"--extra-inputs=max_tokens:{load.tokens}", "--export-level=summary"]
+        argv += [f"--request-count={load.count}"]
+        if load.rate:
+            argv += [f"--request-rate={load.rate}", "--arrival-pattern=constant"]
+        else:
+            argv += [f"--concurrency={load.concurrency}"]
+        return Command(argv, {"HF_HUB_OFFLINE": "1"})
+
+    def seen(self, folder: Path) -> Seen:
+        """Return what it reported."""
+        report = json.loads((folder / "out/profile_export_aiperf.json").read_text())
+        return Seen(report["time_to_first_token"]["p50"] / 1000, report["request_latency"]["p50"] / 1000)
+
+
+class GuideLLM:
+    """vLLM's."""
+
+    name = "guidellm"
+
+    def command(self, url: str, load: Load, folder: Path) -> Command:
+        """Return the command."""
+        shape = (
+            f"kind=constant,rate={load.rate}" if load.rate else f"kind=concurrent,streams={load.concurrency}"
+        )
+        argv = [str(environment("guidellm").parent / "guidellm"), "run"]
+        argv += ["--backend", f"kind=openai_http,target={url},model=fake,validate_backend=false"]
+        argv += ["--profile", shape, "--constraint", f"kind=max_requests,count={load.count}"]
+        argv += ["--tokenizer", f"kind=hf_auto,model={_tokenizer(folder)}"]
+        prompts = _prompts(folder, output_tokens_count=load.tokens)
+        argv += ["--data", f"kind=json_file,path={prompts}"]
+        argv += ["--output", f"kind=json,path={folder / 'out.json'}", "--disable-console"]
+        return Command(argv, {"HF_HUB_OFFLINE": "1"})
+
+    def seen(self, folder: Path) -> Seen:
+        """Return what it reported."""
+        metrics = json.loads((folder / "out.json").read_text())["benchmarks"][0]["metrics"]
+        return Seen(
+            metrics["time_to_first_token_ms"]["successful"]["median"] / 1000,
+            metrics["request_latency"]["successful"]["median"],
+        )
+
+
+class Locust:
+    """With locustfile.py."""
+
+    name = "locust"
+
+    def command(self, url: str, load: Load, folder: Path) -> Command:
+        """Return the command."""
+        users = load.rate or load.concurrency
+        argv = [str(environment("locust").parent / "locust"), "--headless", "--only-summary"]
+        argv += [f"--locustfile={HERE / 'locustfile.py'}", f"--host={url}", f"--users={users}"]
+        argv += [f"--spawn-rate={users}"]
+        environ = {"COUNT": str(load.count), "TOKENS": str(load.tokens), "PROMPT": PROMPT}
+        environ |= {"TIMES": str(folder / "times.json"), "RATE": str(load.rate or "")}
+        return Command(argv, environ)
+
+    def seen(self, folder: Path) -> Seen:
+        """Return what it reported."""
+        times = json.loads((folder / "times.json").read_text())
+        return Seen(statistics.median(one[0] for one in times), statistics.median(one[1] for one in times))
+
+
+TOOLS: tuple[Tool, ...] = (Traffic(), AIPerf(), GuideLLM(), Locust())

@@ -1,0 +1,68 @@
+"""The question every five minutes: never loads a model, never keeps one, and its result is a metric."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from gateway_lab import Stack, wait_for
+
+
+@pytest.fixture(autouse=True)
+def _timer_aside(stack: Stack) -> Iterator[None]:
+    stack("systemctl stop traffic-canary.timer")
+    yield
+    stack.play("--tags", "traffic,node_exporter")
+
+
+def result(stack: Stack) -> str:
+    """What a look gives, as the node exporter tells it."""
+    stack("systemctl start traffic-canary.service")
+    metrics = stack("curl --silent --fail http://127.0.0.1:9100/metrics")
+    (found,) = re.findall(r'^bedplate_traffic_canary_result{.*result="(\w+)"} 1$', metrics, re.MULTILINE)
+    return str(found)
+
+
+def loaded(stack: Stack) -> bool:
+    """Whether the gateway sees the model in the engine's memory."""
+    return bool(re.search(r"^bedplate_gateway_engine_loaded{.*} 1\.0$", metrics_of(stack), re.MULTILINE))
+
+
+def metrics_of(stack: Stack) -> str:
+    return stack(f"curl --silent --fail {stack.metrics_url}")
+
+
+def test_it_asks_only_what_others_use(stack: Stack) -> None:
+    with stack.client(stack.key("bench")) as client:
+        assert stack.chat(client).status_code == 200
+        wait_for(lambda: loaded(stack))
+        assert result(stack) == "answered"
+        assert result(stack) == "not_used"
+        assert stack.chat(client).status_code == 200
+        assert result(stack) == "answered"
+
+
+def test_it_loads_nothing(stack: Stack) -> None:
+    with stack.client(stack.key("bench")) as client:
+        assert stack.chat(client).status_code == 200
+    stack(f"/opt/bedplate/ollama/current/bin/ollama stop {stack.model}")
+    wait_for(lambda: not loaded(stack))
+    assert result(stack) == "not_loaded"
+    assert stack.model not in stack("/opt/bedplate/ollama/current/bin/ollama ps")
+
+
+def test_a_gateway_that_is_stopped_is_a_failure(stack: Stack) -> None:
+    stack("systemctl stop litellm")
+    try:
+        assert result(stack) == "failed"
+    finally:
+        stack("systemctl start litellm")
+
+
+def test_who_does_not_want_it_has_nothing_of_it(stack: Stack) -> None:
+    assert stack.play("--tags", "traffic", settings={"traffic_canary_enabled": False}) > 0
+    assert stack.play("--tags", "traffic", settings={"traffic_canary_enabled": False}) == 0
+    paths = "/etc/systemd/system/traffic-canary.* /etc/bedplate/traffic-canary /var/lib/traffic-canary"
+    assert stack(f"ls -d {paths} /var/lib/node-exporter/textfile/canary.prom 2>/dev/null || true") == ""
+    assert "canary" not in stack("systemctl list-timers --all --no-pager")
