@@ -41,6 +41,9 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        # Known from the start, so that their first burst counts as an increase.
+        for reason in ("queue_full", "queue_timeout", "engine_unavailable", "engine_error"):
+            self._refusals.labels(reason)
         self._prompt = Counter(
             "bedplate_gateway_prompt_tokens", "Tokens in.", ["alias", "model"], registry=registry
         )
