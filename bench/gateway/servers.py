@@ -197,7 +197,6 @@ def engine(
 def gateway(
     engines: list[dict[str, Any]],
     keys: list[dict[str, Any]],
-    python_options: Sequence[str] = (),
     **settings: Any,
 ) -> Iterator[Server]:
     """Run the gateway of this repository; each key's secret is in `Server.keys` under its alias."""
@@ -221,8 +220,7 @@ def gateway(
             **settings,
         }
         (folder / "gateway.json").write_text(json.dumps(document, indent=1))
-        command = [str(python), *python_options, str(python.parent / "bedplate-litellm")]
-        command.append(str(folder / "gateway.json"))
+        command = [str(python.parent / "bedplate-litellm"), str(folder / "gateway.json")]
         environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         ready = f"http://127.0.0.1:{api}/health/readiness"
         with _running(command, folder, ready, environ, "gateway") as server:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import pstats
 import tempfile
 import time
 from collections import defaultdict
@@ -12,7 +11,7 @@ from pathlib import Path
 import aiohttp
 from load import percentile, session
 from report import Result, ms
-from servers import STOCK_KEY, Server, engine, fake_engine, gateway, library, say, stock
+from servers import STOCK_KEY, Server, engine, environment, fake_engine, gateway, library, say, stock
 
 KEYS = [{"alias": "any", "rpm": 900_000, "tpm": 900_000_000}]
 SHORT_TOKENS, LONG_TOKENS = 16, 300
@@ -120,76 +119,89 @@ async def run(*, quick: bool) -> Result:
     return result
 
 
+# What a frame of a stack belongs to; the innermost one that is known counts. Without a match: Python itself.
 GROUPS = (
     ("bedplate_gateway/schema", "gateway: checking and rebuilding the body"),
-    ("bedplate_gateway/upstream", "gateway: calling the engine"),
-    ("bedplate_gateway/transport", "gateway: calling the engine"),
-    ("bedplate_gateway/server", "gateway: its HTTP protocol class"),
-    ("bedplate_gateway/metrics", "gateway: metrics and journal"),
-    ("bedplate_gateway/record", "gateway: metrics and journal"),
-    ("prometheus_client", "gateway: metrics and journal"),
-    ("/logging/", "gateway: metrics and journal"),
-    ("bedplate_gateway/", "gateway: keys, limits, queue, the app"),
-    ("uvicorn", "uvicorn and httptools"),
-    ("httptools", "uvicorn and httptools"),
+    ("pydantic", "gateway: checking and rebuilding the body"),
+    ("bedplate_gateway/metrics", "gateway: metrics and journal line"),
+    ("bedplate_gateway/record", "gateway: metrics and journal line"),
+    ("prometheus_client", "gateway: metrics and journal line"),
+    ("logging/", "gateway: metrics and journal line"),
+    *(
+        (f"bedplate_gateway/{name}", "gateway: keys, limits, queue, slots")
+        for name in ("admission", "scheduler")
+    ),
+    *(
+        (f"bedplate_gateway/{name}", "gateway: keys, limits, queue, slots")
+        for name in ("limits", "ledger", "keys")
+    ),
+    *((f"bedplate_gateway/{name}", "gateway: the app and its protocol class") for name in ("app", "server")),
+    ("bedplate_gateway/", "gateway: calling the engine and relaying its answer"),
+    ("uvicorn", "uvicorn and httptools, towards the client"),
+    ("httptools", "uvicorn and httptools, towards the client"),
     ("aiohttp", "aiohttp, towards the engine"),
     ("yarl", "aiohttp, towards the engine"),
     ("multidict", "aiohttp, towards the engine"),
-    ("/json/", "JSON"),
-    ("_json", "JSON"),
-    ("pydantic", "pydantic"),
-    ("uvloop", "event loop and sockets"),
-    ("asyncio", "event loop and sockets"),
-    ("_asyncio", "event loop and sockets"),
+    ("json/", "JSON"),
+    ("_json.c", "JSON"),
+    ("loop.c", "event loop, sockets and kernel"),
+    ("asyncio", "event loop, sockets and kernel"),
+    ("uv_", "event loop, sockets and kernel"),
+    ("uv__", "event loop, sockets and kernel"),
 )
 
 
-def _group(file: str, function: str) -> str:
-    where = file if file != "~" else function
-    return next((name for part, name in GROUPS if part in where), "the rest (built-ins, standard library)")
+def _group(stack: str) -> str:
+    for frame in reversed(stack.split(";")):
+        for part, name in GROUPS:
+            if part in frame:
+                return name
+    return "the rest"
+
+
+async def _sampled(
+    server: Server, folder: Path, *, tokens: int, stream: bool, duration: int
+) -> dict[str, float]:
+    """Return each group's share of the samples that py-spy takes of the busy server."""
+    file = folder / "stacks"
+    spy = await asyncio.create_subprocess_exec(
+        *(str(environment("bench").parent / "py-spy"), "record", "--native", "--format", "raw"),
+        *("--pid", str(server.pid), "--rate", "100", "--duration", str(duration), "--output", str(file)),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    key = server.keys["any"]
+    load = {"tokens": tokens, "stream": stream, "at_once": AT_ONCE, "duration": duration + 2.0}
+    await _drive(server, key, "fake", **load)  # type: ignore[arg-type]
+    await spy.wait()
+    total: dict[str, float] = defaultdict(float)
+    for line in file.read_text().splitlines():
+        stack, _, count = line.rpartition(" ")
+        total[_group(stack)] += int(count)
+    return {group: count / sum(total.values()) for group, count in total.items()}
 
 
 async def run_profile(*, quick: bool) -> Result:
-    """Run the gateway under Python's profiler with short answers and streams; it slows it down some 2 x."""
+    """Look at the gateway's stacks a hundred times a second while it is busy with short answers and streams."""
     result = Result(
         "Where the gateway's CPU time goes",
         "reported",
-        ("part", "short answers", "streams"),
-        notes=[
-            "By Python's own profiler (time in the functions themselves), which weighs small Python "
-            "functions too heavily."
-        ],
+        ("part", "short answers", f"{LONG_TOKENS}-chunk streams"),
+        notes=["By py-spy, native frames included; the innermost frame that belongs to a part counts."],
     )
-    shares: dict[str, dict[str, float]] = defaultdict(dict)
-    for what, tokens, stream in (("short", SHORT_TOKENS, False), ("long", LONG_TOKENS, True)):
-        say(f"profile of the gateway: {what}")
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            fake_engine(concurrency=SLOTS, tokens=LONG_TOKENS) as fake,
-        ):
-            file = Path(folder) / "profile"
-            with gateway(
-                [engine(fake.url, slots=SLOTS)], KEYS, python_options=["-m", "cProfile", "-o", str(file)]
-            ) as server:
-                await _drive(
-                    server,
-                    server.keys["any"],
-                    "fake",
-                    tokens=tokens,
-                    stream=stream,
-                    at_once=AT_ONCE,
-                    duration=3.0 if quick else 10.0,
-                )
-            profile = pstats.Stats(str(file)).stats  # type: ignore[attr-defined]
-        total: dict[str, float] = defaultdict(float)
-        for (source, _, function), (_, _, own, _, _) in profile.items():
-            # Waiting for the next event is no work; imports happen once.
-            if "select.epoll" in function or "importlib" in source or "run_forever" in function:
-                continue
-            total[_group(source, function)] += own
-        every = sum(total.values())
-        for group, value in total.items():
-            shares[group][what] = value / every
-    for group, share in sorted(shares.items(), key=lambda entry: -max(entry[1].values())):
-        result.rows.append((group, f"{share.get('short', 0):.0%}", f"{share.get('long', 0):.0%}"))
+    shares: list[dict[str, float]] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        fake_engine(concurrency=SLOTS, tokens=LONG_TOKENS) as fake,
+        gateway([engine(fake.url, slots=SLOTS)], KEYS) as server,
+    ):
+        for tokens, stream in ((SHORT_TOKENS, False), (LONG_TOKENS, True)):
+            say(f"profile of the gateway: {'streams' if stream else 'short answers'}")
+            duration = 4 if quick else 15
+            shares.append(
+                await _sampled(server, Path(folder), tokens=tokens, stream=stream, duration=duration)
+            )
+    groups = {group for share in shares for group in share}
+    for group in sorted(groups, key=lambda name: -max(share.get(name, 0.0) for share in shares)):
+        result.rows.append((group, *(f"{share.get(group, 0.0):.0%}" for share in shares)))
     return result
