@@ -182,7 +182,7 @@ async def _sampled(
 
 
 async def run_profile(*, quick: bool) -> Result:
-    """Look at the gateway's stacks a hundred times a second while it is busy with short answers and streams."""
+    """Look at the gateway's stacks 100 times a second while it is busy with short answers and streams."""
     result = Result(
         "Where the gateway's CPU time goes",
         "reported",
