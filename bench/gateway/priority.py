@@ -142,7 +142,6 @@ async def run(*, quick: bool) -> Result:
             "when as much time again had gone counts with the time it had waited."
         ],
     )
-    duration = 10.0 if quick else 60.0
     for backlog in (20, 200) if quick else (20, 200, 1000):
         for name in ("gateway", "stock openai/", "stock ollama_chat/"):
             with fake_engine(
@@ -152,6 +151,7 @@ async def run(*, quick: bool) -> Result:
                 tokens=TOKENS,
             ) as fake:
                 say(f"priority: {name}, {backlog} low clients")
+                duration = 10.0 if quick else 40.0 if name == "gateway" else 15.0
                 if name == "gateway":
                     with gateway([engine(fake.url, slots=SLOTS)], KEYS, queues=QUEUES) as server:
                         high, low = await _saturated(gateway_asker(server, "fake"), backlog, duration)
@@ -182,7 +182,7 @@ async def run_real(*, quick: bool) -> Result:
             f"20 low clients, 24 tokens each, {SLOTS} slots, streams, a high one every {HIGH_EVERY} s or so."
         ],
     )
-    duration = 10.0 if quick else 45.0
+    duration = 10.0 if quick else 30.0
     with real_engine(SLOTS) as url:
         for name in ("gateway", "stock openai/", "stock ollama_chat/"):
             say(f"priority on the real engine: {name}")

@@ -60,7 +60,7 @@ async def _drive(
 
 async def run(*, quick: bool) -> Result:
     """Measure short answers, one and 16 at a time, and streams of 300 chunks."""
-    duration = 2.0 if quick else 8.0
+    duration = 2.0 if quick else 5.0
     result = Result(
         "Requests a second of one process",
         "at least 2 x stock `ollama_chat/`",
@@ -197,7 +197,7 @@ async def run_profile(*, quick: bool) -> Result:
     ):
         for tokens, stream in ((SHORT_TOKENS, False), (LONG_TOKENS, True)):
             say(f"profile of the gateway: {'streams' if stream else 'short answers'}")
-            duration = 4 if quick else 15
+            duration = 4 if quick else 10
             shares.append(
                 await _sampled(server, Path(folder), tokens=tokens, stream=stream, duration=duration)
             )
