@@ -136,7 +136,7 @@ lint-types: $(VENV)/.dev
 	MYPYPATH=tests/refusals mypy --explicit-package-bases tests/refusals/*.py
 	MYPYPATH=tests/gateway mypy --explicit-package-bases tests/gateway/*.py
 	mypy grafana/generate.py roles/node_exporter/files/host_facts.py
-	mypy playbooks/library/gateway_promises.py playbooks/library/gateway_smoke.py playbooks/module_utils/*.py
+	mypy playbooks/library/gateway_promises.py playbooks/module_utils/*.py
 	MYPYPATH=bench/gateway:gateway/src:gateway/tests:traffic/src mypy --explicit-package-bases bench/gateway/*.py
 	MYPYPATH=bench/gateway:bench/traffic mypy --explicit-package-bases bench/traffic/run.py bench/traffic/tools.py
 	MYPYPATH=tests/clients:bench/gateway mypy --explicit-package-bases tests/clients/*.py

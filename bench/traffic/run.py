@@ -46,9 +46,10 @@ COLUMNS = (
 NOTES = f"""\
 The send lag is the server's: how much later a request came than on an even line through the earliest, after
 {WARM_UP_SECONDS} s. Processor time and memory are those of all processes of a tool; the time is the
-difference between a long and a short run, so that nobody's start counts. Where a tool used less than its core, the
-server was the limit. The known times are {1000 * FIRST_TOKEN:.0f} ms and {1000 * END_TO_END:.0f} ms; what is
-off is each tool's own median. locust has no open loop: {RATE} users ask once a second each.
+difference between a long and a short run, so that nobody's start counts. Where a tool used less than its
+core, the server was the limit. The known times are {1000 * FIRST_TOKEN:.0f} ms and
+{1000 * END_TO_END:.0f} ms; what is off is each tool's own median. locust has no open loop: {RATE} users ask
+once a second each.
 
 traffic uses aiohttp. A client of our own over httptools was tried: 0.42 s for 1,000 such requests where
 aiohttp took 0.68 to 0.79 s and httpx 2.26 s (on a busy machine); a kept library is worth that.

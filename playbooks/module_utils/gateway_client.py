@@ -48,16 +48,6 @@ class Answer(NamedTuple):
         """Say whether it was refused for a limit of requests or tokens."""
         return self.status == 429 and self.error_code() == "rate_limit_exceeded"
 
-    def tokens(self) -> int:
-        """Return the tokens of prompt and answer from the usage block, of a stream too; 0 without one."""
-        documents = [self.document()] + [
-            json.loads(line[5:])
-            for line in self.body.splitlines()
-            if line.startswith(b"data:") and b'"usage"' in line
-        ]
-        usages = [document.get("usage") or {} for document in documents]
-        return sum(usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0) for usage in usages)
-
 
 class Gateway:
     """The gateway at an address."""
@@ -86,13 +76,12 @@ class Gateway:
         """Ask for the models, which costs nothing."""
         return self.ask("GET", "/v1/models", key)
 
-    def chat(self, key: str, model: str, max_tokens: int = 1, *, stream: bool = False) -> Answer:
-        """Ask a small question, by default the smallest."""
+    def chat(self, key: str, model: str) -> Answer:
+        """Ask the smallest question."""
         body = {
             "model": model,
-            "max_tokens": max_tokens,
+            "max_tokens": 1,
             "messages": [{"role": "user", "content": "Count to ten."}],
-            **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
         }
         return self.ask("POST", "/v1/chat/completions", key, body)
 

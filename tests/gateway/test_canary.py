@@ -9,11 +9,11 @@ import pytest
 from gateway_lab import Stack, wait_for
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _timer_aside(stack: Stack) -> Iterator[None]:
     stack("systemctl stop traffic-canary.timer")
     yield
-    stack.play("--tags", "traffic,node_exporter")
+    stack.play("--tags", "traffic")
 
 
 def result(stack: Stack) -> str:

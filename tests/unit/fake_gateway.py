@@ -11,8 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODEL = "smollm2:135m"
-TOKENS = 40
-"""What each answer uses."""
 
 
 class FakeGateway(ThreadingHTTPServer):
@@ -34,7 +32,6 @@ class FakeGateway(ThreadingHTTPServer):
         self.headers = True
         self.chat_status = 200
         self.ready = 200
-        self.waits: dict[str, str] = {}
 
     @property
     def url(self) -> str:
@@ -66,12 +63,9 @@ class FakeHandler(BaseHTTPRequestHandler):
         """The key that came."""
         return self.headers.get("Authorization", "").removeprefix("Bearer ")
 
-    def tell(
-        self, status: int, document: dict[str, Any], headers: dict[str, str], *, stream: bool = False
-    ) -> None:
+    def tell(self, status: int, document: dict[str, Any], headers: dict[str, str]) -> None:
         """Send an answer."""
-        text = json.dumps(document)
-        body = (f"data: {text}\n\ndata: [DONE]\n\n" if stream else text).encode()
+        body = json.dumps(document).encode()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -110,19 +104,18 @@ class FakeHandler(BaseHTTPRequestHandler):
         elif self.server.chat_status != 200:
             self.refuse(self.server.chat_status, "engine_error")
         else:
-            self.count(stream=bool(body.get("stream")))
+            self.count()
 
-    def count(self, *, stream: bool) -> None:
+    def count(self) -> None:
         """Answer a question where the limit allows."""
         server, key = self.server, self.key
         unit, limit = server.limits.get(key, ("", 0))
         with server.lock:
             passes = not unit or server.used[key] < limit
-            server.used[key] += (TOKENS if unit == "tokens" else 1) if passes else 0
+            server.used[key] += passes
             told = server.told(key)
         if passes:
-            usage = {"usage": {"prompt_tokens": TOKENS - 1, "completion_tokens": 1}}
-            self.tell(200, usage, told | {"x-bedplate-queue-ms": server.waits.get(key, "0")}, stream=stream)
+            self.tell(200, {}, told)
         else:
             self.refuse(429, "rate_limit_exceeded", told | {"retry-after": server.retry_after})
 

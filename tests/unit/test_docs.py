@@ -40,7 +40,7 @@ METRICS = {
 }
 RULES = ROOT / "roles/prometheus/templates/recording.rules.yml.j2"
 RECORDS = set(re.findall(r"record: (\S+)", RULES.read_text()))
-ROLES = "bedplate|ollama|litellm|traffic|prometheus|node_exporter|exporter|dashboard"
+ROLES = "bedplate|ollama|litellm|traffic|prometheus|alertmanager|node_exporter|exporter|dashboard"
 
 
 def anchors(page: Path) -> set[str]:
@@ -64,7 +64,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_verbs_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     verbs = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
-    services = "ollama|litellm|prometheus|(bedplate-)?(node-)?exporter|(bedplate-)?dashboard"
+    services = "ollama|litellm|prometheus|alertmanager|(bedplate-)?(node-)?exporter|(bedplate-)?dashboard"
     for verb in re.findall(r"(?:^|`)make ([a-z][a-z-]*)", page.read_text(), re.MULTILINE):
         assert verb in verbs or re.fullmatch(
             rf"(start|stop|restart|status|logs|health)-({services})", verb

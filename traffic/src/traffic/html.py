@@ -70,7 +70,7 @@ def _card(one: ClassReport, index: int) -> str:
         ("tokens out", f"{number(one.completion_tokens_per_second)}<small>/s</small>"),
     ]
     if one.good_ratio is not None:
-        facts.append(("within the SLO", f"{100 * one.good_ratio:.0f}<small> %</small>"))
+        facts.append(("within the SLO", f"{100 * one.good_ratio:.1f}<small> %</small>"))
     if one.queue_wait.count:
         facts.append(("queue, p95", seconds(one.queue_wait.p95)))
     if one.refused:

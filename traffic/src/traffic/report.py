@@ -190,4 +190,5 @@ def metric(report: ClassReport, name: str) -> float | None:
     value: Any = getattr(report, first)
     if second:
         value = value.get(second, 0) if isinstance(value, dict) else getattr(value, second)
-    return None if value is None else float(value)
+    number: float | None = value
+    return number
