@@ -114,6 +114,8 @@ async def _waits(engine_url: str, high: list[Answer]) -> list[High]:
 def _row(name: str, backlog: int, found: list[High], low: list[Answer]) -> tuple[str, ...]:
     missing = sum(one.answer.status != 200 for one in found)
     plain = [one.wait for one in found if not one.overtaken_by]
+    ends = [one.ended for one in low if one.status == 200]
+    rate = len(ends) / (max(ends) - min(ends)) if len(ends) > 1 else 0.0
     return (
         name,
         str(backlog),
@@ -121,7 +123,7 @@ def _row(name: str, backlog: int, found: list[High], low: list[Answer]) -> tuple
         seconds(percentile([one.wait for one in found], 0.5)),
         seconds(percentile([one.wait for one in found], 0.95)),
         seconds(percentile(plain, 0.95)) + f" ({len(plain)})",
-        f"{len([one for one in low if one.status == 200])}",
+        f"{rate:.1f}/s",
     )
 
 
@@ -133,7 +135,7 @@ async def run(*, quick: bool) -> Result:
         "met the share's slot",
         (
             *("system", "low clients", "high requests", "wait p50", "wait p95, all"),
-            *("wait p95 of those the share did not pass over", "low answers meanwhile"),
+            *("wait p95 of those the share did not pass over", "low answers"),
         ),
         ok=True,
         notes=[
