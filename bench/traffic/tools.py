@@ -12,7 +12,6 @@ from servers import ROOT, environment
 
 HERE = Path(__file__).resolve().parent
 PROMPT = "amber anchor apple arrow autumn basil basket beacon birch bottle branch bread"
-PROMPTS = 1000
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,13 @@ def _tokenizer(folder: Path) -> Path:
     return place
 
 
-def _prompts(folder: Path, **more: object) -> Path:
-    """Write the prompts, a line of JSON for each."""
+def _prompts(folder: Path, count: int, **more: object) -> Path:
+    """Write so many prompts, a line of JSON for each."""
     words = PROMPT.split()
     key = "prompt" if more else "text"
     lines = [
         json.dumps({key: " ".join(words[number % len(words) :] + words[: number % len(words)]), **more})
-        for number in range(PROMPTS)
+        for number in range(count)
     ]
     file = folder / "prompts.jsonl"
     file.write_text("\n".join(lines) + "\n")
@@ -115,7 +114,7 @@ class AIPerf:
         """Return the command."""
         argv = [str(environment("aiperf").parent / "aiperf"), "profile", "--model=fake", f"--url={url}"]
         argv += ["--endpoint-type=chat", "--streaming", "--use-server-token-count", "--ui=none"]
-        argv += [f"--input-file={_prompts(folder)}", "--custom-dataset-type=single_turn"]
+        argv += [f"--input-file={_prompts(folder, load.count)}", "--custom-dataset-type=single_turn"]
         argv += [f"--tokenizer={_tokenizer(folder)}", f"--artifact-dir={folder / 'out'}"]
         argv += [f"--extra-inputs=max_tokens:{load.tokens}", "--export-level=summary"]
         argv += [f"--request-count={load.count}"]
@@ -123,7 +122,7 @@ class AIPerf:
             argv += [f"--request-rate={load.rate}", "--arrival-pattern=constant"]
         else:
             argv += [f"--concurrency={load.concurrency}"]
-        return Command(argv, {"HF_HUB_OFFLINE": "1"})
+        return Command(argv, {})
 
     def seen(self, folder: Path) -> Seen:
         """Return what it reported."""
@@ -145,7 +144,7 @@ class GuideLLM:
         argv += ["--backend", f"kind=openai_http,target={url},model=fake,validate_backend=false"]
         argv += ["--profile", shape, "--constraint", f"kind=max_requests,count={load.count}"]
         argv += ["--tokenizer", f"kind=hf_auto,model={_tokenizer(folder)}"]
-        prompts = _prompts(folder, output_tokens_count=load.tokens)
+        prompts = _prompts(folder, load.count, output_tokens_count=load.tokens)
         argv += ["--data", f"kind=json_file,path={prompts}"]
         argv += ["--output", f"kind=json,path={folder / 'out.json'}", "--disable-console"]
         return Command(argv, {"HF_HUB_OFFLINE": "1"})
