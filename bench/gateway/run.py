@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -79,6 +80,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [row for row in options.rows if row not in known]:
         parser.error(f"{unknown[0]!r} is no row; there is {', '.join(known)}")
+    # So that the servers end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     failed = []
     for name in options.rows or known:
         try:
