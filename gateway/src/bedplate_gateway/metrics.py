@@ -41,7 +41,7 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        # Known from the start, so that their first burst counts as an increase.
+        # Known from the start, as the models' below, so that their first burst counts as an increase.
         for reason in ("queue_full", "queue_timeout", "engine_unavailable", "engine_error"):
             self._refusals.labels(reason)
         self._prompt = Counter(
@@ -88,6 +88,10 @@ class Metrics:
             buckets=LONG,
             registry=registry,
         )
+        for seats in admission.scheduler.seats():
+            for model in seats.models:
+                self._retries.labels(model)
+                self._truncations.labels(model)
 
     def count(self, record: Record) -> None:
         """Count a request that has ended."""
