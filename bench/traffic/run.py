@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -20,8 +21,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from servers import ROOT, BenchError, Server, fake_engine, get, say
-from tools import TOOLS, Load, Seen, Tool
+from servers import ROOT, BenchError, Server, engine, fake_engine, gateway, get, say
+from tools import TOOLS, Load, Seen, Tool, Traffic
 
 REPORT = ROOT / "bench/traffic.md"
 RATE, WARM_UP_SECONDS = 200, 2
@@ -180,7 +181,7 @@ def measure(tool: Tool, quick: bool) -> Row:
     """Measure one tool."""
     say(f"{tool.name}: {RATE} requests a second")
     with fake_engine(concurrency=2000, prompt_seconds=0.05, seconds_per_token=0.005, tokens=TOKENS) as server:
-        open_loop = run(tool, server, Load(count=RATE * (8 if quick else 30), tokens=TOKENS, rate=RATE))
+        open_loop = run(tool, server, Load(count=RATE * (8 if quick else 15), tokens=TOKENS, rate=RATE))
     late = lag(open_loop.arrivals)
     real = (len(open_loop.arrivals) - 1) / (open_loop.arrivals[-1] - open_loop.arrivals[0])
     few, many = (500, 2_000) if quick else (1_000, 10_000)
@@ -196,7 +197,7 @@ def measure(tool: Tool, quick: bool) -> Row:
     with fake_engine(
         concurrency=100, prompt_seconds=PROMPT_SECONDS, seconds_per_token=TOKEN_SECONDS, tokens=TRUE_TOKENS
     ) as server:
-        truth = run(tool, server, Load(count=50 if quick else 150, tokens=TRUE_TOKENS, rate=5))
+        truth = run(tool, server, Load(count=50 if quick else 100, tokens=TRUE_TOKENS, rate=10))
     return Row(
         name=tool.name,
         lag_p50=percentile(late, 0.5),
@@ -208,6 +209,41 @@ def measure(tool: Tool, quick: bool) -> Row:
         peak_mib=long.peak_mib,
         first_token_error=truth.seen.first_token - FIRST_TOKEN,
         end_to_end_error=truth.seen.end_to_end - END_TO_END,
+    )
+
+
+def counted() -> str:
+    """Return a sentence that compares what the gateway counted with what `traffic` did, to the token."""
+    say("traffic and the gateway's metrics")
+    tool, load = Traffic(), Load(count=500, tokens=TOKENS, concurrency=8)
+    with (
+        fake_engine(concurrency=4, prompt_seconds=0.01, tokens=TOKENS) as engine_server,
+        gateway([engine(engine_server.url, slots=4)], [{"alias": "bench"}]) as door,
+        tempfile.TemporaryDirectory(prefix="bench-") as name,
+    ):
+        folder = Path(name)
+        command = tool.command(door.url, load, folder)
+        argv = [*command.argv, f"--key={door.keys['bench']}"]
+        environ = {"PATH": os.environ["PATH"], **command.environ}
+        subprocess.run(
+            argv, env=environ, cwd=folder, check=True, capture_output=True, timeout=LONGEST_SECONDS
+        )
+        (ours,) = json.loads((folder / "report.json").read_text())["classes"]
+        _, metrics = get(door.metrics_url)
+    counters = (
+        'requests_total{.*path="/v1/chat/.*}',
+        "prompt_tokens_total{.*}",
+        "completion_tokens_total{.*}",
+    )
+    theirs = [
+        sum(float(value) for value in re.findall(rf"^bedplate_gateway_{one} (.+)$", metrics, re.M))
+        for one in counters
+    ]
+    told = [ours["answered"], ours["prompt_tokens"], ours["completion_tokens"]]
+    words = "the same" if theirs == told else f"**not** the same ({', '.join(f'{one:g}' for one in theirs)})"
+    return (
+        f"Through the gateway traffic counted {told[0]} answers with {told[1]} tokens in and {told[2]} out; the "
+        f"gateway's metrics say {words}."
     )
 
 
@@ -281,6 +317,8 @@ def main() -> int:
             say(f"{tool.name} was not measured: {error}")
             missing.append(f"{tool.name} was not measured: {str(error).splitlines()[0]}.")
     text = markdown(rows, missing, options.quick)
+    if not options.tools:
+        text += f"\n{counted()}\n"
     if options.quick or options.tools:
         sys.stdout.write(text)
     else:
