@@ -242,8 +242,8 @@ def counted() -> str:
     told = [ours["answered"], ours["prompt_tokens"], ours["completion_tokens"]]
     words = "the same" if theirs == told else f"**not** the same ({', '.join(f'{one:g}' for one in theirs)})"
     return (
-        f"Through the gateway traffic counted {told[0]} answers with {told[1]} tokens in and {told[2]} out; the "
-        f"gateway's metrics say {words}."
+        f"Through the gateway traffic counted {told[0]} answers with {told[1]} tokens in and {told[2]} out; "
+        f"the gateway's metrics say {words}."
     )
 
 
