@@ -133,12 +133,19 @@ class Gateway:
         self.in_flight = 0
         self._models = frozenset(model.name for engine in settings.engines for model in engine.models)
         self._ticker: asyncio.Task[None] | None = None
+        self._translator: asyncio.Task[object] | None = None
 
     async def start(self) -> None:
         """Look at the engines once, then keep looking; returns when requests can be served."""
-        # It takes seconds, which would stop everything else at the first request that needs it.
-        await asyncio.gather(self.engines.start(), asyncio.to_thread(responses.load_translator))
+        # It takes seconds, and only /v1/responses needs it.
+        self._translator = asyncio.create_task(asyncio.to_thread(responses.load_translator))
+        await self.engines.start()
         self._ticker = asyncio.create_task(self._tick())
+
+    async def translator_loaded(self) -> None:
+        """Return when /v1/responses can be served."""
+        if self._translator:
+            await asyncio.shield(self._translator)
 
     async def stop(self) -> None:
         """End what `start` began."""
@@ -250,6 +257,7 @@ class Gateway:
         raw = await client.body(self.settings.max_body_bytes)
         translation: responses.ResponsesContext | None = None
         if record.path == RESPONSES:
+            await self.translator_loaded()
             translation, raw = responses.to_chat(raw)
         path = "/v1/chat/completions" if translation else record.path
         request = parse_request(path, raw, default_max_output=self._max_output)

@@ -144,6 +144,8 @@ async def serve(
             if inheritance is None:
                 gateway.local.open_ledger()
             else:
+                # Nobody waits for this process yet.
+                await gateway.translator_loaded()
                 predecessor = await take(inheritance, gateway, doors)
     except TimeoutError:
         raise StartError(f"The start took more than {START_SECONDS:.0f} s: look at the engines.") from None
