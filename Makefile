@@ -134,6 +134,7 @@ lint-types: $(VENV)/.dev
 	mypy lab/src
 	MYPYPATH=tests/unit:gateway/src:dashboard_app/src mypy --explicit-package-bases tests/unit/*.py
 	MYPYPATH=tests/refusals mypy --explicit-package-bases tests/refusals/*.py
+	MYPYPATH=tests/monitoring:tests/gateway mypy --explicit-package-bases tests/monitoring/*.py
 	MYPYPATH=tests/gateway mypy --explicit-package-bases tests/gateway/*.py
 	mypy grafana/generate.py roles/node_exporter/files/host_facts.py
 	mypy playbooks/library/gateway_promises.py playbooks/module_utils/*.py
@@ -157,12 +158,13 @@ lab-test: $(VENV)/.dev lab-ready ## The lab's own promises, on hosts that it boo
 
 # Two at a time: `default` leaves the host that the others of its row start from. A scenario's output comes when it ends.
 molecule: $(VENV)/.dev lab-ready ## What users are promised, on lab hosts with the real services
-	@echo 'Eight scenarios, two at a time (25 minutes on 2 cores); each tells its story when it ends.'
-	$(MAKE) --jobs 2 --output-sync=target molecule-gateway molecule-refusals
+	@echo 'Nine scenarios, two at a time (30 minutes on 2 cores); each tells its story when it ends.'
+	$(MAKE) --jobs 2 --output-sync=target molecule-monitoring molecule-refusals
 molecule-faults: molecule-default
 molecule-installs: molecule-faults
 molecule-models: molecule-installs
 molecule-gateway: molecule-models
+molecule-monitoring: molecule-gateway
 molecule-several_hosts: molecule-debian12
 molecule-refusals: molecule-several_hosts
 molecule-%:

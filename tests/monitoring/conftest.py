@@ -1,0 +1,37 @@
+"""The scenario's host, its alerts, and the people who are told of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from alert_watch import AlertWatch, Receiver
+from gateway_lab import ROOT, Stack
+
+
+@pytest.fixture(scope="session")
+def stack() -> Stack:
+    """The host with everything on it."""
+    listed = subprocess.run(
+        [ROOT / "lab/lab", "inventory", "--list"], capture_output=True, text=True, check=True
+    )
+    hosts = json.loads(listed.stdout)["_meta"]["hostvars"]
+    assert "one" in hosts, "there is no host `one`: run molecule converge --scenario-name monitoring"
+    return Stack("one", hosts["one"])
+
+
+@pytest.fixture(scope="session")
+def receiver(stack: Stack) -> Receiver:
+    """A webhook and a mail server on the host."""
+    return Receiver(stack)
+
+
+@pytest.fixture(scope="session")
+def alerts(stack: Stack, receiver: Receiver) -> Iterator[AlertWatch]:
+    """The alerts as Prometheus tells them; says at the end how long each took."""
+    assert receiver.log
+    watch = AlertWatch(stack)
+    yield watch
+    watch.tell()

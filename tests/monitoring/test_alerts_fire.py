@@ -1,0 +1,231 @@
+"""Alerts are fired by the real thing, told to people, and end with its repair."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from alert_watch import AlertWatch, Receiver, wait_until
+from gateway_lab import ROOT, Load, Stack
+from metric_names import missing
+
+MODEL = "smollm2:135m"
+TWO_GPUS = "0, Fake GPU, 5, 100, 2000, 40, 60\n1, Fake GPU, 5, 100, 2000, 40, 60"
+ONE_GPU = "0, Fake GPU, 5, 100, 2000, 40, 60\nUnable to determine the device handle for GPU1: GPU is lost."
+OTHER_LIBRARY = "Failed to initialize NVML: Driver/library version mismatch"
+
+
+def fault(*arguments: str) -> None:
+    """Let the lab break or mend something."""
+    subprocess.run([ROOT / "lab/lab", "fault", *arguments], check=True, capture_output=True)
+
+
+def verify() -> None:
+    """Run verify, whatever it finds."""
+    command = [
+        sys.executable,
+        "-m",
+        "ansible",
+        "playbook",
+        "--inventory=inventory/lab",
+        "playbooks/verify.yml",
+    ]
+    subprocess.run(command, cwd=ROOT, check=False, capture_output=True, timeout=300)
+
+
+def fake_nvidia_smi(stack: Stack, says: str, status: int = 0) -> None:
+    """Put a fake nvidia-smi on the host, which says this."""
+    tool = "/usr/local/bin/nvidia-smi"
+    stack(
+        f"cat >{tool}.new <<'END'\n#!/bin/sh\ncat <<'EOF'\n{says}\nEOF\nexit {status}\nEND\n"
+        f"chmod 755 {tool}.new; mv {tool}.new {tool}"
+    )
+
+
+def test_nothing_fires_while_all_is_well(alerts: AlertWatch) -> None:
+    wait_until(lambda: not alerts.firing(), 60, lambda: f"{alerts.firing()} fire")
+    assert alerts.value('count(ALERTS{alertstate="firing"})') == 0
+
+
+def test_an_engine_that_is_dead(stack: Stack, alerts: AlertWatch) -> None:
+    refused, failing = "RequestsRefused engine_unavailable", f"RequestsFailing {MODEL}"
+    dead = {"ServiceDown ollama.service", f"ModelUnavailable {MODEL}"}
+    since = time.monotonic()
+    stack("systemctl stop ollama")
+    with stack.client(stack.key("bench")) as client:
+        for _ in range(8):
+            assert stack.chat(client).status_code == 503
+            # Over several scrapes: what keeps the value of its first sample has no rate.
+            time.sleep(1)
+    alerts.fire("the engine is stopped, and clients ask it", {*dead, refused, failing}, since)
+    since = time.monotonic()
+    verify()
+    alerts.fire("verify is run meanwhile", {"VerifyFailed dashboard"}, since)
+    since = time.monotonic()
+    stack("systemctl start ollama ollama-preload")
+    # The failures' five minutes are the dashboards' too, so they are not shortened here.
+    alerts.end({*dead, refused}, since)
+    since = time.monotonic()
+    verify()
+    alerts.end({"VerifyFailed dashboard"}, since)
+
+
+def test_what_hangs_what_fills_and_what_is_cut(stack: Stack, alerts: AlertWatch) -> None:
+    def break_it() -> None:
+        fault("stop", "one", "node-exporter")
+        fault("stop", "one", "ollama")
+        stack(
+            "nft 'add table inet lab_cut;"
+            " add chain inet lab_cut input { type filter hook input priority 0; };"
+            " add rule inet lab_cut input tcp dport 3001 drop'"
+        )
+
+    def mend() -> None:
+        fault("cont", "one", "node-exporter")
+        fault("cont", "one", "ollama")
+        stack("nft delete table inet lab_cut")
+
+    alerts.fault(
+        "node exporter and engine hang, the dashboard's port is cut",
+        break_it,
+        mend,
+        "TargetDown node",
+        "TargetDown dashboard",
+        f"ModelUnavailable {MODEL}",
+    )
+
+
+def test_what_dies_again_and_again_what_is_full_and_what_ends(stack: Stack, alerts: AlertWatch) -> None:
+    def kill() -> None:
+        before = stack("systemctl show --property=MainPID --value bedplate-dashboard").strip()
+        fault("kill", "one", "bedplate-dashboard")
+        state = "systemctl show --property=ActiveState --property=MainPID --value bedplate-dashboard"
+        wait_until(lambda: "active" in (now := stack(state).split()) and before not in now, 30)
+
+    def break_it() -> None:
+        fault("fill", "one", "/srv", "4M")
+        stack(
+            "openssl req -x509 -key /etc/ssl/private/lab.key -subj /CN=one -days 5 -out /etc/ssl/lab.pem;"
+            " systemctl start host-facts"
+        )
+        stack("systemctl stop litellm; systemctl start traffic-canary")
+        kill()
+        kill()
+
+    def mend() -> None:
+        stack("systemctl start litellm; systemctl start traffic-canary; systemctl restart bedplate-dashboard")
+        fault("unfill", "one", "/srv")
+        stack(
+            "openssl req -x509 -key /etc/ssl/private/lab.key -subj /CN=one -days 90 -out /etc/ssl/lab.pem;"
+            " systemctl start host-facts"
+        )
+
+    alerts.fault(
+        "the gateway is stopped, the dashboard killed twice, a disk full, a certificate about to end",
+        break_it,
+        mend,
+        "ServiceDown litellm.service",
+        "TargetDown litellm",
+        f"CanaryFailing {MODEL}",
+        "ServiceRestarting bedplate-dashboard.service",
+        "DiskFull /srv",
+        "CertificateEnds /etc/ssl/lab.pem",
+    )
+
+
+def test_gpus(stack: Stack, alerts: AlertWatch) -> None:
+    """With a fake nvidia-smi; the engine is the real one and computes on the CPU."""
+    stack("systemctl start ollama-preload")
+    alerts.fault(
+        "there are GPUs, the engine computes on the CPU",
+        lambda: fake_nvidia_smi(stack, TWO_GPUS),
+        lambda: stack(f"ollama stop {MODEL}"),
+        f"EngineOnCpu {MODEL}",
+    )
+    alerts.fault(
+        "a GPU falls off",
+        lambda: fake_nvidia_smi(stack, ONE_GPU, status=15),
+        lambda: fake_nvidia_smi(stack, TWO_GPUS),
+        "GpuLost nvidia",
+    )
+    alerts.fault(
+        "NVIDIA's library is updated",
+        lambda: fake_nvidia_smi(stack, OTHER_LIBRARY, status=18),
+        lambda: fake_nvidia_smi(stack, TWO_GPUS),
+        "GpuDriverMismatch nvidia",
+        "GpuLost nvidia",
+    )
+
+
+def test_more_than_the_engine_can_do_while_prometheus_is_killed(stack: Stack, alerts: AlertWatch) -> None:
+    load = Load(stack, 30, tokens=30)
+    since = time.monotonic()
+    with load.running():
+        alerts.fire("thirty clients ask at once", {"QueueSaturated normal"}, since)
+        # Asked for the same moment before and after, so that the answers must be the same.
+        scraped, moment = "sum(count_over_time(up[10m]))", f"{time.time():.3f}"
+        before, series = alerts.value(scraped, time=moment), alerts.value("prometheus_tsdb_head_series")
+        stack("systemctl kill --kill-who=main --signal=KILL prometheus")
+        took = wait_until(lambda: _answers(alerts), 30)
+        after = alerts.value(scraped, time=moment)
+    since = time.monotonic()
+    print(f"\nPrometheus was killed with {series:.0f} series and answered again after {took:.1f} s")
+    print(f"{before:.0f} samples of `up` before, {after:.0f} after")
+    assert before > 10
+    assert after == before
+    alerts.end({"QueueSaturated normal"}, since)
+    assert load.failed() == []
+
+
+def _answers(alerts: AlertWatch) -> bool:
+    try:
+        return alerts.value("vector(1)") == 1
+    except (httpx.HTTPError, AssertionError):
+        return False
+
+
+def test_a_bad_rule_file_is_refused_and_the_old_rules_go_on(
+    stack: Stack, alerts: AlertWatch, tmp_path: Path
+) -> None:
+    groups = len(alerts.ask("rules")["groups"])
+    bad = tmp_path / "bad.yml"
+    bad.write_text("groups:\n  - name: bad\n    rules:\n      - {alert: Bad, expr: 'up =='}\n")
+    settings = yaml.safe_load((ROOT / "molecule/monitoring/converge.yml").read_text())[1]["vars"]
+    with pytest.raises(AssertionError, match="could not parse expression"):
+        stack.play("--tags=prometheus", settings={**settings, "prometheus_extra_rule_files": [str(bad)]})
+    # By hand, past everything that checks before it writes.
+    rules = "/etc/bedplate/prometheus/alerts.rules.yml"
+    stack(f"cp -a {rules} /root/kept; sed -i 's/expr: up == 0/expr: up ==/' {rules}")
+    stack("systemctl reload prometheus", fails=True)
+    assert stack("systemctl is-active prometheus").strip() == "active"
+    assert len(alerts.ask("rules")["groups"]) == groups
+    assert alerts.value("prometheus_config_last_reload_successful") == 1
+    stack(f"cp -a /root/kept {rules}; systemctl reload prometheus")
+
+
+def _told_whole(receiver: Receiver, alert: str) -> bool:
+    return receiver.statuses(alert) == {"firing", "resolved"}
+
+
+def test_people_were_told(receiver: Receiver) -> None:
+    for alert in ("ServiceDown", "DiskFull", "GpuLost"):
+        wait_until(partial(_told_whole, receiver, alert), 30)
+    hooks, mails = receiver.got("webhook"), receiver.got("mail")
+    assert {entry["authorization"] for entry in hooks} == {"Bearer token-of-the-hook"}
+    annotations = {tuple(told["annotations"]) for entry in hooks for told in entry["alerts"]}
+    assert annotations == {("meaning", "next", "summary")}
+    assert any("ServiceDown" in mail["text"] and "To: ops@example.net" in mail["text"] for mail in mails)
+    print(f"\n{len(hooks)} webhooks and {len(mails)} mails")
+
+
+def test_every_metric_that_is_asked_for_is_exposed(alerts: AlertWatch) -> None:
+    def left() -> dict[str, set[str]]:
+        return missing(alerts.ask("label/__name__/values"))
+
+    wait_until(lambda: not left(), 20, lambda: f"nobody exposes {left()}")
