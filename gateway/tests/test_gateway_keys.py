@@ -1,135 +1,128 @@
-import hashlib
+"""Keys as they are read from their file, and what each is told."""
+
 import json
-import os
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bedplate_gateway.keys import Key, KeysFileError, KeyStore, keys_file_from_environment, parse_keys
+from bedplate_gateway.errors import ApiError
+from bedplate_gateway.keys import Keys, read_keys
+from bedplate_gateway.settings import SettingsError
+
+NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 
 
-def digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
+def hashed(secret: str) -> str:
+    return sha256(secret.encode()).hexdigest()
 
 
-def entry(alias: str, secret: str, **fields: Any) -> dict[str, Any]:
-    return {
-        "alias": alias,
-        "sha256": digest(secret),
-        "rpm": None,
-        "tpm": None,
-        "max_parallel": None,
-        **fields,
-    }
+def write(path: Path, *keys: dict[str, Any], schema: int = 2) -> Path:
+    file = path / "keys.json"
+    file.write_text(json.dumps({"schema": schema, "keys": keys}))
+    return file
 
 
-def write(path: Path, *entries: dict[str, Any]) -> None:
-    """Replace the file as a deployment does: written beside it, then renamed."""
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps({"schema": 1, "keys": list(entries)}))
-    beside.replace(path)
+def entry(alias: str = "app", secret: str = "sk-app", **fields: object) -> dict[str, Any]:
+    return {"alias": alias, "secrets": [{"sha256": hashed(secret)}], **fields}
 
 
-def test_finds_a_key_with_its_limits(tmp_path: Path) -> None:
-    path = tmp_path / "keys.json"
-    write(path, entry("default", "s1", rpm=100, tpm=1000, max_parallel=2, models=[]), entry("verify", "s2"))
-    store = KeyStore(path)
-    assert store.find("s1") == Key("default", digest("s1"), 100, 1000, 2)
-    assert store.find("s2") == Key("verify", digest("s2"))
+def refusal(keys: Keys, authorization: str | None) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        keys.authenticate(authorization, NOW)
+    assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
+    return caught.value
 
 
-def test_a_hash_is_not_a_secret(tmp_path: Path) -> None:
-    path = tmp_path / "keys.json"
-    write(path, entry("default", "s1"))
-    assert KeyStore(path).find(digest("s1")) is None
-
-
-def test_a_changed_file_takes_effect(tmp_path: Path) -> None:
-    path = tmp_path / "keys.json"
-    write(path, entry("default", "old"))
-    store = KeyStore(path)
-    write(path, entry("default", "new"))
-    assert store.find("old") is None
-    assert store.find("new") is not None
-
-
-@pytest.mark.parametrize("broken", ["{", "[]", '{"schema": 2, "keys": []}'])
-def test_a_broken_change_keeps_the_old_keys_and_is_logged_once(
-    broken: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "keys.json"
-    write(path, entry("default", "s1"))
-    store = KeyStore(path)
-    path.write_text(broken)
-    assert store.find("s1") is not None
-    assert store.find("s1") is not None
-    assert len(caplog.records) == 1
-    assert str(path) in caplog.text
-
-
-def test_a_removed_file_keeps_the_old_keys_until_it_is_back(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "keys.json"
-    write(path, entry("default", "s1"))
-    store = KeyStore(path)
-    path.unlink()
-    assert store.find("s1") is not None
-    assert store.find("s1") is not None
-    assert len(caplog.records) == 1
-    write(path, entry("default", "s2"))
-    assert store.find("s1") is None
-
-
-def test_an_unchanged_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "keys.json"
-    write(path, entry("default", "s1"))
-    store = KeyStore(path)
-    monkeypatch.setattr(Path, "read_text", None)
-    assert store.find("s1") is not None
-
-
-def test_a_missing_file_is_refused_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(KeysFileError, match="No such file"):
-        KeyStore(tmp_path / "keys.json")
+def test_a_key_is_found_with_all_that_is_said_of_it(tmp_path: Path) -> None:
+    keys = read_keys(
+        write(
+            tmp_path,
+            entry(**{"class": "high"}, rpm=5, tpm=None, max_parallel=2, models=["m"]),
+            entry("b", "sk-b"),
+        )
+    )
+    key = keys.authenticate("Bearer sk-app", NOW)
+    assert (key.alias, key.priority_class, key.rpm, key.tpm, key.max_parallel) == ("app", "high", 5, None, 2)
+    assert key.may_use("m")
+    assert not key.may_use("other")
+    other = keys.authenticate("bearer  sk-b", NOW)
+    assert (other.alias, other.priority_class) == ("b", "normal")
+    assert other.may_use("anything")
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    "authorization",
+    [None, "", "Bearer", "Bearer ", "sk-app", "Basic sk-app", "Bearer sk-wrong", "Bearer sk-app x"],
+)
+def test_what_is_no_key_of_ours_is_401(tmp_path: Path, authorization: str | None) -> None:
+    error = refusal(read_keys(write(tmp_path, entry())), authorization)
+    assert error.reason in {"no_key", "wrong_key"}
+    assert error.all_headers() == {"www-authenticate": "Bearer"}
+
+
+def test_expired_replaced_and_revoked_keys_say_so(tmp_path: Path) -> None:
+    keys = read_keys(
+        write(
+            tmp_path,
+            entry("expired", "sk-1", expires="2026-06-01T12:00:00Z"),
+            entry("not yet", "sk-2", expires="2026-06-01T12:00:01Z"),
+            entry("revoked", "sk-3", revoked=True),
+            {
+                "alias": "rotated",
+                "secrets": [
+                    {"sha256": hashed("sk-new")},
+                    {"sha256": hashed("sk-grace"), "until": "2026-06-01T14:00:01+02:00"},
+                    {"sha256": hashed("sk-old"), "until": "2026-06-01T12:00:00Z"},
+                ],
+            },
+        )
+    )
+    assert refusal(keys, "Bearer sk-1").reason == "expired_key"
+    assert keys.authenticate("Bearer sk-2", NOW).alias == "not yet"
+    assert refusal(keys, "Bearer sk-3").reason == "revoked_key"
+    assert keys.authenticate("Bearer sk-new", NOW) is keys.authenticate("Bearer sk-grace", NOW)
+    assert refusal(keys, "Bearer sk-old").reason == "replaced_key"
+
+
+@pytest.mark.parametrize(
+    ("keys", "word"),
     [
-        ([{"sha256": digest("s")}], 'needs an "alias"'),
-        (["s"], "must be an object"),
-        ([{"alias": "a", "sha256": "sk-plain"}], "64 lower-case hexadecimal"),
-        ([entry("a", "s", rpm=0)], '"rpm" as a whole number above 0 or null, it has 0'),
-        ([entry("a", "s", tpm=True)], '"tpm"'),
-        ([entry("a", "s", max_parallel="2")], '"max_parallel"'),
-        ([entry("a", "s", models=["m"])], "not enforced yet"),
-        ([entry("a", "s", rmp=1)], "unknown field 'rmp'"),
-        ([entry("a", "s"), entry("a", "t")], "names the key 'a' twice"),
-        ([entry("a", "s"), entry("b", "s")], "one secret"),
-        (None, 'list "keys"'),
+        ([entry(), entry(secret="sk-other")], "'app' stands there twice"),
+        ([entry(), entry("other")], "share a secret"),
+        ([entry(rpm=0)], "rpm"),
+        ([entry(tpm="many")], "tpm"),
+        ([entry(**{"class": "urgent"})], "class"),
+        ([entry(expires="2026-06-01T12:00:00")], "expires"),
+        ([entry(limit=3)], "limit"),
+        ([{"alias": "a", "secrets": [{"sha256": "sk-pasted-in-place-of-its-hash"}]}], "sha256"),
+        ([{"alias": "", "secrets": []}], "alias"),
     ],
 )
-def test_bad_entries_are_named(keys: Any, message: str) -> None:
-    with pytest.raises(KeysFileError, match=message) as raised:
-        parse_keys(json.dumps({"schema": 1, "keys": keys}), "keys.json")
-    assert "keys.json" in str(raised.value)
+def test_a_file_that_cannot_be_used_is_refused_with_one_sentence(
+    tmp_path: Path, keys: list[dict[str, Any]], word: str
+) -> None:
+    file = write(tmp_path, *keys)
+    with pytest.raises(SettingsError) as caught:
+        read_keys(file)
+    text = str(caught.value)
+    assert text.startswith(str(file))
+    assert word in text
+    assert "deploy it again" in text
+    assert "\n" not in text
+    assert "sk-pasted" not in text
+    assert hashed("sk-app") not in text
 
 
-def test_a_secret_in_place_of_its_hash_is_not_shown() -> None:
-    with pytest.raises(KeysFileError) as raised:
-        parse_keys(json.dumps({"schema": 1, "keys": [{"alias": "a", "sha256": "sk-plain"}]}), "keys.json")
-    assert "sk-plain" not in str(raised.value)
-
-
-def test_the_variable_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BEDPLATE_KEYS_FILE", raising=False)
-    with pytest.raises(KeysFileError, match="BEDPLATE_KEYS_FILE is not set"):
-        keys_file_from_environment()
-
-
-def test_unreadable_bytes_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "keys.json"
-    path.write_bytes(os.fsencode("\udcff"))
-    with pytest.raises(KeysFileError, match="cannot be read"):
-        KeyStore(path)
+def test_another_schema_no_json_and_no_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="schema"):
+        read_keys(write(tmp_path, schema=1))
+    (tmp_path / "keys.json").write_text("{")
+    with pytest.raises(SettingsError, match="JSON"):
+        read_keys(tmp_path / "keys.json")
+    (tmp_path / "keys.json").write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match="UTF-8"):
+        read_keys(tmp_path / "keys.json")
+    with pytest.raises(SettingsError, match="No such file"):
+        read_keys(tmp_path / "none.json")
