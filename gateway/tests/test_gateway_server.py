@@ -332,6 +332,19 @@ def test_a_door_that_leaves_serves_what_has_begun_and_what_comes_on_idle_connect
     run(scenario)
 
 
+def test_a_door_that_leaves_waits_for_no_connection_that_was_idle_for_long() -> None:
+    async def scenario(at: Stage) -> None:
+        idle = await at.connect()
+        idle.send(GET)
+        await idle.answer()
+        await asyncio.sleep(0.4)
+        at.door.leave()
+        await asyncio.wait_for(at.door.empty(of_tasks=True), 0.2)
+        assert await idle.end() == b""
+
+    run(scenario)
+
+
 def test_a_door_that_closes_says_so_to_those_who_wait() -> None:
     async def scenario(at: Stage) -> None:
         waiting, streaming = await at.connect(), await at.connect()

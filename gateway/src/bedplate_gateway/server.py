@@ -44,7 +44,7 @@ class ClientLimits:
     """Without taking a byte of what waits for it."""
     header_size: int = 64 * 1024
     leaving: float = 6.0
-    """For an idle connection of a server that ends: more than the 5 s that OpenAI's clients keep theirs."""
+    """Between two requests while the server ends: more than OpenAI's clients keep a connection, 5 s."""
 
 
 class StartError(Exception):
@@ -179,6 +179,7 @@ class Connection(HttpToolsProtocol):
         """Wait for the first header."""
         super().connection_made(transport)
         self.limits = self.server_state.limits
+        self.used = False
         self.in_header = False
         self.receiving = False
         self.upgrading = False
@@ -211,7 +212,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
             return
         super().on_message_begin()
-        self.in_header = self.receiving = True
+        self.used = self.in_header = self.receiving = True
         self.upgrading = False
         self.header_size = 0
         self._allow(self.limits.header)
@@ -271,7 +272,12 @@ class Connection(HttpToolsProtocol):
                     self.transport.close()
                     return
                 self.transport.resume_reading()
-            self._allow(self.limits.leaving)
+            if self.used:
+                # Counted from when it became idle: who has not used it for so long will not.
+                self.deadline -= self.limits.idle - self.limits.leaving
+                self.tick(self.loop.time())
+            else:
+                self._allow(self.limits.leaving)
         elif self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False
 

@@ -16,7 +16,7 @@ from bedplate_gateway.app import Gateway
 from bedplate_gateway.handover import Inheritance, Offer, Predecessor, fetch, take
 from bedplate_gateway.keys import Keys, read_keys
 from bedplate_gateway.notify import keep, kept_sockets, notify
-from bedplate_gateway.server import Door, StartError, is_at, listen
+from bedplate_gateway.server import ClientLimits, Door, StartError, is_at, listen
 from bedplate_gateway.settings import Listener, Settings, SettingsError, read_settings
 
 EXIT_CONFIGURATION = 78
@@ -135,7 +135,8 @@ async def serve(
     gateway = Gateway(settings, keys)
     doors = [
         Door("api", gateway, listeners["api"]),
-        Door("metrics", gateway.metrics_app, listeners["metrics"]),
+        # Prometheus asks again by itself where its idle connection has ended; a restart need not wait for it.
+        Door("metrics", gateway.metrics_app, listeners["metrics"], ClientLimits(leaving=0)),
     ]
     predecessor: Predecessor | None = None
     try:
