@@ -70,7 +70,7 @@ def test_several_hosts_must_reach_each_other(control: Control, plain: Host, othe
     )
     address = {
         "bedplate_bind_address": "{{ ansible_host }}",
-        "bedplate_host_address": "{{ inventory_hostname }}",
+        "bedplate_host_address": "{{ 'plain' if inventory_hostname == 'plain' else ansible_host }}",
     }
     run = control.run(control.inventory(groups, {**models, **address}))
     assert run.refused() == (
