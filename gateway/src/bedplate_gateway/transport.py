@@ -44,6 +44,17 @@ async def read(response: aiohttp.ClientResponse, most: int) -> bytes:
         parts.append(part)
         size += len(part)
         if size > most:
-            response.close()
+            hang_up(response)
             raise ValueError(f"more than {most} bytes")
     return b"".join(parts)
+
+
+def hang_up(response: aiohttp.ClientResponse) -> None:
+    """Close the connection of an answer that was not read to its end; who still reads it gets a ClientError.
+
+    Left to itself, aiohttp raises one and the same exception each time, whose traceback then holds every
+    request that was ever closed so.
+    """
+    if response.content.exception() is None:
+        response.content.set_exception(aiohttp.ClientConnectionError("The connection was closed here."))
+    response.close()

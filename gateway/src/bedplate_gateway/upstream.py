@@ -21,6 +21,7 @@ from bedplate_gateway.pace import Pace
 from bedplate_gateway.relay import Relay, rename, usage_field, usage_in
 from bedplate_gateway.schema import Request
 from bedplate_gateway.settings import Engine, EngineModel, Settings
+from bedplate_gateway.transport import hang_up
 from bedplate_gateway.trouble import EngineError
 
 BACKOFF_SECONDS = 0.25
@@ -131,7 +132,7 @@ class Exchange:
                     task.exception()  # Somebody must have looked at it, else asyncio complains.
             if self._response is not None:
                 # This closes the connection, unless the answer was read to its end.
-                self._response.close()
+                hang_up(self._response)
             self._settle()
 
     def _hold_seconds(self) -> float | None:
@@ -149,7 +150,7 @@ class Exchange:
         await self._left.wait()
         self._leaving = True
         if self._response is not None and self.ttft is not None:
-            self._response.close()
+            hang_up(self._response)
 
     # Tries
 
