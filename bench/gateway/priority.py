@@ -153,7 +153,7 @@ async def run(*, quick: bool) -> Result:
                 tokens=TOKENS,
             ) as fake:
                 say(f"priority: {name}, {backlog} low clients")
-                duration = 10.0 if quick else 40.0 if name == "gateway" else 15.0
+                duration = 10.0 if quick or name != "gateway" else 25.0
                 if name == "gateway":
                     with gateway([engine(fake.url, slots=SLOTS)], KEYS, queues=QUEUES) as server:
                         high, low = await _saturated(gateway_asker(server, "fake"), backlog, duration)
