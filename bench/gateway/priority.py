@@ -184,7 +184,7 @@ async def run_real(*, quick: bool) -> Result:
             f"20 low clients, 24 tokens each, {SLOTS} slots, streams, a high one every {HIGH_EVERY} s or so."
         ],
     )
-    duration = 10.0 if quick else 30.0
+    duration = 10.0 if quick else 15.0
     with real_engine(SLOTS) as url:
         for name in ("gateway", "stock openai/", "stock ollama_chat/"):
             say(f"priority on the real engine: {name}")
