@@ -307,7 +307,8 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.tools) - set(names):
         parser.error(f"there is no {', '.join(unknown)}: there is {', '.join(names)}")
-    rows, missing = [], []
+    rows, missing, text = [], [], ""
+    sentence = counted()
     for tool in TOOLS:
         if options.tools and tool.name not in options.tools:
             continue
@@ -316,13 +317,12 @@ def main() -> int:
         except (BenchError, subprocess.SubprocessError, OSError, statistics.StatisticsError) as error:
             say(f"{tool.name} was not measured: {error}")
             missing.append(f"{tool.name} was not measured: {str(error).splitlines()[0]}.")
-    text = markdown(rows, missing, options.quick)
-    if not options.tools:
-        text += f"\n{counted()}\n"
+        text = markdown(rows, missing, options.quick)
+        if not (options.quick or options.tools):
+            # After each tool, so that a bench that is stopped leaves what it has.
+            REPORT.write_text(f"{text}\n{sentence}\n")
     if options.quick or options.tools:
-        sys.stdout.write(text)
-    else:
-        REPORT.write_text(text)
+        sys.stdout.write(f"{text}\n{sentence}\n")
     return 1 if missing else 0
 
 

@@ -179,4 +179,4 @@ class Locust:
         return Seen(statistics.median(one[0] for one in times), statistics.median(one[1] for one in times))
 
 
-TOOLS: tuple[Tool, ...] = (Traffic(), AIPerf(), GuideLLM(), Locust())
+TOOLS: tuple[Tool, ...] = (Traffic(), Locust(), AIPerf(), GuideLLM())
