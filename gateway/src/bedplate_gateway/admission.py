@@ -101,14 +101,22 @@ class Lease:
     admission: Admission
     number: int
     ask: Ask
-    engine: Engine
-    model: EngineModel
+    slot: Slot
     waited: float
     headers: dict[str, str]
     started: float
     touched: float
     charged: int = 0
-    slot: Slot | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine whose slot it is now."""
+        return self.slot.engine
+
+    @property
+    def model(self) -> EngineModel:
+        """The model as it is on that engine."""
+        return self.slot.model
 
     def touch(self) -> None:
         """Say that the request lives, so that the sweeper leaves it alone."""
@@ -234,9 +242,8 @@ class LocalAdmission:
 
     def swap(self, lease: Lease) -> bool:
         """Move a lease to another engine."""
-        if lease.slot is None or not self.scheduler.swap(lease.slot):
+        if not self.scheduler.swap(lease.slot):
             return False
-        lease.engine, lease.model = lease.slot.engine, lease.slot.model
         self.scheduler.dispatch(self.clock())
         return True
 
@@ -245,9 +252,8 @@ class LocalAdmission:
         if self._leases.pop(lease.number, None) is None:
             return
         now = self.clock()
-        if lease.slot is not None:
-            self.scheduler.free(lease.slot)
-            self._learn(lease, now)
+        self.scheduler.free(lease.slot)
+        self._learn(lease, now)
         self.scheduler.dispatch(now)
 
     # What time and others bring
@@ -365,7 +371,7 @@ class LocalAdmission:
     def _lease(self, number: int, ask: Ask, slot: Slot, waited: float) -> Lease:
         now = self.clock()
         headers = self.limits.headers(ask.key.alias, ask.model, now)
-        lease = Lease(self, number, ask, slot.engine, slot.model, waited, headers, now, now, slot=slot)
+        lease = Lease(self, number, ask, slot, waited, headers, now, now)
         self._leases[number] = lease
         return lease
 

@@ -31,6 +31,7 @@ from bedplate_gateway.errors import ApiError
 from bedplate_gateway.keys import Key
 from bedplate_gateway.notify import notify
 from bedplate_gateway.record import Record
+from bedplate_gateway.scheduler import Slot
 from bedplate_gateway.server import RESTARTING, Door, StartError
 from bedplate_gateway.settings import Engine
 
@@ -201,7 +202,8 @@ class Successor:
         model = next(model for model in engine.models if model.name == waiting.ask.model)
         now = time.monotonic()
         number, ask = waiting.number, waiting.ask
-        lease = Lease(self, number, ask, engine, model, message["waited"], message["headers"], now, now)
+        slot = Slot(ask.key, model, engine)
+        lease = Lease(self, number, ask, slot, message["waited"], message["headers"], now, now)
         self._leases[number] = lease
         return lease
 
