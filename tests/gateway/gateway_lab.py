@@ -1,4 +1,4 @@
-"""The lab host that the scenario `gateway` tests: its gateway as clients see it, and what operators type."""
+"""A lab host with everything on it: its gateway as clients see it, and what operators type."""
 
 from __future__ import annotations
 
@@ -99,6 +99,16 @@ class Stack:
     def main_pid(self) -> str:
         """The gateway's main process."""
         return self("systemctl show --property=MainPID --value litellm").strip()
+
+
+def stack_of(scenario: str) -> Stack:
+    """The host `one` of a scenario that runs."""
+    listed = subprocess.run(
+        [ROOT / "lab/lab", "inventory", "--list"], capture_output=True, text=True, check=True
+    )
+    hosts = json.loads(listed.stdout)["_meta"]["hostvars"]
+    assert "one" in hosts, f"there is no host `one`: run molecule converge --scenario-name {scenario}"
+    return Stack("one", hosts["one"])
 
 
 class Outcome(NamedTuple):

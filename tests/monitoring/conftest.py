@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 from alert_watch import AlertWatch, Receiver
-from gateway_lab import ROOT, Stack
+from gateway_lab import Stack, stack_of
 
 
 @pytest.fixture(scope="session")
 def stack() -> Stack:
     """The host with everything on it."""
-    listed = subprocess.run(
-        [ROOT / "lab/lab", "inventory", "--list"], capture_output=True, text=True, check=True
-    )
-    hosts = json.loads(listed.stdout)["_meta"]["hostvars"]
-    assert "one" in hosts, "there is no host `one`: run molecule converge --scenario-name monitoring"
-    return Stack("one", hosts["one"])
+    return stack_of("monitoring")
 
 
 @pytest.fixture(scope="session")
