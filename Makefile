@@ -158,7 +158,7 @@ lab-test: $(VENV)/.dev lab-ready ## The lab's own promises, on hosts that it boo
 
 # Two at a time: `default` leaves the host that the others of its row start from. A scenario's output comes when it ends.
 molecule: $(VENV)/.dev lab-ready ## What users are promised, on lab hosts with the real services
-	@echo 'Nine scenarios, two at a time (37 minutes on 2 busy cores); each tells its story when it ends.'
+	@echo 'Nine scenarios, two at a time; each tells its story when it ends.'
 	$(MAKE) --jobs 2 --output-sync=target molecule-gateway molecule-models
 molecule-faults: molecule-default
 molecule-installs: molecule-faults
