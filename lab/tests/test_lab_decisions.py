@@ -5,7 +5,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
-from bedplate_lab import cgroups, cli, engine, images, machine, network, supervision, tools
+from bedplate_lab import cgroups, cli, engine, fake_pci, images, machine, network, supervision, tools
 from bedplate_lab.cgroups import Layout
 from bedplate_lab.errors import LabError
 from bedplate_lab.places import Lab, check_name
@@ -181,6 +181,34 @@ def test_only_a_hybrid_machine_needs_an_own_init(tmp_path: Path) -> None:
     plain = supervision.nspawn_command(spec, Layout.SYSTEMD)
     assert plain[-1] == "--boot"
     assert f"--overlay=/base:/layer:{tmp_path}/a\\:b/upper:/" in plain
+
+
+def test_a_host_with_a_fake_card_puts_it_there_itself_on_every_machine() -> None:
+    spec = supervision.Machine("gpu1", "unit", Path("/lab/gpu1"), [Path("/base")], "ns", ["10de:2684"])
+    for kind in Layout:
+        assert supervision.nspawn_command(spec, kind)[-1].endswith("lab-init")
+
+
+def test_a_fake_card_looks_like_one_to_the_kernels_readers(tmp_path: Path) -> None:
+    fake_pci.write(tmp_path, ["10de:2330:0302", "1002:744c"])
+    devices = tmp_path / fake_pci.TREE
+    assert sorted(path.name for path in devices.iterdir()) == ["0000:00:00.0", "0000:01:00.0", "0000:02:00.0"]
+    h100 = devices / "0000:01:00.0"
+    assert [(h100 / name).read_text() for name in ("vendor", "device", "class")] == [
+        "0x10de\n",
+        "0x2330\n",
+        "0x030200\n",
+    ]
+    assert (h100 / "modalias").read_text() == "pci:v000010DEd00002330sv000010DEsd00000001bc03sc02i00\n"
+    assert (h100 / "config").read_bytes()[:12] == bytes.fromhex("de10 3023 0000 0000 0000 0203")
+    fake_pci.write(tmp_path, [])
+    assert not devices.exists()
+
+
+@pytest.mark.parametrize("card", ["rtx4090", "10DE:2684", "10de:2684:3", "10de"])
+def test_what_is_no_pci_id_is_refused(card: str) -> None:
+    with pytest.raises(LabError, match=f"--fake-gpu '{card}' is no PCI id; give VENDOR:DEVICE"):
+        fake_pci.check(f"1002:744c,{card}")
 
 
 def test_the_compiler_option_follows_the_cpu() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import deps, engine, faults, hosts, images, inventory, model, network, registry
+from . import deps, engine, fake_pci, faults, hosts, images, inventory, model, network, registry
 from .errors import LabError
 from .hosts import Hosts
 from .places import Lab, cache_folder, check_name
@@ -39,7 +39,8 @@ def _up(lab: Lab, options: argparse.Namespace) -> int:
     groups = options.groups.split(",") if options.groups is not None else None
     if groups is not None:
         groups = [group for group in groups if group]
-    Hosts(lab).up(options.host, suite=options.suite, groups=groups, layer=options.layer)
+    fake_gpus = fake_pci.check(options.fake_gpu) if options.fake_gpu is not None else None
+    Hosts(lab).up(options.host, suite=options.suite, groups=groups, layer=options.layer, fake_gpus=fake_gpus)
     return 0
 
 
@@ -272,6 +273,11 @@ def _add_hosts(verbs: Any) -> None:
         "--groups", metavar="GROUP,…", help=f"the hosts' inventory groups (default: {','.join(hosts.GROUPS)})"
     )
     up.add_argument("--from", dest="layer", metavar="LAYER", help="start from a layer that `save` made")
+    up.add_argument(
+        "--fake-gpu",
+        metavar="ID,…",
+        help="cards that the host seems to have, by PCI id VENDOR:DEVICE[:CLASS]; only detection sees them",
+    )
     up.set_defaults(run=_up)
 
     stop = verbs.add_parser("stop", help="shut hosts down; their disks stay")

@@ -34,6 +34,7 @@ class Host:
     suite: str
     lower: list[str]
     groups: list[str]
+    fake_gpus: list[str] = field(default_factory=list)
     machine_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -77,7 +78,7 @@ class Hosts:
         name = network.namespace(self.lab, host.name)
         lower = [Path(path) for path in host.lower]
         return supervision.Machine(
-            host.name, f"bedplate-{self.lab.id}-{host.name}", self.folder(host), lower, name
+            host.name, f"bedplate-{self.lab.id}-{host.name}", self.folder(host), lower, name, host.fake_gpus
         )
 
     def group(self, host: Host) -> cgroups.HostGroup:
@@ -100,7 +101,13 @@ class Hosts:
     # --- up and down
 
     def up(
-        self, names: Sequence[str], *, suite: str | None, groups: Sequence[str] | None, layer: str | None
+        self,
+        names: Sequence[str],
+        *,
+        suite: str | None,
+        groups: Sequence[str] | None,
+        layer: str | None,
+        fake_gpus: Sequence[str] | None = None,
     ) -> None:
         """Boot the named hosts side by side and wait until each answers on SSH; leave running ones alone."""
         for name in names:
@@ -108,17 +115,23 @@ class Hosts:
         self.lab.remember()
         if layer is None and not all((self.lab.hosts / name / "host.json").exists() for name in names):
             images.base(suite or DEFAULT_SUITE)  # before the lab's lock is taken: this can take a minute
-        boot = partial(self._up_one, suite=suite, groups=groups, layer=layer)
+        boot = partial(self._up_one, suite=suite, groups=groups, layer=layer, fake_gpus=fake_gpus)
         with ThreadPoolExecutor(max_workers=8) as pool:
             for _ in pool.map(boot, dict.fromkeys(names)):
                 pass
 
     def _up_one(
-        self, name: str, *, suite: str | None, groups: Sequence[str] | None, layer: str | None
+        self,
+        name: str,
+        *,
+        suite: str | None,
+        groups: Sequence[str] | None,
+        layer: str | None,
+        fake_gpus: Sequence[str] | None,
     ) -> None:
         started = time.monotonic()
         with locked(self.lab.state / f"{name}.lock", f"starts or stops {name}"):
-            host = self._record(name, suite, groups, layer)
+            host = self._record(name, suite, groups, layer, fake_gpus)
             if self.state(host) == "running":
                 with locked(self.lab.lock, "changes the lab's network"):
                     network.bring_up(self.lab)
@@ -139,7 +152,14 @@ class Hosts:
             self._wait_for_ssh(host)
         say(f"{name} is up: {host.suite}, {self.address(host)}, {time.monotonic() - started:.1f} s")
 
-    def _record(self, name: str, suite: str | None, groups: Sequence[str] | None, layer: str | None) -> Host:
+    def _record(
+        self,
+        name: str,
+        suite: str | None,
+        groups: Sequence[str] | None,
+        layer: str | None,
+        fake_gpus: Sequence[str] | None,
+    ) -> Host:
         """Return the host's record, made or brought up to date."""
         with locked(self.lab.lock, "changes the lab's hosts"):
             file = self.lab.hosts / name / "host.json"
@@ -156,6 +176,8 @@ class Hosts:
                 number = next(number for number in range(200) if number not in taken)
                 base, below = self._lower(suite, layer)
                 host = Host(name, number, base, below, list(GROUPS if groups is None else groups))
+            if fake_gpus is not None:
+                host.fake_gpus = list(fake_gpus)
             write_json(file, asdict(host))
             return host
 

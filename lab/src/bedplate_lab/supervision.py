@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cgroups
+from . import cgroups, fake_pci
 from .cgroups import HostGroup, Layout
 from .errors import LabError
 from .tools import read_json, run, say, succeeds, write_json
@@ -19,10 +19,12 @@ REBOOT = 133  # exit status with which systemd-nspawn --keep-unit says that its 
 LOOP = f"""while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit; shift; done; shift
 while :; do "$@"; code=$?; [ $code = {REBOOT} ] || exit $code; done"""
 # nspawn gives a host the v1 controllers read-only; remounted, the host's systemd enforces MemoryMax.
-HYBRID_INIT = """#!/bin/sh
+# What nspawn itself binds below /sys is hidden, so the fake cards are put there by the host.
+INIT = f"""#!/bin/sh
 for controller in memory cpu cpuacct pids blkio devices; do
   [ -d /sys/fs/cgroup/$controller ] && mount -o remount,rw,bind /sys/fs/cgroup/$controller
 done
+[ -d /{fake_pci.TREE} ] && mount --bind /{fake_pci.TREE} /sys/bus/pci/devices
 exec /sbin/init "$@"
 """
 NSPAWN_RUN = Path("/run/systemd/nspawn")
@@ -38,6 +40,7 @@ class Machine:
     folder: Path
     lower: Sequence[Path]
     namespace: str
+    fake_gpus: Sequence[str] = ()
 
     @property
     def record(self) -> Path:
@@ -69,9 +72,13 @@ def nspawn_command(machine: Machine, kind: Layout) -> list[str]:
         "--system-call-filter=bpf",
         "--capability=CAP_BPF,CAP_PERFMON,CAP_NET_ADMIN",
     ]
-    if kind is Layout.HYBRID:
+    if _own_init(machine, kind):
         return [*command, "--kill-signal=SIGRTMIN+3", "/usr/local/sbin/lab-init"]
     return [*command, "--boot"]
+
+
+def _own_init(machine: Machine, kind: Layout) -> bool:
+    return kind is Layout.HYBRID or bool(machine.fake_gpus)
 
 
 def group_of(machine: Machine) -> HostGroup:
@@ -85,11 +92,12 @@ def start(machine: Machine) -> None:
     for folder in ("skeleton/usr", "skeleton/etc", "upper"):
         (machine.folder / folder).mkdir(parents=True, exist_ok=True)
     (machine.folder / "skeleton/etc/os-release").touch()
-    if kind is Layout.HYBRID:
+    if _own_init(machine, kind):
         init = machine.folder / "upper/usr/local/sbin/lab-init"
         init.parent.mkdir(parents=True, exist_ok=True)
-        init.write_text(HYBRID_INIT)
+        init.write_text(INIT)
         init.chmod(0o755)
+    fake_pci.write(machine.folder / "upper", machine.fake_gpus)
     if kind is Layout.SYSTEMD:
         _start_unit(machine, nspawn_command(machine, kind))
     else:
