@@ -277,13 +277,15 @@ class Answer:
         def start_response(status: str, headers: list[tuple[str, str]]) -> None:
             self.status, self.headers = status, dict(headers)
 
-        app: Any = create_app(Engine(url), Gpus(drm=Path("/none")))
+        app: Any = create_app(Engine(url), Gpus(root=Path("/none")))
         environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": ""}
         self.text = b"".join(app(environ, start_response)).decode()
 
 
 NOWHERE = "http://127.0.0.1:1"
 NO_GPUS = [
+    'bedplate_gpu_expected{vendor="nvidia"} 0.0',
+    'bedplate_gpu_expected{vendor="amd"} 0.0',
     'bedplate_gpu_devices{vendor="nvidia"} 0.0',
     'bedplate_gpu_devices{vendor="amd"} 0.0',
     'bedplate_gpu_failed{vendor="nvidia"} 0.0',
@@ -367,6 +369,8 @@ def test_state_of_a_healthy_engine(fake_ollama: FakeOllama) -> None:
                 "expires_at": None,
             },
         ],
+        "gpus": [],
+        "drivers": [],
     }
 
 

@@ -7,6 +7,7 @@ from bedplate_exporter import settings
 try:
     # Checked here too: found by a worker, a bad setting is a traceback in the journal and not one line.
     settings.ollama_url()
+    settings.expected_gpus()
 except settings.SettingsError as error:
     sys.exit(f"bedplate-exporter: {error}")
 

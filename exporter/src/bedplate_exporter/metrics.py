@@ -37,6 +37,11 @@ class GpuCollector(Collector):
 def gpu_families(answers: tuple[Answer, ...]) -> Iterator[Metric]:
     """Yield the metric families of what the vendors' drivers answered."""
     devices = GaugeMetricFamily("bedplate_gpu_devices", "GPUs that the driver lists.", labels=["vendor"])
+    expected = GaugeMetricFamily(
+        "bedplate_gpu_expected",
+        "GPUs that were found in the machine, or declared, when it was set up.",
+        labels=["vendor"],
+    )
     failed = GaugeMetricFamily(
         "bedplate_gpu_failed",
         "1 if there is a driver and it does not answer as it should.",
@@ -45,15 +50,21 @@ def gpu_families(answers: tuple[Answer, ...]) -> Iterator[Metric]:
     matches = GaugeMetricFamily(
         "bedplate_gpu_driver_matches", "1 if kernel module and library are of one version.", labels=["vendor"]
     )
+    driver = GaugeMetricFamily(
+        "bedplate_gpu_driver_info", "Always 1.", labels=["vendor", "module_version", "library_version"]
+    )
     info = GaugeMetricFamily("bedplate_gpu_info", "Always 1.", labels=["vendor", "gpu", "name"])
     for answer in answers:
+        expected.add_metric([answer.vendor], answer.expected)
         devices.add_metric([answer.vendor], len(answer.gpus))
         failed.add_metric([answer.vendor], answer.failed)
         if answer.driver_matches is not None:
             matches.add_metric([answer.vendor], answer.driver_matches)
+        if answer.module_version or answer.library_version:
+            driver.add_metric([answer.vendor, answer.module_version or "", answer.library_version or ""], 1)
         for gpu in answer.gpus:
             info.add_metric([gpu.vendor, gpu.number, gpu.name], 1)
-    yield from (devices, failed, matches, info)
+    yield from (expected, devices, failed, matches, driver, info)
     told: list[tuple[str, str, Callable[[Gpu], float | None]]] = [
         (
             "bedplate_gpu_utilization_ratio",

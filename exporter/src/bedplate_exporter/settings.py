@@ -1,9 +1,11 @@
-"""The one setting, from the environment."""
+"""The settings, from the environment."""
 
 import os
+import re
 from urllib.parse import urlsplit
 
 OLLAMA_URL_VARIABLE = "BEDPLATE_OLLAMA_URL"
+EXPECTED_GPUS_VARIABLE = "BEDPLATE_EXPECTED_GPUS"
 
 
 class SettingsError(Exception):
@@ -21,3 +23,11 @@ def ollama_url() -> str:
     if not usable or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise SettingsError(f"{OLLAMA_URL_VARIABLE} is {url!r}: give http://HOST:PORT and nothing after it.")
     return url.rstrip("/")
+
+
+def expected_gpus() -> dict[str, int]:
+    """Return how many GPUs there should be, by vendor; raises SettingsError when that cannot be read."""
+    text = os.environ.get(EXPECTED_GPUS_VARIABLE, "")
+    if not re.fullmatch(r"((nvidia|amd)=\d{1,3}( |$))*", text):
+        raise SettingsError(f"{EXPECTED_GPUS_VARIABLE} is {text!r}: give VENDOR=NUMBER, such as nvidia=1.")
+    return {vendor: int(number) for vendor, number in (word.split("=") for word in text.split())}

@@ -2,20 +2,24 @@
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from bedplate_exporter.gpu import Gpus
+from bedplate_exporter.gpu import Answer, Gpus
 from bedplate_exporter.metrics import EngineCollector, GpuCollector
 from bedplate_exporter.ollama import Engine, State
-from bedplate_exporter.settings import ollama_url
+from bedplate_exporter.settings import expected_gpus, ollama_url
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 SCHEMA = 1
+GPU_WAIT_SECONDS = 0.5
+"""A dashboard asks every 2 s and does not wait long; a driver may take seconds to answer."""
+
 _TEXT = "text/plain; charset=utf-8"
 
 
@@ -40,7 +44,7 @@ def create_app(engine: Engine, gpus: Gpus) -> "Callable[[WSGIEnvironment, StartR
                 lines: Iterable[bytes] = metrics(environ, start_response)
                 return lines
             case "/state.json":
-                body = json.dumps(document(engine.poll())) + "\n"
+                body = json.dumps(document(engine.poll(), gpus.poll(GPU_WAIT_SECONDS))) + "\n"
                 return answer("200 OK", "application/json", body, ("Cache-Control", "no-store"))
             case "/healthz":
                 return answer("200 OK", _TEXT, "ok\n")
@@ -50,8 +54,8 @@ def create_app(engine: Engine, gpus: Gpus) -> "Callable[[WSGIEnvironment, StartR
     return app
 
 
-def document(state: State) -> dict[str, object]:
-    """Return the body of /state.json for one state, ready for JSON."""
+def document(state: State, answers: tuple[Answer, ...]) -> dict[str, object]:
+    """Return the body of /state.json for one state and the GPUs' answers, ready for JSON."""
     return {
         "schema": SCHEMA,
         "at": _rfc3339(state.at),
@@ -74,6 +78,21 @@ def document(state: State) -> dict[str, object]:
             }
             for model in state.models
         ],
+        "gpus": [asdict(gpu) for answer in answers for gpu in answer.gpus],
+        "drivers": [
+            {
+                "vendor": answer.vendor,
+                "expected": answer.expected,
+                "devices": len(answer.gpus),
+                "failed": answer.failed,
+                "driver_matches": answer.driver_matches,
+                "version": answer.version,
+                "module_version": answer.module_version,
+                "library_version": answer.library_version,
+            }
+            for answer in answers
+            if answer.expected or answer.gpus or answer.failed
+        ],
     }
 
 
@@ -81,4 +100,4 @@ def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-app = create_app(Engine(ollama_url()), Gpus())
+app = create_app(Engine(ollama_url()), Gpus(expected=expected_gpus()))
