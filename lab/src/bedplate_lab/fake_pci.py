@@ -12,9 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import LabError
+from .tools import write_whole
 
 TREE = "usr/local/lib/fake-pci"
 """Where a host keeps the tree that its init puts over /sys/bus/pci/devices."""
+
+NO_CONTAINER = "etc/tmpfiles.d/lab-fake-pci.conf"
+"""A container's drivers are those of the machine below, so in what says it is one nobody looks for a card."""
 
 CARD = re.compile(r"(?P<vendor>[0-9a-f]{4}):(?P<device>[0-9a-f]{4})(:(?P<kind>[0-9a-f]{4}))?")
 DISPLAY = "0300"
@@ -36,10 +40,12 @@ def check(cards: str) -> list[str]:
 
 def write(root: Path, cards: Sequence[str]) -> None:
     """Write the tree of `cards` into the file tree `root` of a host; without cards there is none."""
-    tree = root / TREE
+    tree, no_container = root / TREE, root / NO_CONTAINER
     shutil.rmtree(tree, ignore_errors=True)
+    no_container.unlink(missing_ok=True)
     if not cards:
         return
+    write_whole(no_container, "r! /run/systemd/container\n")
     _device(tree / "0000:00:00.0", *BRIDGE)
     for number, card in enumerate(cards, 1):
         found = CARD.fullmatch(card)
