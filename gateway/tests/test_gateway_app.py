@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -248,7 +249,15 @@ def test_an_answer_carries_limits_and_wait_and_is_counted(
         assert 50 <= int(refused.headers["retry-after"]) <= 60
         assert int(refused.headers["retry-after-ms"]) <= 60_000
         assert stack.metric('bedplate_gateway_prompt_tokens_total{alias="limited"')[0].endswith(" 10.0")
-        assert stack.metric('bedplate_gateway_refusals_total{reason="key_requests"}')[0].endswith(" 1.0")
+        refusals = 'bedplate_gateway_refusals_total{reason="key_requests",status="429"}'
+        assert stack.metric(refusals)[0].endswith(" 1.0")
+        answered = (
+            'bedplate_gateway_last_request_timestamp_seconds{alias="limited",model="m",result="answered"}'
+        )
+        assert abs(float(stack.metric(answered)[0].split()[-1]) - time.time()) < 60
+        assert stack.metric('bedplate_gateway_last_answer_tokens_per_second{model="m"}')
+        # A limit says nothing about the model.
+        assert len(stack.metric("bedplate_gateway_last_request_timestamp_seconds{")) == 1
         line = caplog.messages[0]
         assert "status=200 alias=limited class=normal model=m engine=one" in line
         assert "tokens_in=5 tokens_out=7" in line
@@ -276,6 +285,8 @@ def test_a_stream_passes_on_what_comes_and_an_error_inside_it_is_the_reason(
         assert response.headers["x-bedplate-context"] == "truncated"
         assert "status=200" in caplog.messages[0]
         assert "reason=engine_error" in caplog.messages[0]
+        failed = 'bedplate_gateway_last_request_timestamp_seconds{alias="all",model="m",result="failed"}'
+        assert stack.metric(failed)
         assert stack.idle
 
     run(scenario)

@@ -1,9 +1,10 @@
 """The gateway's metrics. Every label's value is declared in the settings or fixed: clients add no series."""
 
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
@@ -19,6 +20,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 LONG = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+
+KNOWN_REFUSALS = {"queue_full": 429, "queue_timeout": 503, "engine_unavailable": 503, "engine_error": 502}
 
 
 class Metrics:
@@ -37,13 +40,13 @@ class Metrics:
         )
         self._refusals = Counter(
             "bedplate_gateway_refusals",
-            "Requests that were not served, by reason.",
-            ["reason"],
+            "Requests that were not served, by reason and status.",
+            ["reason", "status"],
             registry=registry,
         )
         # Known from the start, as the models' below, so that their first burst counts as an increase.
-        for reason in ("queue_full", "queue_timeout", "engine_unavailable", "engine_error"):
-            self._refusals.labels(reason)
+        for reason, status in KNOWN_REFUSALS.items():
+            self._refusals.labels(reason, str(status))
         self._prompt = Counter(
             "bedplate_gateway_prompt_tokens", "Tokens in.", ["alias", "model"], registry=registry
         )
@@ -88,6 +91,18 @@ class Metrics:
             buckets=LONG,
             registry=registry,
         )
+        self._last_request = Gauge(
+            "bedplate_gateway_last_request_timestamp_seconds",
+            "When a request last ended with an answer, or for want of one.",
+            ["alias", "model", "result"],
+            registry=registry,
+        )
+        self._last_pace = Gauge(
+            "bedplate_gateway_last_answer_tokens_per_second",
+            "Tokens that the last answer gave in a second of the engine's time.",
+            ["model"],
+            registry=registry,
+        )
         for seats in admission.scheduler.seats():
             for model in seats.models:
                 self._retries.labels(model)
@@ -98,7 +113,9 @@ class Metrics:
         alias, model = record.alias, record.model
         self._requests.labels(alias, model, record.path, str(record.status)).inc()
         if record.reason != NONE:
-            self._refusals.labels(record.reason).inc()
+            self._refusals.labels(record.reason, str(record.status)).inc()
+        if result := _result(record):
+            self._last_request.labels(alias, model, result).set(time.time())
         if record.wait is None:
             return
         self._wait.labels(record.priority_class).observe(record.wait)
@@ -112,6 +129,8 @@ class Metrics:
             self._truncations.labels(model).inc()
         if record.service is not None:
             self._service.labels(model).observe(record.service)
+            if record.completion_tokens and not record.estimated and record.service > 0:
+                self._last_pace.labels(model).set(record.completion_tokens / record.service)
         if record.stream and record.first_byte is not None:
             self._first.labels(record.priority_class, model).observe(record.first_byte)
         self._seconds.labels(record.priority_class, model).observe(record.seconds)
@@ -119,6 +138,15 @@ class Metrics:
     def exposition(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def _result(record: Record) -> str | None:
+    """Tell whether the model answered; None where that was not asked of it: refused, or the client left."""
+    if record.model == NONE or record.reason == "client_left":
+        return None
+    if record.status >= 500 or (record.status == 200 and record.reason != NONE):
+        return "failed"
+    return "answered" if record.status == 200 else None
 
 
 class _Now(Collector):
