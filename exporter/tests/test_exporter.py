@@ -169,6 +169,7 @@ def test_an_engine_that_hangs_costs_the_time_limit(
     state = Engine(fake_ollama.url, timeout_seconds=0.3).poll()
     assert time.monotonic() - start < 1
     assert f"did not answer {path} within 0.3 s" in str(state.error)
+    assert state.fault == "hung"
 
 
 def test_an_engine_that_trickles_costs_the_time_limit(
@@ -346,7 +347,7 @@ def test_state_of_a_healthy_engine(fake_ollama: FakeOllama) -> None:
     digest = f"sha256:{fake_ollama.answers['/api/tags']['models'][0]['digest']}"
     assert state == {
         "schema": 1,
-        "engine": {"up": True, "version": "0.24.0", "error": None},
+        "engine": {"up": True, "version": "0.24.0", "error": None, "fault": None},
         "models": [
             {
                 "name": "smollm2:135m",
@@ -381,6 +382,7 @@ def test_state_of_a_dead_engine() -> None:
     assert state["engine"]["up"] is False
     assert state["engine"]["version"] is None
     assert state["engine"]["error"].endswith("see `systemctl status ollama`.")
+    assert state["engine"]["fault"] == "stopped"
     assert state["models"] == []
 
 

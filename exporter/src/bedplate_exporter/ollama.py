@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 
 T = TypeVar("T")
+Fault = Literal["stopped", "hung", "broken"]
 
-TIMEOUT_SECONDS = 2.0
+TIMEOUT_SECONDS = 1.0
+"""The dashboard, which tells a hung engine within 5 s, waits 1.5 s for all of this host's state."""
+
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 """Ten thousand models fit; a stranger on the port that never stops sending does not."""
 
@@ -22,7 +25,15 @@ TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d
 
 
 class EngineError(Exception):
-    """The engine gave no usable answer; the message is one sentence for the operator."""
+    """The engine gave no usable answer; the message is one sentence for the operator.
+
+    `fault` is `stopped` when nobody listens, `hung` when no answer comes in time, else `broken`.
+    """
+
+    def __init__(self, message: str, fault: Fault = "broken") -> None:
+        """Keep which kind it is."""
+        super().__init__(message)
+        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class State:
     latency_seconds: float
     version: str | None = None
     error: str | None = None
+    fault: Fault | None = None
     models: tuple[Model, ...] = ()
 
     @property
@@ -75,7 +87,7 @@ class Engine:
             present = self._ask("/api/tags", _parse_present, deadline)
             models = self._ask("/api/ps", lambda answer: _add_loaded(present, answer), deadline)
         except EngineError as error:
-            return State(at, time.monotonic() - start, error=str(error))
+            return State(at, time.monotonic() - start, error=str(error), fault=error.fault)
         return State(at, time.monotonic() - start, version=version, models=models)
 
     def _ask(self, path: str, parse: Callable[[Any], T], deadline: float) -> T:
@@ -90,7 +102,8 @@ class Engine:
     def _read(self, path: str, deadline: float) -> bytes:
         late = EngineError(
             f"Ollama at {self._url} did not answer {path} within {self._timeout_seconds:g} s: "
-            "look into `journalctl -u ollama`."
+            "look into `journalctl -u ollama`.",
+            "hung",
         )
         if (remaining := deadline - time.monotonic()) <= 0:
             raise late
@@ -116,7 +129,7 @@ class Engine:
             raise late from None
         except httpx.ConnectError:
             raise EngineError(
-                f"Ollama does not listen at {self._url}: see `systemctl status ollama`."
+                f"Ollama does not listen at {self._url}: see `systemctl status ollama`.", "stopped"
             ) from None
         except httpx.HTTPError as error:
             raise EngineError(

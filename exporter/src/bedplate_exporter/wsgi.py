@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 SCHEMA = 1
-GPU_WAIT_SECONDS = 0.5
-"""A dashboard asks every 2 s and does not wait long; a driver may take seconds to answer."""
+GPU_WAIT_SECONDS = 0.3
+"""A dashboard waits 1.5 s for engine and GPUs together; a driver may take seconds to answer."""
 
 _TEXT = "text/plain; charset=utf-8"
 
@@ -63,6 +63,7 @@ def document(state: State, answers: tuple[Answer, ...]) -> dict[str, object]:
             "up": state.up,
             "version": state.version,
             "error": state.error,
+            "fault": state.fault,
             "latency_seconds": round(state.latency_seconds, 6),
         },
         "models": [
