@@ -120,7 +120,7 @@ client = file=$$(mktemp); log=$$(mktemp); trap 'rm -f "$$file" "$$log"' EXIT; \
 	|| { cat "$$log" >&2; exit 1; }; cat "$$file"
 
 ##@ Development
-.PHONY: lint lint-yaml lint-ansible lint-python lint-types lint-shell unit lab-ready lab-test molecule test lock
+.PHONY: lint lint-yaml lint-ansible lint-python lint-types lint-shell unit lab-ready browser lab-test molecule test lock
 lint: lint-yaml lint-ansible lint-python lint-types lint-shell ## Every linter, no findings allowed
 lint-yaml: $(VENV)/.dev
 	yamllint --strict .
@@ -136,6 +136,7 @@ lint-types: $(VENV)/.dev
 	MYPYPATH=tests/refusals mypy --explicit-package-bases tests/refusals/*.py
 	MYPYPATH=tests/monitoring:tests/gateway mypy --explicit-package-bases tests/monitoring/*.py
 	MYPYPATH=tests/gateway mypy --explicit-package-bases tests/gateway/*.py
+	MYPYPATH=tests/dashboard:tests/gateway mypy --explicit-package-bases tests/dashboard/*.py
 	mypy grafana/generate.py roles/node_exporter/files/host_facts.py
 	mypy playbooks/library/gateway_promises.py playbooks/module_utils/*.py
 	MYPYPATH=bench/gateway:gateway/src:gateway/tests:traffic/src mypy --explicit-package-bases bench/gateway/*.py
@@ -153,16 +154,20 @@ lab-ready:
 	lab/lab engine >/dev/null
 	lab/lab model >/dev/null
 
+browser: # Debian's Chromium; Playwright's own is never fetched.
+	@command -v chromium >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install --yes --no-install-recommends chromium; } >&2
+
 lab-test: $(VENV)/.dev lab-ready ## The lab's own promises, on hosts that it boots
 	pytest tests/lab
 
 # Two at a time: `default` leaves the host that the others of its row start from. A scenario's output comes when it ends.
 molecule: $(VENV)/.dev lab-ready ## What users are promised, on lab hosts with the real services
-	@echo 'Nine scenarios, two at a time; each tells its story when it ends.'
-	$(MAKE) --jobs 2 --output-sync=target molecule-gateway molecule-models
+	@echo 'Ten scenarios, two at a time; each tells its story when it ends.'
+	$(MAKE) --jobs 2 --output-sync=target molecule-dashboard molecule-models
 molecule-faults: molecule-default
 molecule-installs: molecule-faults
 molecule-gateway: molecule-installs
+molecule-dashboard: molecule-gateway browser
 molecule-several_hosts: molecule-debian12
 molecule-refusals: molecule-several_hosts
 molecule-monitoring: molecule-refusals

@@ -1,0 +1,121 @@
+"""The page for everybody: without scripts, by keyboard, on a phone, in the dark, with a screen reader."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from gateway_lab import Stack
+from playwright.sync_api import Browser, ViewportSize
+from watched_page import DESKTOP, PHONE, WatchedPage, watched
+
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+CONTROLS = "a[href]:visible, button:visible, summary:visible, [tabindex='0']:visible"
+# The element that has the focus, and whether that can be seen.
+FOCUSED = """(() => {
+  const element = document.activeElement, style = getComputedStyle(element);
+  return element === document.body ? null
+    : [element.outerHTML.slice(0, 80), style.outlineStyle !== "none" || style.boxShadow !== "none"];
+})()"""
+WRONG_CLOCK = """(() => {
+  const off = DAYS * 86400000, real = Date;
+  window.Date = class extends real {
+    constructor(...given) { given.length ? super(...given) : super(real.now() + off); }
+    static now() { return real.now() + off; }
+  };
+})();"""
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing(browser: Browser, url: str, colours: str, size: ViewportSize) -> None:
+    with watched(browser, url, color_scheme=colours, viewport=size) as page:
+        found = Axe().run(page.page, options=RULES)
+        assert found.violations_count == 0, found.generate_report()
+        assert page.troubles == []
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1440, 2560])
+def test_no_width_scrolls_sideways(browser: Browser, url: str, width: int) -> None:
+    with watched(browser, url, viewport={"width": width, "height": 800}) as page:
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_every_control_is_reached_by_keyboard_and_shows_it(browser: Browser, url: str) -> None:
+    with watched(browser, url) as page:
+        wanted = page.page.locator(CONTROLS).count()
+        assert wanted > 3
+        reached = set()
+        for _ in range(wanted):
+            page.page.keyboard.press("Tab")
+            reached.add(tuple(page.page.evaluate(FOCUSED)))
+        assert [html for html, shown in reached if not shown] == []
+        assert len(reached) == wanted
+
+
+def test_focus_survives_the_updates(page: WatchedPage) -> None:
+    button = page.page.get_by_role("button").first
+    button.focus()
+    page.page.wait_for_timeout(4500)
+    assert button.evaluate("element => element === document.activeElement")
+
+
+def test_a_screen_reader_is_told_the_sentence(page: WatchedPage) -> None:
+    assert "can be served" in page.page.get_by_role("status").first.inner_text()
+    assert page.page.get_by_role("heading", level=1).count() == 1
+    assert page.page.get_by_role("main").count() == 1
+    # Ages tick each second: they must not be read out again and again.
+    assert page.page.locator("[role=status] [data-age], [aria-live] [data-age]").count() == 0
+
+
+def test_without_scripts(browser: Browser, url: str, stack: Stack) -> None:
+    with watched(browser, url, java_script_enabled=False) as page:
+        assert "can be served" in page.sentence.inner_text()
+        assert stack.model in page.card("models").inner_text()
+        # It loads itself again every few seconds.
+        page.page.wait_for_event("load", timeout=10000)
+        assert "can be served" in page.sentence.inner_text()
+
+
+@pytest.mark.parametrize("days", [3, -400])
+def test_a_browser_whose_clock_is_wrong(browser: Browser, url: str, days: int) -> None:
+    context = browser.new_context(viewport=DESKTOP)
+    try:
+        page = WatchedPage(context.new_page(), url)
+        page.page.add_init_script(WRONG_CLOCK.replace("DAYS", str(days)))
+        page.open()
+        page.page.wait_for_timeout(7000)
+        assert page.word == "Healthy"
+        ages = page.page.locator("[data-age]").all_inner_texts()
+        assert ages
+        assert [age for age in ages if age.endswith(" d")] == []
+        assert page.troubles == []
+    finally:
+        context.close()
+
+
+def test_motion_is_reduced_where_asked(browser: Browser, url: str) -> None:
+    with watched(browser, url, reduced_motion="reduce") as page:
+        moving = "animation => animation.effect.getComputedTiming().duration > 1"
+        assert page.page.evaluate(f"document.getAnimations().filter({moving}).length") == 0
+
+
+def test_the_kiosk_and_the_range(browser: Browser, url: str) -> None:
+    with watched(browser, url, "?kiosk") as page:
+        assert page.card("chain").is_visible()
+        assert page.troubles == []
+    with watched(browser, url, "?range=1d") as page:
+        assert page.card("history").locator("canvas").first.is_visible()
+        page.page.get_by_role("link", name="hour").first.click()
+        page.page.wait_for_url("**range=1h**")
+        page.card("history").locator("canvas").first.wait_for()
+        assert page.troubles == []
+
+
+def test_headers_are_strict(url: str) -> None:
+    answer = httpx.get(url, trust_env=False)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert httpx.post(url, trust_env=False).status_code == 405

@@ -1,0 +1,273 @@
+"""What breaks is told rightly on a page that is kept open, within 5 seconds, and its repair by itself."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from gateway_lab import ROOT, Stack
+from playwright.sync_api import Browser
+from watched_page import HEALTHY_AGAIN_SECONDS, TOLD_SECONDS, Times, Told, WatchedPage, watched
+
+KEY_FILE = "/etc/bedplate/bedplate-dashboard/gateway-key"
+CONFIG = "/etc/bedplate/bedplate-dashboard/config.json"
+KEPT_CONFIG = "/root/dashboard-config.json"
+HOSTILE = '<img src=x onerror=alert(1)>"><script>alert(2)</script>'
+
+
+def lab_fault(*words: str) -> None:
+    """One of the lab's own faults."""
+    subprocess.run([ROOT / "lab/lab", "fault", *words], check=True, capture_output=True)
+
+
+def listed(stack: Stack) -> list[str]:
+    """What /v1/models says now."""
+    with stack.client(stack.key("verify")) as client:
+        return [model["id"] for model in client.get("/v1/models").json()["data"]]
+
+
+@contextmanager
+def told(
+    page: WatchedPage,
+    times: Times,
+    fault: str,
+    expected: tuple[str, str],
+    *,
+    break_it: Callable[[], object],
+    mend: Callable[[], object],
+) -> Iterator[None]:
+    """Break something, see it told in time; the block looks closer; then mend it and see that told."""
+    word, text = expected
+    break_it()
+    try:
+        since = time.monotonic()
+        page.wait_until(lambda: page.tells(word, text), TOLD_SECONDS)
+        row = Told(fault, word, time.monotonic() - since)
+        times.rows.append(row)
+        yield
+    finally:
+        mend()
+    row.healthy = page.wait_until(lambda: page.word == "Healthy", HEALTHY_AGAIN_SECONDS)
+
+
+def test_a_stopped_engine(stack: Stack, page: WatchedPage, times: Times) -> None:
+    expected = ("Down", r"engine on one is down[\s\S]*journalctl -u ollama -n 50")
+    with told(
+        page,
+        times,
+        "Ollama stopped",
+        expected,
+        break_it=lambda: stack("systemctl stop ollama"),
+        mend=lambda: stack("systemctl start ollama ollama-preload"),
+    ):
+        assert "Prometheus" in page.live.inner_text()
+
+
+def test_a_hung_engine_that_is_still_listed(stack: Stack, page: WatchedPage, times: Times) -> None:
+    expected = ("Down", r"engine on one [\s\S]*journalctl -u ollama -n 50")
+    with told(
+        page,
+        times,
+        "Ollama hung (SIGSTOP), /v1/models lists it still",
+        expected,
+        break_it=lambda: lab_fault("stop", "one", "ollama"),
+        mend=lambda: lab_fault("cont", "one", "ollama"),
+    ):
+        assert stack.model in listed(stack), "the gateway was quicker: this shows nothing"
+
+
+def test_an_engine_that_is_listed_and_cannot_answer(stack: Stack, page: WatchedPage, times: Times) -> None:
+    blobs = "/var/lib/ollama/models/blobs"
+    weights = f"$(find {blobs} -size +10M -name 'sha256-*')"
+
+    def break_it() -> None:
+        stack(f"ollama stop {stack.model}; mkdir /root/weights; mv {weights} /root/weights/")
+        with stack.client(stack.key("bench")) as client:
+            assert stack.chat(client).status_code >= 500
+
+    def mend() -> None:
+        stack(f"mv /root/weights/* {blobs}/; rmdir /root/weights; systemctl restart ollama")
+        stack("systemctl restart ollama-preload")
+        with stack.client(stack.key("bench")) as client:
+            assert stack.chat(client).status_code == 200
+
+    expected = ("Degraded", r"journalctl -u ollama -n 50")
+    with told(
+        page, times, "engine dead: lists the model, cannot answer", expected, break_it=break_it, mend=mend
+    ):
+        assert stack.model in listed(stack)
+        row = page.live.locator(f"[data-model='{stack.model}']").first
+        states = {
+            truth: row.locator(f"[data-truth={truth}]").first.get_attribute("data-state")
+            for truth in ("listed", "present", "answered")
+        }
+        assert states == {"listed": "ok", "present": "ok", "answered": "bad"}
+
+
+def test_a_removed_model(stack: Stack, page: WatchedPage, times: Times) -> None:
+    expected = ("Down", r"does not have smollm2:135m[\s\S]*ansible-playbook site\.yml --tags ollama")
+    with told(
+        page,
+        times,
+        "model removed (`ollama rm`)",
+        expected,
+        break_it=lambda: stack(f"ollama cp {stack.model} kept && ollama rm {stack.model}"),
+        mend=lambda: stack(f"ollama cp kept {stack.model} && ollama rm kept"),
+    ):
+        assert listed(stack) == []
+
+
+def test_a_stopped_gateway(stack: Stack, page: WatchedPage, times: Times) -> None:
+    expected = ("Down", r"gateway does not work[\s\S]*journalctl -u litellm -n 50")
+    with told(
+        page,
+        times,
+        "LiteLLM stopped",
+        expected,
+        break_it=lambda: stack("systemctl stop litellm"),
+        mend=lambda: stack("systemctl start litellm"),
+    ):
+        pass
+
+
+def test_a_killed_gateway_that_restarts(stack: Stack, page: WatchedPage, times: Times) -> None:
+    stack("systemctl kill --kill-who=main --signal=KILL litellm")
+    since = time.monotonic()
+    page.wait_until(lambda: page.word != "Healthy", TOLD_SECONDS)
+    row = Told("LiteLLM killed, restarts by itself", page.word, time.monotonic() - since)
+    row.healthy = page.wait_until(lambda: page.word == "Healthy", HEALTHY_AGAIN_SECONDS)
+    times.rows.append(row)
+    # A start by hand counts anew, so that verify sees no crash. Nobody notices it: no request is lost.
+    stack("systemctl restart litellm")
+    words = set()
+    for _ in range(60):
+        words.add(page.word)
+        page.page.wait_for_timeout(100)
+    assert words == {"Healthy"}
+
+
+def test_a_stopped_prometheus(stack: Stack, page: WatchedPage, times: Times) -> None:
+    expected = ("Degraded", r"Prometheus does not answer[\s\S]*journalctl -u prometheus -n 50")
+    with told(
+        page,
+        times,
+        "Prometheus stopped",
+        expected,
+        break_it=lambda: stack("systemctl stop prometheus"),
+        mend=lambda: stack("systemctl start prometheus"),
+    ):
+        page.wait_until(lambda: "Prometheus does not answer" in page.card("history").inner_text(), 10)
+        # The rest goes on: numbers are still asked directly.
+        assert page.number("requests") >= 0
+        before = httpx.get(f"{page.url}/api/status.json", trust_env=False).json()["at"]
+        page.page.wait_for_timeout(2500)
+        after = httpx.get(f"{page.url}/api/status.json", trust_env=False).json()
+        assert after["at"] > before
+        assert [model["can_be_served"] for model in after["models"]] == [True]
+
+
+def test_a_full_disk(page: WatchedPage, times: Times) -> None:
+    expected = ("Degraded", r"/srv on one is full")
+    with told(
+        page,
+        times,
+        "disk full (/srv)",
+        expected,
+        break_it=lambda: lab_fault("fill", "one", "/srv", "4M"),
+        mend=lambda: lab_fault("unfill", "one", "/srv"),
+    ):
+        assert "/srv" in page.card("machines").inner_text()
+
+
+@pytest.fixture
+def restarting(browser: Browser, url: str) -> Iterator[WatchedPage]:
+    """A page of its own, for faults that cut it off: a browser logs each connection that it loses."""
+    with watched(browser, url) as page:
+        page.wait_until(lambda: page.word == "Healthy", 30)
+        yield page
+        assert [trouble for trouble in page.troubles if "net::ERR_" not in trouble] == []
+        assert page.violations() == []
+
+
+def test_a_wrong_key(stack: Stack, restarting: WatchedPage, times: Times) -> None:
+    expected = ("Degraded", r"refuses the dashboard's key[\s\S]*ansible-playbook site\.yml --tags keys")
+    with told(
+        restarting,
+        times,
+        "wrong key configured",
+        expected,
+        break_it=lambda: stack(
+            f"cp --archive {KEY_FILE} /root/gateway-key; printf sk-wrong >{KEY_FILE};"
+            " systemctl restart bedplate-dashboard"
+        ),
+        mend=lambda: stack(f"mv /root/gateway-key {KEY_FILE}; systemctl restart bedplate-dashboard"),
+    ):
+        pass
+
+
+def test_html_in_names_and_errors(stack: Stack, restarting: WatchedPage, times: Times) -> None:
+    """The name is declared, and a fake exporter puts it into everything that it tells."""
+    fake = (Path(__file__).parent / "fake_exporter.py").read_text()
+
+    def break_it() -> None:
+        stack(f"""
+cat >/root/fake_exporter.py <<'EOF'
+{fake}
+EOF
+systemd-run --quiet --unit=fake-exporter /usr/bin/python3 /root/fake_exporter.py 9199
+cp --archive {CONFIG} {KEPT_CONFIG}
+python3 - <<'EOF'
+import json, pathlib
+path = pathlib.Path("{CONFIG}")
+config = json.loads(path.read_text())
+config["inference_hosts"].append(
+    {{"name": "two", "exporter_url": "http://127.0.0.1:9199", "models": [{HOSTILE!r}]}}
+)
+path.write_text(json.dumps(config))
+EOF
+systemctl restart bedplate-dashboard
+""")
+
+    def mend() -> None:
+        stack(
+            f"mv {KEPT_CONFIG} {CONFIG}; systemctl stop fake-exporter; systemctl restart bedplate-dashboard"
+        )
+
+    expected = ("Degraded", r"1 of 2 declared models can be served")
+    with told(restarting, times, "a model name with HTML in it", expected, break_it=break_it, mend=mend):
+        assert HOSTILE in restarting.card("models").inner_text()
+        assert restarting.page.locator("img[src=x]").count() == 0
+        assert restarting.page.locator("script:not([src])").count() == 0
+        restarting.page.goto(f"{restarting.url}/")
+        assert HOSTILE in restarting.card("models").inner_text()
+        assert restarting.page.locator("img[src=x]").count() == 0
+
+
+def test_a_stopped_dashboard(stack: Stack, restarting: WatchedPage, times: Times) -> None:
+    with told(
+        restarting,
+        times,
+        "the dashboard itself stopped",
+        ("Unknown", "no answer"),
+        break_it=lambda: stack("systemctl stop bedplate-dashboard"),
+        mend=lambda: stack("systemctl start bedplate-dashboard"),
+    ):
+        assert "lost" in (restarting.live.get_attribute("class") or "")
+        assert restarting.page.title().startswith("Unknown")
+
+
+def test_a_hung_dashboard(stack: Stack, restarting: WatchedPage, times: Times) -> None:
+    with told(
+        restarting,
+        times,
+        "the dashboard itself hung (SIGSTOP)",
+        ("Unknown", "no answer"),
+        break_it=lambda: stack("pkill --uid bedplate-dashboard --signal STOP"),
+        mend=lambda: stack("pkill --uid bedplate-dashboard --signal CONT"),
+    ):
+        assert "lost" in (restarting.live.get_attribute("class") or "")
