@@ -146,6 +146,34 @@ def test_nothing_is_left_unrendered(stack: Stack) -> None:
             assert not re.search(rf"{left}|\bNone\b|Undefined", text), name
 
 
+DEVICES = {
+    "cuda": ["char-nvidiactl", "char-nvidia-frontend", "char-nvidia-uvm", "char-nvidia-caps"],
+    "rocm": ["char-kfd", "char-drm"],
+    "cpu": [],
+}
+
+
+def test_ollama_opens_the_devices_that_it_computes_with_and_waits_for_them(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        if "ollama.service" not in rendered.units:
+            continue
+        unit, backend = rendered.units["ollama.service"], rendered.wiring["ollama_gpu_backend"]
+        assert re.findall(r"^DeviceAllow=(\S+) rw$", unit, re.MULTILINE) == DEVICES[backend]
+        assert ("\nDevicePolicy=closed\n" in unit) == (backend != "cpu")
+        assert ("\nPrivateDevices=yes\n" in unit) == (backend == "cpu")
+        assert ("\nAfter=gpu-devices.service\n" in unit) == (backend != "cpu")
+        assert ("\nSupplementaryGroups=render video\n" in unit) == (backend == "rocm")
+        exporter = rendered.units["bedplate-exporter.service"]
+        assert ("char-nvidiactl" in exporter) == (backend == "cuda")
+        assert ("PrivateDevices=yes" in exporter) == (backend != "cuda")
+
+
+def test_the_exporter_knows_how_many_gpus_there_should_be(stack: Stack) -> None:
+    told = {"one-box": "", "three-hosts": "", "two-engines": "nvidia=2"}[stack.name]
+    host = "box" if stack.name == "one-box" else "gpu1"
+    assert f'\nBEDPLATE_EXPECTED_GPUS="{told}"\n' in stack.hosts[host].files["exporter.env"]
+
+
 def test_ollama_is_closed_to_strangers(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         if "ollama.service" not in rendered.units:

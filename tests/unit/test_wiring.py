@@ -16,6 +16,27 @@ SMALL = {"name": "smollm2:135m", "slots": 2, "context": 8192}
 # These follow from the checkout and the user's home, not from the inventory.
 PLACES = {"bedplate_managed", "bedplate_template_dir", "bedplate_secrets_file", "litellm_secrets_file"}
 
+ON_CPU: dict[str, Any] = {
+    "ollama_gpu_backend": "cpu",
+    "ollama_gpu_parts": [],
+    "ollama_gpu_groups": [],
+    "exporter_gpus": {},
+}
+ON_GPU: dict[str, dict[str, Any]] = {
+    "gpu1": {
+        "ollama_gpu_backend": "cuda",
+        "ollama_gpu_parts": ["cuda_v13"],
+        "ollama_gpu_groups": [],
+        "exporter_gpus": {"nvidia": 2},
+    },
+    "gpu2": {
+        "ollama_gpu_backend": "rocm",
+        "ollama_gpu_parts": ["rocm"],
+        "ollama_gpu_groups": ["render", "video"],
+        "exporter_gpus": {"amd": 1},
+    },
+}
+
 
 def all_hosts(address: str, clients: list[str], **more: Any) -> dict[str, Any]:
     """What every host gets."""
@@ -52,6 +73,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "exporter_listen_address": "127.0.0.1",
             "exporter_allowed_clients": [],
             "exporter_ollama_url": "http://127.0.0.1:11434",
+            **ON_CPU,
             "litellm_listen_address": "127.0.0.1",
             "litellm_url": "http://127.0.0.1:8000",
             "litellm_metrics_listen_address": "127.0.0.1",
@@ -89,6 +111,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "exporter_listen_address": "10.1.0.1",
             "exporter_allowed_clients": ["10.1.0.3", "10.1.0.1"],
             "exporter_ollama_url": "http://10.1.0.1:11434",
+            **ON_CPU,
         },
         "door": {
             **all_hosts("10.1.0.2", ["10.1.0.3", "10.1.0.2"]),
@@ -138,6 +161,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 "exporter_listen_address": address,
                 "exporter_allowed_clients": ["10.2.0.3", address],
                 "exporter_ollama_url": f"http://{address}:21434",
+                **ON_GPU[name],
             }
             for name, address in (("gpu1", "10.2.0.1"), ("gpu2", "10.2.0.2"))
         },
