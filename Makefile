@@ -136,7 +136,7 @@ lint-types: $(VENV)/.dev
 	MYPYPATH=tests/refusals mypy --explicit-package-bases tests/refusals/*.py
 	MYPYPATH=tests/monitoring:tests/gateway mypy --explicit-package-bases tests/monitoring/*.py
 	MYPYPATH=tests/gateway mypy --explicit-package-bases tests/gateway/*.py
-	MYPYPATH=tests/dashboard:tests/gateway mypy --explicit-package-bases tests/dashboard/*.py
+	MYPYPATH=tests/dashboard:tests/gateway:gateway/src:dashboard_app/src:dashboard_app/tests mypy --explicit-package-bases tests/dashboard/*.py
 	mypy grafana/generate.py roles/node_exporter/files/host_facts.py
 	mypy playbooks/library/gateway_promises.py playbooks/module_utils/*.py
 	MYPYPATH=bench/gateway:gateway/src:gateway/tests:traffic/src mypy --explicit-package-bases bench/gateway/*.py

@@ -7,9 +7,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from gateway_lab import Stack
 from playwright.sync_api import Browser, ViewportSize
-from watched_page import DESKTOP, PHONE, WatchedPage, watched
+from watched_page import DESKTOP, PHONE, RULES, WatchedPage, watched
 
-RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 CONTROLS = "a[href]:visible, button:visible, summary:visible, [tabindex='0']:visible"
 # The element that has the focus, and whether that can be seen.
 FOCUSED = """(() => {

@@ -27,6 +27,8 @@ CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage"]
 DESKTOP: ViewportSize = {"width": 1440, "height": 900}
 PHONE: ViewportSize = {"width": 390, "height": 844}
+# What axe-core looks for.
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 TOLD_SECONDS = 5.0
 HEALTHY_AGAIN_SECONDS = 20.0
 VIOLATIONS = """
@@ -52,6 +54,7 @@ class WatchedPage:
 
     def __post_init__(self) -> None:
         """Listen before the first byte comes."""
+        self.page.set_default_timeout(1000 * TOLD_SECONDS)
         self.page.add_init_script(VIOLATIONS)
         self.page.on("console", self._console)
         self.page.on("pageerror", self._error)

@@ -1,0 +1,54 @@
+"""Looks that a lab host cannot have (GPUs, many models), in the browser: dark, light, wide and narrow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from gateway_lab import ROOT
+from playwright.sync_api import Browser
+from samples import SAMPLES
+from watched_page import DESKTOP, PHONE, RULES, watched
+
+FIRST_PORT = 3901
+
+
+@pytest.fixture(scope="module")
+def addresses() -> Iterator[dict[str, str]]:
+    """Where each sample is served."""
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "dashboard_app/tests/sample_server.py", str(FIRST_PORT)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/dashboard_app/src:{ROOT}/dashboard_app/tests"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        yield dict(server.stdout.readline().split() for _ in SAMPLES)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample(browser: Browser, addresses: dict[str, str], name: str) -> None:
+    url = addresses[name].rstrip("/")
+    found = {}
+    for colours in ("light", "dark"):
+        for size in (DESKTOP, PHONE):
+            with watched(browser, url, color_scheme=colours, viewport=size) as page:
+                page.page.wait_for_load_state()
+                wide = page.page.evaluate("document.documentElement.scrollWidth")
+                result = Axe().run(page.page, options=RULES)
+                where = f"{colours} {size['width']}"
+                if result.violations_count:
+                    found[f"axe, {where}"] = result.generate_report()
+                if wide > size["width"]:
+                    found[f"scrolls sideways, {where}"] = str(wide)
+                if page.troubles + page.violations():
+                    found[f"troubles, {where}"] = "; ".join(page.troubles + page.violations())
+    assert found == {}, "\n".join(f"{what}: {text}" for what, text in found.items())
