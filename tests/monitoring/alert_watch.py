@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,13 +59,20 @@ class AlertWatch:
     """An alert is written as its name and what it is about: `ServiceDown ollama.service`."""
 
     def __init__(self, stack: Stack) -> None:
-        """Ask the host's Prometheus."""
-        self.url = stack.url.replace(":8000", ":9090")
+        """Ask the host's Prometheus, as its certificate and its password allow."""
+        files = stack.keys_file.parent
+        self._client = httpx.Client(
+            base_url=stack.url.replace("http:", "https:").replace(":8000", ":9090"),
+            auth=("bedplate", (files / "prometheus-password").read_text()),
+            verify=ssl.create_default_context(cafile=files / f"prometheus-{stack.name}.crt"),
+            trust_env=False,
+            timeout=10,
+        )
         self._times: list[tuple[str, str, float, float | None]] = []
 
     def ask(self, path: str, **parameters: str) -> Any:
         """The data of one answer of Prometheus."""
-        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, trust_env=False, timeout=10)
+        answer = self._client.get(f"/api/v1/{path}", params=parameters)
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]
 

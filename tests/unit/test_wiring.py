@@ -14,7 +14,14 @@ SERVICE_KEYS = [
 ]
 SMALL = {"name": "smollm2:135m", "slots": 2, "context": 8192}
 # These follow from the checkout and the user's home, not from the inventory.
-PLACES = {"bedplate_managed", "bedplate_template_dir", "bedplate_secrets_file", "litellm_secrets_file"}
+PLACES = {
+    "bedplate_managed",
+    "bedplate_template_dir",
+    "bedplate_secrets_file",
+    "litellm_secrets_file",
+    "prometheus_password_file",
+    "prometheus_ca_file",
+}
 
 ON_CPU: dict[str, Any] = {
     "ollama_gpu_backend": "cpu",
@@ -44,6 +51,7 @@ def all_hosts(address: str, clients: list[str], **more: Any) -> dict[str, Any]:
         "bedplate_download_environment": {},
         "node_exporter_listen_address": address,
         "node_exporter_allowed_clients": clients,
+        "node_exporter_own_certificates": [],
         **more,
     }
 
@@ -83,6 +91,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             **canary("127.0.0.1:8000", "127.0.0.1:9464", "smollm2:135m"),
             "prometheus_listen_address": "127.0.0.1",
             "prometheus_url": "http://127.0.0.1:9090",
+            "prometheus_password": "",
+            "prometheus_ca": "",
             "prometheus_targets": [
                 {"job": "litellm", "host": "box", "address": "127.0.0.1:9464"},
                 {"job": "ollama", "host": "box", "address": "127.0.0.1:9101"},
@@ -96,6 +106,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_listen_address": "127.0.0.1",
             "dashboard_gateway_url": "http://127.0.0.1:8000",
             "dashboard_prometheus_url": "http://127.0.0.1:9090",
+            "dashboard_prometheus_password": "",
+            "dashboard_prometheus_ca": "",
             "dashboard_inference_hosts": [
                 {"name": "box", "exporter_url": "http://127.0.0.1:9101", "models": ["smollm2:135m"]}
             ],
@@ -129,6 +141,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             **all_hosts("127.0.0.1", []),
             "prometheus_listen_address": "127.0.0.1",
             "prometheus_url": "http://127.0.0.1:9090",
+            "prometheus_password": "",
+            "prometheus_ca": "",
             "prometheus_targets": [
                 {"job": "litellm", "host": "door", "address": "10.1.0.2:9464"},
                 {"job": "ollama", "host": "gpu1", "address": "10.1.0.1:9101"},
@@ -144,6 +158,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_listen_address": "127.0.0.1",
             "dashboard_gateway_url": "http://10.1.0.2:8000",
             "dashboard_prometheus_url": "http://127.0.0.1:9090",
+            "dashboard_prometheus_password": "",
+            "dashboard_prometheus_ca": "",
             "dashboard_inference_hosts": [
                 {"name": "gpu1", "exporter_url": "http://10.1.0.1:9101", "models": ["smollm2:135m"]}
             ],
@@ -192,7 +208,11 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "litellm_service_keys": SERVICE_KEYS,
             **canary("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "more"),
             "prometheus_listen_address": "10.2.0.3",
-            "prometheus_url": "http://10.2.0.3:19090",
+            "node_exporter_own_certificates": ["/etc/bedplate/prometheus/server.pem"],
+            "prometheus_url": "https://10.2.0.3:19090",
+            # They are read when they are there.
+            "prometheus_password": "",
+            "prometheus_ca": "",
             "prometheus_targets": [
                 {"job": "litellm", "host": "front", "address": "127.0.0.1:19464"},
                 {"job": "ollama", "host": "gpu1", "address": "10.2.0.1:19101"},
@@ -210,7 +230,9 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_name": "bedplate",
             "dashboard_listen_address": "10.2.0.3",
             "dashboard_gateway_url": "http://10.2.0.3:18000",
-            "dashboard_prometheus_url": "http://10.2.0.3:19090",
+            "dashboard_prometheus_url": "https://10.2.0.3:19090",
+            "dashboard_prometheus_password": "",
+            "dashboard_prometheus_ca": "",
             "dashboard_inference_hosts": [
                 {
                     "name": "gpu1",
