@@ -141,6 +141,7 @@ lint-types: $(VENV)/.dev
 	mypy playbooks/library/gateway_promises.py playbooks/module_utils/*.py
 	MYPYPATH=bench/gateway:gateway/src:gateway/tests:traffic/src mypy --explicit-package-bases bench/gateway/*.py
 	MYPYPATH=bench/gateway:bench/traffic mypy --explicit-package-bases bench/traffic/run.py bench/traffic/tools.py
+	MYPYPATH=bench/gateway:tests/dashboard mypy --explicit-package-bases bench/dashboard/run.py
 	MYPYPATH=tests/clients:bench/gateway mypy --explicit-package-bases tests/clients/*.py
 lint-shell: $(VENV)/.dev
 	shellcheck $$(git ls-files '*.sh' .ci/run tests/tools)
@@ -180,7 +181,7 @@ test: lint unit ## Everything that must hold
 	  printf 'Left out: the tests on lab hosts (make lab-test molecule), since they cannot be booted here: %s\n' "$$(tail -n 1 <<<"$$reason")"; \
 	  [[ "$${CI:-}" != true ]]; fi
 
-.PHONY: clients bench-gateway bench-traffic
+.PHONY: clients bench-gateway bench-traffic bench-dashboard
 # CLIENTS_ENGINE=fake needs no lab; OPENAI_BASE_URL and OPENAI_API_KEY name a running endpoint.
 clients: $(VENV)/.dev ## Real client programs against the gateway with the lab's Ollama
 	[[ -n "$${OPENAI_BASE_URL:-}$${CLIENTS_ENGINE:-}" ]] || $(MAKE) lab-ready
@@ -192,6 +193,9 @@ bench-gateway: $(VENV)/.dev lab-ready ## The gateway beside stock LiteLLM, into 
 
 bench-traffic: $(VENV)/.dev ## Our load generator beside aiperf, guidellm and locust, into bench/traffic.md (8 minutes; TOOLS=locust for one)
 	PYTHONPATH=bench/gateway $(VENV)/bin/python bench/traffic/run.py $(TOOLS)
+
+bench-dashboard: $(VENV)/.dev lab-ready browser ## The dashboard's weight, first sentence and 200 viewers, into bench/dashboard.md (8 minutes)
+	PYTHONPATH=bench/gateway:tests/dashboard $(VENV)/bin/python bench/dashboard/run.py
 
 lock: $(VENV)/.control ## Make the locks of requirements/ anew
 	for lock in control litellm bench aiperf guidellm locust clients aider exporter traffic dashboard dev; do \

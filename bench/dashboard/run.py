@@ -1,0 +1,414 @@
+"""Measures the dashboard of a lab host: weight, first sentence, many viewers; writes bench/dashboard.md.
+
+`bench/dashboard/run.py [VIEWERS ...]`. Viewers are connections to /events, compressed as for browsers. The
+host is booted and installed in a lab of its own, or in the one that BEDPLATE_LAB names; one that was up stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import aiohttp
+from playwright.sync_api import Browser, sync_playwright
+from servers import ROOT, BenchError, environment, get, say
+from watched_page import DESKTOP, start
+
+REPORT = ROOT / "bench/dashboard.md"
+HOST = "one"
+VIEWERS = (0, 1, 200)
+WATCH_SECONDS = 60
+LOADS = 15
+NEWLINE = "\n"
+# What people call a slow phone connection: 150 ms, 1.6 Mbit/s down.
+SLOW = {"offline": False, "latency": 150, "downloadThroughput": 200_000, "uploadThroughput": 94_000}
+# Notes the first frame in which the sentence stands on the page, in milliseconds since the navigation began.
+FIRST_SENTENCE = """
+const look = () => {
+  if (document.querySelector("#live .sentence")?.offsetHeight) window.firstSentence = performance.now();
+  else requestAnimationFrame(look);
+};
+requestAnimationFrame(look);
+"""
+# CPU seconds and memory in KiB of the service's processes; a page that some share counts in parts.
+USAGE = r"""
+import glob, os, pwd
+user, ticks = pwd.getpwnam("bedplate-dashboard").pw_uid, os.sysconf("SC_CLK_TCK")
+cpu = memory = 0
+for folder in glob.glob("/proc/[0-9]*"):
+    try:
+        if os.stat(folder).st_uid != user:
+            continue
+        fields = open(folder + "/stat").read().rpartition(")")[2].split()
+        rollup = open(folder + "/smaps_rollup").read()
+    except (FileNotFoundError, ProcessLookupError):
+        continue
+    cpu += (int(fields[11]) + int(fields[12])) / ticks
+    memory += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+print(cpu, memory)
+"""
+GRAFANA = """\
+Grafana's weight, as people published it: the login page of a Grafana 6 fetched 37.4 KB of HTML, 339 KB of CSS
+and 1.9 MB of scripts, besides a `vendors~app` of 2.7 MB that was in the browser's cache
+([#21074](https://github.com/grafana/grafana/issues/21074), 2019); a later one had an `app.js` of 3.4 MB and a
+`vendor.js` of 1.4 MB ([#25001](https://github.com/grafana/grafana/issues/25001), 2020). It compresses only
+where `enable_gzip` is set ([#86860](https://github.com/grafana/grafana/issues/86860)).
+"""
+
+
+class Host:
+    """The lab host whose dashboard is measured."""
+
+    def __init__(self, address: str) -> None:
+        """Remember where it is."""
+        self.dashboard = f"http://{address}:3001"
+
+    def __call__(self, *command: str) -> str:
+        """Run a command on the host."""
+        done = subprocess.run(
+            [ROOT / "lab/lab", "exec", HOST, *command], capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    def usage(self) -> tuple[float, float]:
+        """Return the CPU seconds that the service took so far, and its memory in MiB."""
+        cpu, memory = self("/usr/bin/python3", "-c", USAGE).split()
+        return float(cpu), float(memory) / 1024
+
+    def upstream(self) -> tuple[int, int]:
+        """Return how often the gateway was asked for its models by the dashboard, and how often it polled."""
+        gateway = self("curl", "--silent", "--fail", "http://127.0.0.1:9464/metrics")
+        asked = re.findall(
+            r'^bedplate_gateway_requests_total\{alias="dashboard",[^}]*path="/v1/models"[^}]*\} (\S+)',
+            gateway,
+            re.MULTILINE,
+        )
+        polls = re.search(
+            r"^bedplate_dashboard_polls_total (\S+)", get(f"{self.dashboard}/metrics")[1], re.MULTILINE
+        )
+        if polls is None:
+            raise BenchError("the dashboard does not count its polls")
+        return int(sum(map(float, asked))), int(float(polls[1]))
+
+
+@contextmanager
+def deployed() -> Iterator[Host]:
+    """Yield a host with everything on it."""
+    os.environ.setdefault("BEDPLATE_LAB", "bench-dashboard")
+    address = _address()
+    was_up = address is not None
+    try:
+        if not was_up:
+            say("booting a lab host and installing the stack (3 minutes)")
+            subprocess.run([ROOT / "lab/lab", "up", HOST], check=True)
+            subprocess.run(
+                [ROOT / ".venv/bin/ansible-playbook", "--inventory=inventory/lab", "site.yml"],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+            address = _address()
+        yield Host(address or "")
+    finally:
+        if not was_up:
+            subprocess.run([ROOT / "lab/lab", "down"], check=True)
+
+
+def _address() -> str | None:
+    listed = subprocess.run(
+        [ROOT / "lab/lab", "inventory", "--list"], capture_output=True, text=True, check=True
+    )
+    host = json.loads(listed.stdout)["_meta"]["hostvars"].get(HOST)
+    return host and str(host["ansible_host"])
+
+
+@dataclass
+class Visit:
+    """What one visit brought over the wire, in bytes by path, headers included."""
+
+    files: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def kilobytes(self) -> float:
+        """All of it in KB (1000 bytes)."""
+        return sum(self.files.values()) / 1000
+
+
+def visits(browser: Browser, url: str) -> tuple[Visit, Visit]:
+    """Open the page for the first time and then once more; the stream of updates is counted apart."""
+    context = browser.new_context(viewport=DESKTOP)
+    page = context.new_page()
+    devtools = context.new_cdp_session(page)
+    devtools.send("Network.enable")
+    paths: dict[str, str] = {}
+    visit = Visit()
+
+    def asked(event: dict[str, dict[str, str]]) -> None:
+        paths[str(event["requestId"])] = event["request"]["url"].removeprefix(url)
+
+    def ended(event: dict[str, float]) -> None:
+        path = paths.get(str(event["requestId"]), "?")
+        if not path.startswith(("/events", "/live")):
+            visit.files[path] = visit.files.get(path, 0) + int(event["encodedDataLength"])
+
+    devtools.on("Network.requestWillBeSent", asked)
+    devtools.on("Network.loadingFinished", ended)
+    both = []
+    for _ in range(2):
+        visit = Visit()
+        page.goto(f"{url}/")
+        page.locator("canvas").first.wait_for()
+        page.wait_for_timeout(1500)
+        both.append(visit)
+    context.close()
+    return both[0], both[1]
+
+
+def first_sentence(browser: Browser, url: str, *, slow: bool) -> tuple[float, float]:
+    """Return median and worst time to the first sentence in seconds, with an empty cache."""
+    times = []
+    for _ in range(LOADS):
+        context = browser.new_context(viewport=DESKTOP)
+        page = context.new_page()
+        page.add_init_script(FIRST_SENTENCE)
+        if slow:
+            devtools = context.new_cdp_session(page)
+            devtools.send("Network.enable")
+            devtools.send("Network.emulateNetworkConditions", SLOW)
+        page.goto(f"{url}/", wait_until="commit")
+        times.append(float(page.wait_for_function("window.firstSentence").json_value()) / 1000)
+        context.close()
+    return statistics.median(times), max(times)
+
+
+@dataclass
+class Watched:
+    """What viewers saw in `WATCH_SECONDS`, and what it cost."""
+
+    viewers: int
+    lags: list[float]
+    updates: int
+    missed: int
+    bytes_a_second: float
+    cpu_share: float
+    memory_mib: float
+    gateway_polls: int
+    polls: int
+
+
+async def watch(host: Host, viewers: int) -> Watched:
+    """Let so many viewers read the stream; a lag runs from the end of a poll to the last byte at a viewer."""
+    arrivals: list[list[float]] = [[] for _ in range(viewers)]
+    amounts = [0] * viewers
+    polls: dict[int, float] = {}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as client:
+        readers = [
+            asyncio.create_task(_read(client, host.dashboard, number, arrivals, amounts))
+            for number in range(viewers)
+        ]
+        await asyncio.sleep(5 + viewers / 100)
+        for seen in arrivals:
+            seen.clear()
+        amounts[:] = [0] * viewers
+        upstream, usage = await asyncio.to_thread(host.upstream), await asyncio.to_thread(host.usage)
+        began = time.monotonic()
+        sampler = asyncio.create_task(_sample(client, host.dashboard, polls))
+        await asyncio.sleep(WATCH_SECONDS)
+        ended = time.monotonic()
+        upstream_after = await asyncio.to_thread(host.upstream)
+        usage_after = await asyncio.to_thread(host.usage)
+        for task in (*readers, sampler):
+            if task.done():
+                raise BenchError(f"a viewer was cut off: {task.exception() or 'the stream ended'}")
+            task.cancel()
+    moments = sorted(moment for moment in polls.values() if began < moment < ended - 1)
+    lags: list[float] = []
+    missed = 0
+    for seen in arrivals:
+        for moment in moments:
+            lag = next((arrival - moment for arrival in seen if 0 <= arrival - moment < 1), None)
+            if lag is None:
+                missed += 1
+            else:
+                lags.append(lag)
+    length = ended - began
+    return Watched(
+        viewers,
+        lags,
+        len(moments),
+        missed,
+        sum(amounts) / max(1, viewers) / length,
+        (usage_after[0] - usage[0]) / length,
+        usage_after[1],
+        upstream_after[0] - upstream[0],
+        upstream_after[1] - upstream[1],
+    )
+
+
+async def _read(
+    client: aiohttp.ClientSession, url: str, number: int, arrivals: list[list[float]], amounts: list[int]
+) -> None:
+    headers = {"Accept": "text/event-stream", "Accept-Encoding": "gzip"}
+    limit = aiohttp.ClientTimeout(total=None, sock_read=30)
+    async with client.get(f"{url}/events", headers=headers, timeout=limit) as response:
+        response.raise_for_status()
+        async for piece in response.content.iter_any():
+            now = time.monotonic()
+            amounts[number] += len(piece)
+            seen = arrivals[number]
+            # Pieces of one update follow each other closely; its last one counts.
+            if seen and now - seen[-1] < 0.3:
+                seen[-1] = now
+            else:
+                seen.append(now)
+
+
+async def _sample(client: aiohttp.ClientSession, url: str, polls: dict[int, float]) -> None:
+    """Note when each poll ended, by this machine's monotonic clock."""
+    while True:
+        asked = time.monotonic()
+        async with client.get(f"{url}/api/status.json", headers={"Accept-Encoding": "identity"}) as response:
+            status = json.loads(await response.read())
+        # It was at least this long ago when the question left: the earliest such moment counts.
+        moment = asked - float(status["age_seconds"])
+        number = int(status["poll_number"])
+        polls[number] = max(polls.get(number, -math.inf), moment)
+        await asyncio.sleep(0.4)
+
+
+def litellm_ui() -> tuple[int, int, int]:
+    """Return how many files the start page of LiteLLM's UI names, their bytes, and their bytes with gzip."""
+    python = environment("bench")
+    folder = next(python.parents[1].glob("lib/python3.*/site-packages/litellm/proxy/_experimental/out"))
+    page = (folder / "index.html").read_text()
+    named = {
+        folder / address.split("?")[0].removeprefix("/litellm-asset-prefix").removeprefix("/ui").lstrip("/")
+        for address in re.findall(r'(?:src|href)="(/[^"]+)"', page)
+    }
+    contents = [page.encode(), *(file.read_bytes() for file in sorted(named) if file.is_file())]
+    return len(contents), sum(map(len, contents)), sum(len(gzip.compress(one, 6)) for one in contents)
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """Return the value that `share` (0 to 1) of the values do not exceed; NaN when there is none."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
+
+
+def ms(seconds: float) -> str:
+    """Return a time in milliseconds."""
+    return "" if math.isnan(seconds) else f"{seconds * 1000:.0f} ms"
+
+
+def row(watched: Watched) -> str:
+    """Return one row of the viewers' table."""
+    cells = (
+        f"{watched.viewers}",
+        *(ms(percentile(watched.lags, share)) for share in (0.5, 0.95, 1)),
+        f"{watched.missed}" if watched.viewers else "",
+        f"{watched.cpu_share:.1%}",
+        f"{watched.memory_mib:.0f} MiB",
+        f"{watched.bytes_a_second / 1000:.2f} KB/s" if watched.viewers else "",
+        f"{watched.polls}",
+        f"{watched.gateway_polls}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def weight(first: Visit, again: Visit) -> str:
+    """Return the section on what comes over the wire."""
+    files = [
+        f"| `{path.split('?')[0]}` | {size / 1000:.1f} KB | {again.files.get(path, 0) / 1000:.1f} KB |"
+        for path, size in sorted(first.files.items(), key=lambda file: -file[1])
+    ]
+    count, whole, packed = litellm_ui()
+    return f"""## Weight over the wire
+
+| file | first visit | again |
+|---|---|---|
+{NEWLINE.join(files)}
+| **all** | **{first.kilobytes:.1f} KB** | **{again.kilobytes:.1f} KB** |
+
+Bytes as Chromium received them, headers included; a KB is 1000 bytes. Aim: below 100 KB
+({"met" if first.kilobytes < 100 else "**not met**"}).
+
+LiteLLM's own UI, for comparison: the start page in the wheel of LiteLLM 1.106.2 names {count} files of
+{whole / 1e6:.1f} MB, {packed / 1e6:.1f} MB with gzip, before any data comes.
+
+{GRAFANA}"""
+
+
+def sentence(near: tuple[float, float], slow: tuple[float, float]) -> str:
+    """Return the section on the first sentence."""
+    return f"""## First sentence
+
+| connection | median of {LOADS} first visits | worst |
+|---|---|---|
+| this machine's own | {ms(near[0])} | {ms(near[1])} |
+| slow phone: 150 ms, 1.6 Mbit/s | {ms(slow[0])} | {ms(slow[1])} |
+
+From the start of the navigation, with an empty cache, to the frame in which the sentence stands on the page.
+"""
+
+
+def crowd(results: list[Watched]) -> str:
+    """Return the section on viewers."""
+    polls = [result.polls for result in results]
+    same = max(polls) - min(polls) <= 1
+    columns = (
+        *("viewers", "update p50", "p95", "worst", "missed", "CPU of a core", "memory"),
+        *("to each viewer", "polls", "of the gateway"),
+    )
+    return f"""## Viewers
+
+| {" | ".join(columns)} |
+{"|---" * len(columns)}|
+{NEWLINE.join(map(row, results))}
+
+{WATCH_SECONDS} s each. An update's time runs from the end of the poll to its last byte at the viewer. The
+last column is the gateway's own count of the dashboard's questions. As many polls for all as for one, give or
+take the one at the edge of the minute: {"yes" if same else "**no**"}.
+"""
+
+
+def main() -> None:
+    """Measure, and write the page."""
+    viewers = [int(word) for word in sys.argv[1:]] or list(VIEWERS)
+    with deployed() as host:
+        with sync_playwright() as playwright:
+            browser = start(playwright)
+            say("weight and first sentence")
+            visited = visits(browser, host.dashboard)
+            near = first_sentence(browser, host.dashboard, slow=False)
+            slow = first_sentence(browser, host.dashboard, slow=True)
+            browser.close()
+        results = []
+        for number in viewers:
+            say(f"{number} viewers")
+            results.append(asyncio.run(watch(host, number)))
+    where = f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, Debian's Chromium"
+    head = f"""# The dashboard: weight, first sentence, many viewers
+
+`make bench-dashboard`, {where}. Lab host, browser and
+viewers share {os.cpu_count()} cores; load average {os.getloadavg()[0]:.1f} at the end.
+"""
+    REPORT.write_text("\n".join((head, weight(*visited), sentence(near, slow), crowd(results))))
+    say(f"wrote {REPORT.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
