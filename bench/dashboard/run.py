@@ -1,7 +1,8 @@
 """Measures the dashboard of a lab host: weight, first sentence, many viewers; writes bench/dashboard.md.
 
 `bench/dashboard/run.py [VIEWERS ...]`. Viewers are connections to /events, compressed as for browsers. The
-host is booted and installed in a lab of its own, or in the one that BEDPLATE_LAB names; one that was up stays.
+host is booted and installed in a lab of its own, or it is the one that is up
+in the lab that BEDPLATE_LAB names.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ NEWLINE = "\n"
 SLOW = {"offline": False, "latency": 150, "downloadThroughput": 200_000, "uploadThroughput": 94_000}
 # Notes the first frame in which the sentence stands on the page, in milliseconds since the navigation began.
 FIRST_SENTENCE = """
-const look = () => {
-  if (document.querySelector("#live .sentence")?.offsetHeight) window.firstSentence = performance.now();
-  else requestAnimationFrame(look);
-};
-requestAnimationFrame(look);
+window.firstSentence = new Promise((told) => {
+  const look = () => {
+    if (document.querySelector("#live .sentence")?.offsetHeight) told(performance.now());
+    else requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+});
 """
 # CPU seconds and memory in KiB of the service's processes; a page that some share counts in parts.
 USAGE = r"""
@@ -189,7 +192,7 @@ def first_sentence(browser: Browser, url: str, *, slow: bool) -> tuple[float, fl
             devtools.send("Network.enable")
             devtools.send("Network.emulateNetworkConditions", SLOW)
         page.goto(f"{url}/", wait_until="commit")
-        times.append(float(page.wait_for_function("window.firstSentence").json_value()) / 1000)
+        times.append(float(page.evaluate("window.firstSentence")) / 1000)
         context.close()
     return statistics.median(times), max(times)
 
