@@ -27,12 +27,9 @@ from tools import TOOLS, Load, Seen, Tool, Traffic
 REPORT = ROOT / "bench/traffic.md"
 RATE, WARM_UP_SECONDS = 200, 2
 TOKENS = 16
-LONGEST_SECONDS = 900
-# The true times of the last measurement, in seconds.
+LONGEST_SECONDS = 300
+# What the server is told to take in the last measurement, in seconds.
 PROMPT_SECONDS, TOKEN_SECONDS, TRUE_TOKENS = 0.2, 0.02, 10
-FIRST_TOKEN = PROMPT_SECONDS + TOKEN_SECONDS
-END_TO_END = PROMPT_SECONDS + TRUE_TOKENS * TOKEN_SECONDS
-
 
 COLUMNS = (
     f"send lag p50 / p99 at {RATE}/s",
@@ -41,29 +38,39 @@ COLUMNS = (
     "most on one core",
     "of the core",
     "memory at 10,000 requests",
-    "first token off by",
-    "end to end off by",
+    "first token: server's clock, and the tool's difference",
+    "end to end, likewise",
 )
 NOTES = f"""\
 The send lag is the server's: how much later a request came than on an even line through the earliest, after
 {WARM_UP_SECONDS} s. Processor time and memory are those of all processes of a tool; the time is the
 difference between a long and a short run, so that nobody's start counts. Where a tool used less than its
-core, the server was the limit. The known times are {1000 * FIRST_TOKEN:.0f} ms and
-{1000 * END_TO_END:.0f} ms; what is off is each tool's own median. locust has no open loop: {RATE} users ask
-once a second each.
+core, the server was the limit. The times of answers are each tool's own medians, against the medians of the
+server's own clock, from a request's arrival to its first token and to its end. They should be
+{1000 * (PROMPT_SECONDS + TOKEN_SECONDS):.0f} and
+{1000 * (PROMPT_SECONDS + TRUE_TOKENS * TOKEN_SECONDS):.0f} ms; the server's timers count whole
+milliseconds, so it takes one or two more, which is no tool's fault. locust has no open
+loop: {RATE} users ask once a second each.
 
-traffic uses aiohttp. A client of our own over httptools was tried: 0.42 s for 1,000 such requests where
-aiohttp took 0.68 to 0.79 s and httpx 2.26 s (on a busy machine); a kept library is worth that.
+Three times locust is out of reach with a kept library: by py-spy, half of traffic's processor time is
+aiohttp's (a request's start and its reading), a sixth the kernel's and the event loop's, a sixth the
+reading of the tokens' JSON. A client of our own over httptools was tried, too: 0.42 s for 1,000 such requests
+where aiohttp took 0.68 to 0.79 s and httpx 2.26 s (on a busy machine), so even that would not do. A user of
+locust's keeps two times of an answer, traffic the time of each token.
+
+traffic spends up to a millisecond awake before each request, since an event loop's timers count whole ones:
+at {RATE} a second 17 % of a core, for a lag of 0.1 ms instead of 0.9.
 """
 
 
 @dataclass(frozen=True)
 class Ran:
-    """One run of a tool. Times are seconds; `arrivals` are the server's, on its monotonic clock."""
+    """One run of a tool. Times are seconds; `arrivals` and `truth` are by the server's monotonic clock."""
 
     processor_seconds: float
     peak_mib: float
     arrivals: list[float]
+    truth: Seen
     seen: Seen
 
 
@@ -95,14 +102,19 @@ def run(tool: Tool, server: Server, load: Load, core: int | None = None) -> Ran:
             )
         now = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
-        return Ran(seconds, peak.mib, sorted(arrivals), tool.seen(folder))
+        truth = Seen(
+            statistics.median(one["first_token"] - one["arrived"] for one in arrivals),
+            statistics.median(one["ended"] - one["arrived"] for one in arrivals),
+        )
+        moments = sorted(one["arrived"] for one in arrivals)
+        return Ran(seconds, peak.mib, moments, truth, tool.seen(folder))
 
 
-def _arrivals(server: Server) -> list[float]:
+def _arrivals(server: Server) -> list[dict[str, float]]:
     status, text = get(f"{server.url}/fake/stats")
     if status != 200:
         raise BenchError("the fake server does not answer")
-    return [arrival["arrived"] for arrival in json.loads(text)["arrivals"]]
+    return [one for one in json.loads(text)["arrivals"] if one["outcome"] == "served"]
 
 
 class _Peak:
@@ -173,7 +185,9 @@ class Row:
     most_per_second: float
     most_processor: float
     peak_mib: float
+    first_token: float
     first_token_error: float
+    end_to_end: float
     end_to_end_error: float
 
 
@@ -197,7 +211,7 @@ def measure(tool: Tool, quick: bool) -> Row:
     with fake_engine(
         concurrency=100, prompt_seconds=PROMPT_SECONDS, seconds_per_token=TOKEN_SECONDS, tokens=TRUE_TOKENS
     ) as server:
-        truth = run(tool, server, Load(count=50 if quick else 100, tokens=TRUE_TOKENS, rate=10))
+        known = run(tool, server, Load(count=50 if quick else 100, tokens=TRUE_TOKENS, rate=10))
     return Row(
         name=tool.name,
         lag_p50=percentile(late, 0.5),
@@ -207,8 +221,10 @@ def measure(tool: Tool, quick: bool) -> Row:
         most_per_second=rate,
         most_processor=rate * seconds / (many - few),
         peak_mib=long.peak_mib,
-        first_token_error=truth.seen.first_token - FIRST_TOKEN,
-        end_to_end_error=truth.seen.end_to_end - END_TO_END,
+        first_token=known.truth.first_token,
+        first_token_error=known.seen.first_token - known.truth.first_token,
+        end_to_end=known.truth.end_to_end,
+        end_to_end_error=known.seen.end_to_end - known.truth.end_to_end,
     )
 
 
@@ -263,8 +279,8 @@ def markdown(rows: Sequence[Row], missing: Sequence[str], quick: bool) -> str:
     lines += [
         f"| {row.name} | {1000 * row.lag_p50:.1f} / {1000 * row.lag_p99:.1f} ms | {row.real_rate:.1f}/s | "
         f"{row.processor_per_1000:.2f} s | {row.most_per_second:.0f}/s | {100 * row.most_processor:.0f} % | "
-        f"{row.peak_mib:.0f} MiB | {1000 * row.first_token_error:+.1f} ms | "
-        f"{1000 * row.end_to_end_error:+.1f} ms |"
+        f"{row.peak_mib:.0f} MiB | {1000 * row.first_token:.1f} {1000 * row.first_token_error:+.1f} ms | "
+        f"{1000 * row.end_to_end:.1f} {1000 * row.end_to_end_error:+.1f} ms |"
         for row in rows
     ]
     lines += ["", *missing, *_aims(rows), NOTES]
@@ -284,7 +300,7 @@ def _aims(rows: Sequence[Row]) -> list[str]:
     return [
         f"- 3 x the best other at equal processor time: {word[times >= 3]}, {times:.1f} x {best.name}",
         f"- send lag p99 under 5 ms at {RATE} a second: {word[ours.lag_p99 < 0.005]}",
-        f"- times within 2 ms of the true ones: {word[close]}",
+        f"- times within 2 ms of the server's: {word[close]}",
         "",
     ]
 

@@ -303,7 +303,7 @@ def test_the_command_prints_its_address_and_ends_at_a_signal() -> None:
         (("--fault", "explode"), "'explode' is no fault: there is error, cut, garbage, silent, stall"),
         (("--fault", "cut=2"), "'2' is no probability from 0 to 1"),
         (("--address", "192.0.2.1"), "cannot listen on 192.0.2.1 port 0"),
-        (("--port", "99999"), "cannot listen on 127.0.0.1 port 99999"),
+        (("--port", "99999"), "'99999' is no port from 0 to 65535"),
     ],
 )
 def test_a_bad_flag_is_refused(

@@ -111,7 +111,7 @@ class Answer:
 
 def _has_token(message: dict[str, Any]) -> bool:
     # Text, reasoning and tool calls are tokens; a role alone is not.
-    return any(value for name, value in message.items() if name != "role")
+    return bool(message.get("content")) or any(value for name, value in message.items() if name != "role")
 
 
 def error_message(status: int | None, body: bytes) -> str:

@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NoReturn, get_args
 
+import uvloop
 from aiohttp import web
 
 from traffic import fake_shapes as shapes
@@ -64,6 +65,7 @@ class Arrival:
     path: str
     arrived: float
     started: float | None = None
+    first_token: float | None = None
     ended: float | None = None
     outcome: Literal["waiting", "running", "served", "cancelled", "fault"] = "waiting"
     prompt_tokens: int = 0
@@ -324,6 +326,7 @@ class FakeEngine:
             late = start + (number + 1) * self.behaviour.seconds_per_token - time.monotonic()
             if late > 0:
                 await asyncio.sleep(late)
+            arrival.first_token = arrival.first_token or time.monotonic()
             arrival.completion_tokens += 1
             yield piece
 
@@ -452,6 +455,12 @@ def _not_negative(text: str) -> float:
     return value
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to 65535")
+    return int(text)
+
+
 def _parse_fault(text: str) -> Fault:
     """Read KIND[=PROBABILITY][@MODEL]."""
     what, _, model = text.partition("@")
@@ -477,7 +486,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--address", default="127.0.0.1", metavar="A", help="address to listen on (default: 127.0.0.1)"
     )
-    parser.add_argument("--port", type=int, default=0, metavar="P", help="port (default: a free one)")
+    parser.add_argument("--port", type=_port, default=0, metavar="P", help="port (default: a free one)")
     parser.add_argument(
         "--model", action="append", metavar="M", help="a model to offer; may be repeated (default: fake)"
     )
@@ -550,7 +559,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
         faults=tuple(options.fault),
     )
     try:
-        asyncio.run(_run(behaviour, options.address, options.port))
-    except (OSError, OverflowError) as error:
+        uvloop.run(_run(behaviour, options.address, options.port))
+    except OSError as error:
         parser.error(f"cannot listen on {options.address} port {options.port} ({error})")
     parser.exit()

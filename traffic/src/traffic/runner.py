@@ -212,9 +212,10 @@ async def _ask_and_leave(client: Client, reply: Reply, traffic_class: TrafficCla
 
 async def _until(moment: float) -> None:
     """Sleep to a moment of the monotonic clock; lets others run also when it is over."""
-    # The loop's own clock and timers count whole milliseconds: rounded up it is late by one, never early.
-    wait = moment - asyncio.get_running_loop().time()
-    await asyncio.sleep(math.ceil(max(0.0, wait) * 1000) / 1000)
+    # The loop's timers count whole milliseconds: the rest of one is spent awake, and others run meanwhile.
+    await asyncio.sleep(math.floor((moment - time.monotonic()) * 1000) / 1000)
+    while time.monotonic() < moment:
+        await asyncio.sleep(0)
 
 
 def _outcome(reply: Reply) -> Outcome:
