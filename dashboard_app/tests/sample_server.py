@@ -1,4 +1,4 @@
-"""Serves the samples on loopback, one port each, to look at the page without a stack.
+"""Serves the samples on loopback, one port each, to look at the page without a stack; from 0, on free ones.
 
     PYTHONPATH=dashboard_app/src:dashboard_app/tests python dashboard_app/tests/sample_server.py 3900
 """
@@ -25,13 +25,21 @@ from werkzeug.serving import make_server
 SETTINGS = Settings.model_validate(
     {
         "name": "rack3",
+        "monitoring": "gpu1",
+        "gateway": "gpu1",
         "gateway_url": "http://127.0.0.1:8000",
+        "gateway_metrics_url": "http://127.0.0.1:9464",
         "public_gateway_url": "http://10.1.2.3:8000",
         "prometheus_url": "http://127.0.0.1:9090",
         "inference_hosts": [
             {"name": "gpu1", "exporter_url": "http://127.0.0.1:9101", "models": ["smollm2:135m"]}
         ],
+        "scrape_seconds": 15,
+        "node_exporters": [],
+        "pinned_versions": [],
         "verify_report": "/nowhere",
+        "smoke_report": "/nowhere",
+        "login": False,
     }
 )
 
@@ -129,9 +137,9 @@ def main() -> None:
     """Serve until interrupted."""
     first = int(sys.argv[1])
     for port, (name, status) in enumerate(SAMPLES.items(), start=first):
-        server = make_server("127.0.0.1", port, create(status), threaded=True)
+        server = make_server("127.0.0.1", port if first else 0, create(status), threaded=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        sys.stdout.write(f"{name} http://127.0.0.1:{port}/\n")
+        sys.stdout.write(f"{name} http://127.0.0.1:{server.server_port}/\n")
     sys.stdout.flush()
     threading.Event().wait()
 

@@ -14,14 +14,12 @@ from playwright.sync_api import Browser
 from samples import SAMPLES
 from watched_page import DESKTOP, PHONE, RULES, watched
 
-FIRST_PORT = 3901
-
 
 @pytest.fixture(scope="module")
 def addresses() -> Iterator[dict[str, str]]:
     """Where each sample is served."""
     server = subprocess.Popen(
-        [sys.executable, ROOT / "dashboard_app/tests/sample_server.py", str(FIRST_PORT)],
+        [sys.executable, ROOT / "dashboard_app/tests/sample_server.py", "0"],
         env={**os.environ, "PYTHONPATH": f"{ROOT}/dashboard_app/src:{ROOT}/dashboard_app/tests"},
         stdout=subprocess.PIPE,
         text=True,
