@@ -27,10 +27,20 @@ def facts(load_source: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_kernel_installed_since_the_start_asks_for_a_restart(facts: ModuleType, tmp_path: Path) -> None:
     kernel = tmp_path / "boot/vmlinuz-6.12.1"
     kernel.touch()
-    now = time.time()
-    os.utime(kernel, (now - 100, now - 100))
-    assert not facts.reboot_required(now, 50)
-    assert facts.reboot_required(now, 200)
+    # As packages have it, the file is older than its installation.
+    os.utime(kernel, (1000, 1000))
+    later = time.time() + 100
+    assert not facts.reboot_required(later, 50)
+    assert facts.reboot_required(later, 200)
+
+
+def test_the_running_kernel_beside_the_installed_ones(facts: ModuleType, tmp_path: Path) -> None:
+    assert facts.kernel_is_newest("6.12.1-amd64") is None
+    for release in ("6.1.0-9-amd64", "6.1.0-25-amd64"):
+        (tmp_path / f"boot/vmlinuz-{release}").touch()
+    assert facts.kernel_is_newest("6.1.0-25-amd64")
+    assert facts.kernel_is_newest("6.1.0-26-amd64")
+    assert not facts.kernel_is_newest("6.1.0-9-amd64")
 
 
 def test_a_package_asks_for_a_restart(facts: ModuleType, tmp_path: Path) -> None:

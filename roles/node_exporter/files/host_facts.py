@@ -2,6 +2,7 @@
 """Writes what no exporter tells of a host, as a file for the node exporter: host-facts.timer runs it."""
 
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -15,9 +16,20 @@ BOOT = Path("/boot")
 
 def reboot_required(now: float, uptime: float) -> bool:
     """Whether a package asked for a restart, or a kernel was installed since the last one (seconds)."""
+    # Its inode is new, however old the package made the file.
     return REBOOT_REQUIRED.exists() or any(
-        kernel.stat().st_mtime > now - uptime for kernel in BOOT.glob("vmlinuz-*")
+        kernel.stat().st_ctime > now - uptime for kernel in BOOT.glob("vmlinuz-*")
     )
+
+
+def kernel_is_newest(running: str) -> bool | None:
+    """Whether no installed kernel is newer than the running one; None where none is installed."""
+
+    def version(release: str) -> list[int]:
+        return [int(number) for number in re.findall(r"[0-9]+", release)]
+
+    installed = [kernel.name.removeprefix("vmlinuz-") for kernel in BOOT.glob("vmlinuz-*")]
+    return version(running) >= max(map(version, installed)) if installed else None
 
 
 def certificate_ends(path: Path) -> int:
@@ -41,6 +53,12 @@ def lines(certificates: list[Path], backups: list[Path]) -> Iterator[str]:
     yield f"# HELP {name} 1 if the host waits for a restart."
     yield f"# TYPE {name} gauge"
     yield f"{name} {reboot_required(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)):d}"
+    newest_kernel = kernel_is_newest(os.uname().release)
+    if newest_kernel is not None:
+        name = "bedplate_host_kernel_is_newest"
+        yield f"# HELP {name} 1 if no installed kernel is newer than the running one."
+        yield f"# TYPE {name} gauge"
+        yield f"{name} {newest_kernel:d}"
     name = "bedplate_host_certificate_expiry_timestamp_seconds"
     if certificates:
         yield f"# HELP {name} When the certificate ends; 0 if it cannot be read."
