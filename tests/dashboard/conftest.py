@@ -7,19 +7,13 @@ from collections.abc import Iterator
 import pytest
 from gateway_lab import Stack, stack_of
 from playwright.sync_api import Browser, sync_playwright
-from watched_page import Times, WatchedPage, start, watched
+from watched_page import Looker, Times, WatchedPage, start
 
 
 @pytest.fixture(scope="session")
 def stack() -> Stack:
     """The host with everything on it."""
     return stack_of("dashboard")
-
-
-@pytest.fixture(scope="session")
-def url(stack: Stack) -> str:
-    """The dashboard's address."""
-    return stack.url.replace(":8000", ":3001")
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +26,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
+def look(stack: Stack, browser: Browser) -> Looker:
+    """Opens the host's dashboard."""
+    login = stack("cat /etc/bedplate/bedplate-dashboard/login 2>/dev/null || true")
+    return Looker(browser, stack.url.replace(":8000", ":3001"), login)
+
+
+@pytest.fixture(scope="session")
 def times() -> Iterator[Times]:
     """How long each fault took to be told; printed at the end."""
     kept = Times()
@@ -40,9 +41,9 @@ def times() -> Iterator[Times]:
 
 
 @pytest.fixture(scope="module")
-def kept_open(browser: Browser, url: str) -> Iterator[WatchedPage]:
+def kept_open(look: Looker) -> Iterator[WatchedPage]:
     """One page for all tests of a module, never loaded anew."""
-    with watched(browser, url) as page:
+    with look() as page:
         yield page
 
 

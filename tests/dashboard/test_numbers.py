@@ -11,8 +11,7 @@ from typing import Any
 
 from bedplate_gateway.metrics import LONG
 from gateway_lab import ROOT, Stack
-from playwright.sync_api import Browser
-from watched_page import watched
+from watched_page import Looker
 
 # A key with 100 requests a minute; the three more are refused.
 ALIAS, REQUESTS, ALLOWED = "ratelimit", 103, 100
@@ -45,10 +44,10 @@ def same_bucket(shown: float, true: float) -> bool:
     return bounds[high - 1] <= shown <= bounds[high]
 
 
-def test_numbers_of_a_minute(stack: Stack, url: str, browser: Browser, tmp_path: Path) -> None:
+def test_numbers_of_a_minute(stack: Stack, look: Looker, tmp_path: Path) -> None:
     # It counts from its start on, so nothing that was asked before is in this minute.
     stack("systemctl restart bedplate-dashboard")
-    with watched(browser, url) as page:
+    with look() as page:
         page.wait_until(lambda: page.live.locator("[data-what=requests]").count() > 0, 10)
         assert page.number("requests") == 0
         counted = traffic(stack, tmp_path / "traffic.json")

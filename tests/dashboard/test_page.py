@@ -6,8 +6,8 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from gateway_lab import Stack
-from playwright.sync_api import Browser, ViewportSize
-from watched_page import DESKTOP, PHONE, RULES, WatchedPage, watched
+from playwright.sync_api import ViewportSize
+from watched_page import DESKTOP, PHONE, RULES, Looker, WatchedPage
 
 CONTROLS = "a[href]:visible, button:visible, summary:visible, [tabindex='0']:visible"
 # The element that has the focus, and whether that can be seen.
@@ -27,21 +27,21 @@ WRONG_CLOCK = """(() => {
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_axe_finds_nothing(browser: Browser, url: str, colours: str, size: ViewportSize) -> None:
-    with watched(browser, url, color_scheme=colours, viewport=size) as page:
+def test_axe_finds_nothing(look: Looker, colours: str, size: ViewportSize) -> None:
+    with look(color_scheme=colours, viewport=size) as page:
         found = Axe().run(page.page, options=RULES)
         assert found.violations_count == 0, found.generate_report()
         assert page.troubles == []
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1440, 2560])
-def test_no_width_scrolls_sideways(browser: Browser, url: str, width: int) -> None:
-    with watched(browser, url, viewport={"width": width, "height": 800}) as page:
+def test_no_width_scrolls_sideways(look: Looker, width: int) -> None:
+    with look(viewport={"width": width, "height": 800}) as page:
         assert page.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_every_control_is_reached_by_keyboard_and_shows_it(browser: Browser, url: str) -> None:
-    with watched(browser, url) as page:
+def test_every_control_is_reached_by_keyboard_and_shows_it(look: Looker) -> None:
+    with look() as page:
         wanted = page.page.locator(CONTROLS).count()
         assert wanted > 3
         reached = set()
@@ -67,8 +67,8 @@ def test_a_screen_reader_is_told_the_sentence(page: WatchedPage) -> None:
     assert page.page.locator("[role=status] [data-age], [aria-live] [data-age]").count() == 0
 
 
-def test_without_scripts(browser: Browser, url: str, stack: Stack) -> None:
-    with watched(browser, url, java_script_enabled=False) as page:
+def test_without_scripts(look: Looker, stack: Stack) -> None:
+    with look(java_script_enabled=False) as page:
         assert "can be served" in page.sentence.inner_text()
         assert stack.model in page.card("models").inner_text()
         # It loads itself again every few seconds.
@@ -77,33 +77,27 @@ def test_without_scripts(browser: Browser, url: str, stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("days", [3, -400])
-def test_a_browser_whose_clock_is_wrong(browser: Browser, url: str, days: int) -> None:
-    context = browser.new_context(viewport=DESKTOP)
-    try:
-        page = WatchedPage(context.new_page(), url)
-        page.page.add_init_script(WRONG_CLOCK.replace("DAYS", str(days)))
-        page.open()
+def test_a_browser_whose_clock_is_wrong(look: Looker, days: int) -> None:
+    with look(script=WRONG_CLOCK.replace("DAYS", str(days))) as page:
         page.page.wait_for_timeout(7000)
         assert page.word == "Healthy"
         ages = page.page.locator("[data-age]").all_inner_texts()
         assert ages
         assert [age for age in ages if age.endswith(" d")] == []
         assert page.troubles == []
-    finally:
-        context.close()
 
 
-def test_motion_is_reduced_where_asked(browser: Browser, url: str) -> None:
-    with watched(browser, url, reduced_motion="reduce") as page:
+def test_motion_is_reduced_where_asked(look: Looker) -> None:
+    with look(reduced_motion="reduce") as page:
         moving = "animation => animation.effect.getComputedTiming().duration > 1"
         assert page.page.evaluate(f"document.getAnimations().filter({moving}).length") == 0
 
 
-def test_the_kiosk_and_the_range(browser: Browser, url: str) -> None:
-    with watched(browser, url, "?kiosk") as page:
+def test_the_kiosk_and_the_range(look: Looker) -> None:
+    with look("?kiosk") as page:
         assert page.card("chain").is_visible()
         assert page.troubles == []
-    with watched(browser, url, "?range=1d") as page:
+    with look("?range=1d") as page:
         assert page.card("history").locator("canvas").first.is_visible()
         page.page.get_by_role("link", name="hour").first.click()
         page.page.wait_for_url("**range=1h**")
@@ -111,10 +105,22 @@ def test_the_kiosk_and_the_range(browser: Browser, url: str) -> None:
         assert page.troubles == []
 
 
-def test_headers_are_strict(url: str) -> None:
-    answer = httpx.get(url, trust_env=False)
+def test_headers_are_strict(look: Looker) -> None:
+    answer = look.client.get("/")
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert httpx.post(url, trust_env=False).status_code == 405
+    assert look.client.post("/").status_code == 405
+
+
+def test_strangers_see_nothing(look: Looker) -> None:
+    with httpx.Client(base_url=look.url, trust_env=False) as stranger:
+        for path in ("/", "/live", "/events", "/api/status.json", "/api/history.json?range=1h"):
+            answer = stranger.get(path)
+            assert (path, answer.status_code) == (path, 401)
+            assert "smollm2" not in answer.text
+            assert answer.headers["www-authenticate"].startswith("Basic ")
+        assert stranger.get("/", auth=("viewer", "wrong-password")).status_code == 401
+        # These two say little, and their readers cannot log in.
+        assert {stranger.get(path).status_code for path in ("/healthz", "/metrics")} == {200}

@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 from gateway_lab import ROOT, Stack
-from playwright.sync_api import Browser
-from watched_page import HEALTHY_AGAIN_SECONDS, TOLD_SECONDS, Times, Told, WatchedPage, watched
+from watched_page import HEALTHY_AGAIN_SECONDS, TOLD_SECONDS, Looker, Times, Told, WatchedPage
 
 KEY_FILE = "/etc/bedplate/bedplate-dashboard/gateway-key"
 CONFIG = "/etc/bedplate/bedplate-dashboard/config.json"
@@ -167,7 +165,7 @@ def test_a_restart_that_loses_no_request_frightens_nobody(stack: Stack, page: Wa
     assert words == {"Healthy"}
 
 
-def test_a_stopped_prometheus(stack: Stack, page: WatchedPage, times: Times) -> None:
+def test_a_stopped_prometheus(stack: Stack, look: Looker, page: WatchedPage, times: Times) -> None:
     expected = ("Degraded", r"Prometheus does not answer[\s\S]*journalctl -u prometheus -n 50")
     with told(
         page,
@@ -180,9 +178,9 @@ def test_a_stopped_prometheus(stack: Stack, page: WatchedPage, times: Times) -> 
         page.wait_until(lambda: "Prometheus does not answer" in page.card("history").inner_text(), 10)
         # The rest goes on: numbers are still asked directly.
         assert page.number("requests") >= 0
-        before = httpx.get(f"{page.url}/api/status.json", trust_env=False).json()["at"]
+        before = look.client.get("/api/status.json").json()["at"]
         page.page.wait_for_timeout(2500)
-        after = httpx.get(f"{page.url}/api/status.json", trust_env=False).json()
+        after = look.client.get("/api/status.json").json()
         assert after["at"] > before
         assert [model["can_be_served"] for model in after["models"]] == [True]
 
@@ -201,9 +199,9 @@ def test_a_full_disk(page: WatchedPage, times: Times) -> None:
 
 
 @pytest.fixture
-def restarting(browser: Browser, url: str) -> Iterator[WatchedPage]:
+def restarting(look: Looker) -> Iterator[WatchedPage]:
     """A page of its own, for faults that cut it off: a browser logs each connection that it loses."""
-    with watched(browser, url) as page:
+    with look() as page:
         page.wait_until(lambda: page.word == "Healthy", 30)
         yield page
         assert [trouble for trouble in page.troubles if "net::ERR_" not in trouble] == []

@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from gateway_lab import ROOT
 from playwright.sync_api import Browser
 from samples import SAMPLES
-from watched_page import DESKTOP, PHONE, RULES, watched
+from watched_page import DESKTOP, PHONE, RULES, Looker
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,11 @@ def addresses() -> Iterator[dict[str, str]]:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_sample(browser: Browser, addresses: dict[str, str], name: str) -> None:
-    url = addresses[name].rstrip("/")
+    look = Looker(browser, addresses[name].rstrip("/"))
     found = {}
     for colours in ("light", "dark"):
         for size in (DESKTOP, PHONE):
-            with watched(browser, url, color_scheme=colours, viewport=size) as page:
+            with look(color_scheme=colours, viewport=size) as page:
                 page.page.wait_for_load_state()
                 wide = page.page.evaluate("document.documentElement.scrollWidth")
                 result = Axe().run(page.page, options=RULES)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 from playwright.sync_api import (
     Browser,
     ConsoleMessage,
@@ -127,14 +128,31 @@ class WatchedPage:
         return found
 
 
-@contextmanager
-def watched(browser: Browser, url: str, query: str = "", **options: Any) -> Iterator[WatchedPage]:
-    """Open the page in a fresh profile; `options` are Playwright's of a context."""
-    context = browser.new_context(**{"viewport": DESKTOP, **options})
-    try:
-        yield WatchedPage(context.new_page(), url).open(query)
-    finally:
-        context.close()
+class Looker:
+    """Opens the page, each time in a fresh profile, as a person who knows the login."""
+
+    def __init__(self, browser: Browser, url: str, login: str = "") -> None:
+        """`login` is user:password, or empty where the page is open."""
+        self._browser = browser
+        self.url = url
+        user, _, password = login.partition(":")
+        self._login: dict[str, Any] = (
+            {"http_credentials": {"username": user, "password": password}} if login else {}
+        )
+        self.client = httpx.Client(
+            base_url=url, auth=(user, password) if login else None, trust_env=False, timeout=10
+        )
+
+    @contextmanager
+    def __call__(self, query: str = "", *, script: str = "", **options: Any) -> Iterator[WatchedPage]:
+        """Open the page; `script` runs before its own, `options` are Playwright's of a context."""
+        context = self._browser.new_context(**{"viewport": DESKTOP, **self._login, **options})
+        if script:
+            context.add_init_script(script)
+        try:
+            yield WatchedPage(context.new_page(), self.url).open(query)
+        finally:
+            context.close()
 
 
 @dataclass
