@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import yaml
 from alert_watch import AlertWatch, Receiver
-from gateway_lab import Stack, stack_of
+from gateway_lab import ROOT, Stack, stack_of
 
 
 @pytest.fixture(scope="session")
 def stack() -> Stack:
     """The host with everything on it."""
     return stack_of("monitoring")
+
+
+@pytest.fixture(scope="session")
+def settings() -> dict[str, Any]:
+    """What the scenario changed, for further runs of the playbooks."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "molecule/monitoring/converge.yml").read_text())[1]["vars"]
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-import yaml
 from alert_watch import AlertWatch, Receiver, wait_until
 from gateway_lab import ROOT, Load, Stack
 from metric_names import missing
@@ -163,6 +163,19 @@ def test_gpus(stack: Stack, alerts: AlertWatch) -> None:
     )
 
 
+def test_an_engine_that_is_slow(stack: Stack, alerts: AlertWatch) -> None:
+    slow = f"FirstTokenSlow {MODEL}"
+    since = time.monotonic()
+    stack("systemctl set-property --runtime ollama CPUQuota=10%")
+    with Load(stack, 20, tokens=1, stream=True).running():
+        alerts.fire("the engine has a tenth of a processor", {slow}, since)
+    since = time.monotonic()
+    stack("systemctl set-property --runtime ollama CPUQuota=")
+    # It looks back, so it ends once enough streams began in time.
+    with Load(stack, 2, tokens=1, stream=True).running():
+        alerts.end({slow, "QueueSaturated normal"}, since)
+
+
 def test_more_than_the_engine_can_do_while_prometheus_is_killed(stack: Stack, alerts: AlertWatch) -> None:
     load = Load(stack, 30, tokens=30)
     since = time.monotonic()
@@ -191,12 +204,11 @@ def _answers(alerts: AlertWatch) -> bool:
 
 
 def test_a_bad_rule_file_is_refused_and_the_old_rules_go_on(
-    stack: Stack, alerts: AlertWatch, tmp_path: Path
+    stack: Stack, alerts: AlertWatch, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     groups = len(alerts.ask("rules")["groups"])
     bad = tmp_path / "bad.yml"
     bad.write_text("groups:\n  - name: bad\n    rules:\n      - {alert: Bad, expr: 'up =='}\n")
-    settings = yaml.safe_load((ROOT / "molecule/monitoring/converge.yml").read_text())[1]["vars"]
     with pytest.raises(AssertionError, match="could not parse expression"):
         stack.play("--tags=prometheus", settings={**settings, "prometheus_extra_rule_files": [str(bad)]})
     # By hand, past everything that checks before it writes.
