@@ -58,6 +58,10 @@ install: $(VENV)/.control ## Make the Python environment that runs the playbooks
 deploy: install ## Install or update the stack: make deploy INVENTORY=inventory/mine
 	$(PLAY) site.yml
 
+.PHONY: gpu-probe
+gpu-probe: hosts ## Look at the GPUs and say which driver they would get, and why; changes nothing
+	@$(call answer,playbooks/gpu_probe.yml --tags gpu-probe --extra-vars "probe_file=$$file")
+
 .PHONY: verify
 verify: hosts ## Prove on the running system that every promise holds
 	$(PLAY) playbooks/verify.yml
@@ -115,9 +119,9 @@ smoke: hosts ## Load the stack: exact limits, classes that overtake
 	$(PLAY) playbooks/smoke.yml
 
 # The playbook writes into a private file, so that nothing but the answer reaches standard output.
-client = file=$$(mktemp); log=$$(mktemp); trap 'rm -f "$$file" "$$log"' EXIT; \
-	$(PLAY) playbooks/client.yml --extra-vars "client_file=$$file client_form=$(1) client_alias=$(ALIAS)" >"$$log" 2>&1 \
-	|| { cat "$$log" >&2; exit 1; }; cat "$$file"
+answer = file=$$(mktemp); log=$$(mktemp); trap 'rm -f "$$file" "$$log"' EXIT; \
+	$(PLAY) $(1) >"$$log" 2>&1 || { cat "$$log" >&2; exit 1; }; cat "$$file"
+client = $(call answer,playbooks/client.yml --extra-vars "client_file=$$file client_form=$(1) client_alias=$(ALIAS)")
 
 ##@ Development
 .PHONY: lint lint-yaml lint-ansible lint-python lint-types lint-shell unit lab-ready browser lab-test molecule test lock

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 # Roles that others call with inputs of their own.
 SHARED = ("python_app", "service_unit")
-STEPS = ("validate", "install", "configure", "service", "models")
+STEPS = ("validate", "probe", "install", "configure", "service", "models")
+TAGS = {"validate.yml": "always", "probe.yml": ["never", "gpu-probe"]}
 # Keys of tasks whose values are bare expressions.
 EXPRESSIONS = ("when", "that", "until", "failed_when", "changed_when")
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
@@ -160,9 +161,7 @@ def test_a_role_works_in_order(role: str) -> None:
     files = [task["ansible.builtin.import_tasks"] for task in main]
     assert files == [f"{step}.yml" for step in STEPS if (tasks / f"{step}.yml").exists()]
     assert {path.name for path in tasks.iterdir()} == {"main.yml", *files}
-    assert [task.get("tags") for task in main] == [
-        "always" if file == "validate.yml" else None for file in files
-    ]
+    assert [task.get("tags") for task in main] == [TAGS.get(file) for file in files]
 
 
 def test_preflight_asks_every_role_that_validates() -> None:

@@ -1,0 +1,535 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that decides on a GPU's driver, from what a host has and the role's tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+VENDORS = {"10de": "nvidia", "1002": "amd"}
+NAMES = {"nvidia": "NVIDIA", "amd": "AMD"}
+BACKENDS = {"rocm": "ROCm 7", "vulkan": "Vulkan"}
+CPU = "or set gpu_driver_enabled: false to run on the CPU"
+# Where the role writes what keeps nouveau away, and what is loaded at each start.
+MODPROBE = "/etc/modprobe.d/bedplate-gpu.conf"
+MODULES = "/etc/modules-load.d/bedplate-gpu.conf"
+# Packages that make a driver; others of that name (container tools, settings) do not.
+NVIDIA_DRIVER = re.compile(
+    r"nvidia-(driver|headless|kernel|open-kernel|open|dkms|compute-utils|tesla)(-.+)?"
+    r"|libcuda1|libnvidia-compute-.+|cuda-drivers.*|linux-modules-nvidia-.+"
+)
+NVIDIA_MODULE = re.compile(
+    r"nvidia(-tesla(-\d+)?)?-(open-)?(kernel-)?(open-)?dkms(-.+)?|linux-modules-nvidia-.+"
+)
+NVIDIA_LIBRARY = re.compile(r"libcuda1|libnvidia-compute-.+")
+NOTHING: Row = {
+    "action": "none",
+    "reason": "",
+    "remedy": "",
+    "vendor": "",
+    "count": 0,
+    "cards": [],
+    "driver": {},
+    "packages": [],
+    "hold": [],
+    "headers": [],
+    "components": [],
+    "repository": {},
+    "blacklist": [],
+    "modules": [],
+    "groups": [],
+    "kernels": [],
+    "reboot": False,
+    "backend": "cpu",
+    "parts": [],
+    "changes": [],
+    "notes": [],
+}
+
+
+class RefusedError(Exception):
+    """What is there must not be touched: one sentence with the reason, one with the remedy."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        """Keep both; running on the CPU is always a remedy too."""
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = f"{remedy}, {CPU}."
+
+
+def number(version: str) -> tuple[int, ...]:
+    """Return a version's leading numbers, without Debian's epoch: 1:6.14.14-2 is (6, 14, 14)."""
+    found = re.match(r"(?:\d+:)?(\d+(?:\.\d+)*)", version)
+    return tuple(int(part) for part in found[1].split(".")) if found else ()
+
+
+def listed(words: Iterable[str]) -> str:
+    """Join words as a sentence does."""
+    *most, last = list(words) or [""]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def gpu_decision(host: Row, tables: Row, settings: Row) -> dict[str, Any]:
+    """Return what is to be done on a host (gpu_survey's result); the keys are those of NOTHING."""
+    cards: list[dict[str, Any]] = []
+    try:
+        cards += [card_of(found, tables, settings["extra_cards"]) for found in host["cards"]]
+        result = decide(host, tables, settings, cards)
+    except RefusedError as refused:
+        result = {"action": "refused", "reason": refused.reason, "remedy": refused.remedy}
+    shown = [{key: value for key, value in card.items() if key != "row"} for card in cards]
+    return {**NOTHING, **result, "cards": shown}
+
+
+def decide(host: Row, tables: Row, settings: Row, cards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the keys that differ from NOTHING, or raise RefusedError; sets the roles of the cards."""
+    if host["container"]:
+        return {"reason": "No GPU of its own: this is a container, cards belong to the machine below."}
+    used = computing(cards, tables, settings)
+    expected, count = settings["expected_cards"], len(used)
+    if count < expected:
+        raise RefusedError(
+            f"gpu_driver_expected_cards is {expected}, but {count or 'no'} GPU{'s' * (count != 1)} "
+            "can be used here.",
+            "Look for the card with lspci -nn and in the machine, correct the number",
+        )
+    if not used:
+        others = [f"{card['name']} ({card['note']})" for card in cards]
+        return {"reason": f"No GPU{': only ' + listed(others) if others else ''}."}
+    vendor = used[0]["vendor"]
+    result = {**NOTHING, **(nvidia if vendor == "nvidia" else amd)(host, tables, settings, used)}
+    notes = [f"{card['name']} at {card['slot']}: {card['note']}." for card in cards if card["note"]]
+    if host["virtualization"] != "none":
+        notes.append(f"The machine is virtual ({host['virtualization']}), its cards are handed to it.")
+    families = listed(sorted({card["family"] for card in used}))
+    driver = dict(result["driver"])
+    why = driver.pop("why")
+    return {
+        **result,
+        "action": "install",
+        "vendor": vendor,
+        "count": count,
+        "reason": f"{count} {NAMES[vendor]} GPU{'s' * (count != 1)} ({families}): {why}.",
+        "driver": driver,
+        "changes": changes(host, result),
+        "notes": notes + result["notes"],
+    }
+
+
+# --- Cards
+
+
+def row_of(device: str, chips: Sequence[Row]) -> Row:
+    """Return the first row whose range holds the device id; an empty one where none does."""
+    return next((row for row in chips if row["ids"][0] <= device <= row["ids"][1]), {})
+
+
+def placed(key: str, chips: Sequence[Row], extra_cards: Mapping[str, str]) -> Row:
+    """Return the row of the chip that the user names for a card's id."""
+    row = next((row for row in chips if row["chip"] == extra_cards[key]), None)
+    if row is None:
+        raise RefusedError(
+            f"gpu_driver_extra_cards gives {key} the chip '{extra_cards[key]}', which is not in the table.",
+            f"Use one of {', '.join(row['chip'] for row in chips)}",
+        )
+    return row
+
+
+def card_of(found: Row, tables: Row, extra_cards: Mapping[str, str]) -> dict[str, Any]:
+    """Say what a card is; its role is compute, integrated, guest, function, unknown or other."""
+    key = f"{found['vendor']}:{found['device']}"
+    vendor = VENDORS.get(found["vendor"], "")
+    chips: Sequence[Row] = tables[f"{vendor}_chips"] if vendor else ()
+    known = vendor and key in extra_cards
+    row = placed(key, chips, extra_cards) if known else row_of(found["device"], chips)
+    maker = NAMES.get(vendor) or tables["vendors"].get(found["vendor"], f"vendor {found['vendor']}")
+    role, note = "compute", ""
+    if not vendor:
+        role, note = "other", "for the screen only"
+    elif found["physical_function"]:
+        role, note = "function", f"a virtual function of {found['physical_function']}, for a virtual machine"
+    elif found["driver"] in ("vfio-pci", "pci-stub"):
+        role, note = "guest", f"held by {found['driver']} for a virtual machine"
+    elif not row:
+        role, note = "unknown", "not in the table of chips"
+    elif row.get("integrated"):
+        role, note = "integrated", "part of the processor"
+    return {
+        "slot": found["slot"],
+        "id": key,
+        "name": f"{maker} {found['name'] or row.get('chip', 'device ' + found['device'])}",
+        "vendor": vendor,
+        "family": row.get("family", ""),
+        "chip": row.get("chip", ""),
+        "target": row.get("target", ""),
+        "role": role,
+        "note": note,
+        "row": row,
+    }
+
+
+def computing(cards: list[dict[str, Any]], tables: Row, settings: Row) -> list[dict[str, Any]]:
+    """Return the cards that the engine is to use, all of one vendor; the roles of the others are set."""
+    wanted = settings["vendor"]
+    for card in cards:
+        mine = card["role"] in ("compute", "integrated", "unknown")
+        if wanted and mine and card["vendor"] != wanted:
+            card.update(role="other", note=f"left alone, since gpu_driver_vendor is {wanted}")
+    found = [card for card in cards if card["role"] == "compute"]
+    for card in cards:
+        if card["role"] == "unknown":
+            others = {other["vendor"] for other in found} - {card["vendor"]}
+            leave = f", set gpu_driver_vendor: {others.pop()} to leave it alone" if others else ""
+            raise RefusedError(
+                f"The card {card['id']} of {NAMES[card['vendor']]} at {card['slot']} is unknown here.",
+                f"If you know its chip, set gpu_driver_extra_cards: {{'{card['id']}': CHIP}} "
+                f"(docs/gpu.md lists them){leave}",
+            )
+    if not found:
+        # A processor's own graphics counts where there is nothing else and Ollama's ROCm knows it.
+        known = tables["rocm_targets"]
+        found = [card for card in cards if card["role"] == "integrated" and card["target"] in known]
+        for card in found:
+            card.update(role="compute", note="")
+    if len({card["vendor"] for card in found}) > 1:
+        raise RefusedError(
+            f"There are cards of two vendors ({listed(card['name'] for card in found)}), "
+            "and an engine uses those of one.",
+            "Set gpu_driver_vendor to nvidia or amd for this host",
+        )
+    return found
+
+
+# --- Kernels and packages
+
+
+def kernels_of(host: Row, settings: Row) -> list[Row]:
+    """Return the kernels that must have the module: those asked for, or the running and all installed."""
+    asked = settings["kernels"] or [kernel["release"] for kernel in host["kernels"]]
+    return [kernel for kernel in host["kernels"] if kernel["release"] in asked]
+
+
+def headers_for(host: Row, kernels: Sequence[Row]) -> list[str]:
+    """Return the packages with which a module is built for these kernels and for those to come."""
+    for kernel in kernels:
+        if kernel["headers"] == "missing":
+            raise RefusedError(
+                f"The kernel {kernel['release']} has no headers to build a module with, and no package "
+                f"source has linux-headers-{kernel['release']}.",
+                "Install them, or start a current kernel and remove this one, or name the kernels that "
+                "count in gpu_driver_kernels",
+            )
+    single = [kernel["release"] for kernel in kernels if kernel["headers"] == "available"]
+    return [f"linux-headers-{name}" for name in (*host["kernel_kinds"], *single)]
+
+
+def check_packages(host: Row, packages: Iterable[str]) -> None:
+    """Refuse what would make an installation of these packages end half done."""
+    for name, letters in sorted(host["broken"].items()):
+        raise RefusedError(
+            f"The package {name} is half installed (dpkg says {letters}).",
+            "Run dpkg --configure -a and apt-get --fix-broken install",
+        )
+    if host["held"] and set(packages) - set(host["packages"]):
+        raise RefusedError(
+            f"On hold: {listed(host['held'])}, so that the driver cannot be installed as a whole.",
+            f"Run apt-mark unhold {' '.join(host['held'])}",
+        )
+
+
+def check_secure_boot(host: Row, settings: Row) -> None:
+    """Refuse to build a module that the kernel would not load."""
+    certificate = settings["signing_certificate"]
+    if host["secure_boot"] and not host["certificate_enrolled"]:
+        raise RefusedError(
+            f"Secure Boot is on, and {certificate}, which signs modules built here, is not enrolled.",
+            f"Run dkms generate_mok and mokutil --import {certificate}, confirm it on the console at the "
+            "next start, or switch Secure Boot off in the firmware",
+        )
+
+
+def changes(host: Row, result: Row) -> list[str]:
+    """Say what the decision would change on the host, one sentence each."""
+    missing = [name for name in result["packages"] if name not in host["packages"]]
+    said = []
+    if missing and result["components"]:
+        said.append(f"Package sources: {listed(result['components'])} switched on, where they are not.")
+    if missing and result["repository"]:
+        said.append(f"Package source {result['repository']['url']} added, its key checked.")
+    if missing:
+        said.append(f"Packages installed: {', '.join(missing)}.")
+    if result["blacklist"] and MODPROBE not in host["written"]:
+        said.append(f"Kept from loading: {listed(result['blacklist'])} ({MODPROBE}).")
+    if result["modules"] and MODULES not in host["written"]:
+        said.append(f"Loaded at each start, before Ollama: {listed(result['modules'])} ({MODULES}).")
+    if result["reboot"]:
+        said.append("A restart, which gpu_driver_reboot must allow; until then Ollama has no GPU.")
+    return said
+
+
+# --- NVIDIA
+
+
+def nvidia(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[str, Any]:
+    """Decide for NVIDIA's cards."""
+    flavours = nvidia_flavours(cards, tables)
+    minimum = nvidia_minimum(cards, tables)
+    if host["runfile"]:
+        raise RefusedError(
+            "A driver is here that NVIDIA's .run file installed, and packages would overwrite a part of it.",
+            f"Run {host['runfile']} and restart the machine",
+        )
+    kernels = kernels_of(host, settings)
+    offers = [
+        offer
+        for offer in tables["nvidia_sources"].get(host["release"], [])
+        if settings["source"] in ("auto", offer["source"])
+    ]
+    own = [
+        offer
+        for offer in offers
+        if offer["packages"][flavours[0]][0] in host["packages"]
+        and number(offer["version"]) >= number(minimum)
+    ]
+    there = nvidia_installed(host)
+    result: dict[str, Any] = {"packages": []}
+    if there and not own:
+        version = nvidia_adopted(there, flavours, minimum)
+        driver = {"source": "installed", "branch": version.split(".")[0], "version": version}
+        why = f"the driver {version} that is installed stays (Ollama needs {minimum} or newer)"
+    else:
+        offer = nvidia_offer(host, own or offers, flavours[0], minimum, kernels)
+        if offer["build"] == "dkms":
+            check_secure_boot(host, settings)
+        driver = {key: offer[key] for key in ("source", "branch", "version", "flavour", "build")}
+        from_ = "NVIDIA's repository" if offer["source"] == "vendor" else f"the archive of {host['release']}"
+        built = "signed" if offer["build"] == "signed" else "built on the host"
+        why = f"driver {offer['version']} from {from_}, {offer['flavour']} kernel modules, {built}"
+        result |= {key: offer[key] for key in ("packages", "hold", "headers", "components", "repository")}
+    check_packages(host, result["packages"])
+    running = host["modules"].get("nvidia", "")
+    stale = bool(running and there and number(running) != number(there["version"]))
+    return {
+        **result,
+        "driver": {
+            "module": "nvidia",
+            "flavour": "",
+            "build": "",
+            **driver,
+            "minimum": minimum,
+            "why": why,
+        },
+        "blacklist": ["nouveau"],
+        "modules": ["nvidia", "nvidia_uvm"],
+        "kernels": [kernel["release"] for kernel in kernels],
+        "reboot": "nouveau" in host["modules"] or stale,
+        "backend": "cuda",
+        "parts": [nvidia_part(cards, driver["version"], tables)],
+    }
+
+
+def nvidia_flavours(cards: Sequence[Row], tables: Row) -> list[str]:
+    """Return which kernel modules (open, proprietary) drive every card, the better first."""
+    families = tables["nvidia_families"]
+    for card in cards:
+        if not families[card["family"]]:
+            raise RefusedError(
+                f"{card['name']} ({card['id']} at {card['slot']}) is older than Maxwell, and Ollama works "
+                "with no driver for it.",
+                "Take the card out",
+            )
+    both = ("open", "proprietary")
+    fitting = [name for name in both if all(name in families[card["family"]] for card in cards)]
+    if not fitting:
+        raise RefusedError(
+            f"No driver drives {listed(sorted({card['family'] for card in cards}))} together: Blackwell "
+            "needs the open kernel modules, cards before Turing the proprietary ones.",
+            "Take out the cards of one kind",
+        )
+    return fitting
+
+
+def nvidia_minimum(cards: Sequence[Row], tables: Row) -> str:
+    """Return the oldest version that Ollama works with and that knows every card."""
+    lowest = min(number(card["target"]) for card in cards)
+    ollama = next(rule["driver"] for rule in tables["nvidia_minimum"] if lowest < number(rule["below"]))
+    return str(max([ollama, *(card["row"].get("since", "0") for card in cards)], key=number))
+
+
+def nvidia_installed(host: Row) -> dict[str, Any]:
+    """Return version and names of the NVIDIA driver that packages brought; nothing where there is none."""
+    names = sorted(name for name in host["packages"] if NVIDIA_DRIVER.fullmatch(name))
+    # Ready modules have the kernel's version.
+    others = [name for name in names if not name.startswith("linux-")]
+    telling = [name for name in names if NVIDIA_LIBRARY.fullmatch(name)] or others
+    found = [re.sub(r"^\d+:|-[^-]*$", "", host["packages"][name]) for name in telling]
+    return {"version": max(found, key=number, default=""), "names": names} if names else {}
+
+
+def nvidia_adopted(there: Row, flavours: Sequence[str], minimum: str) -> str:
+    """Return the version of another's driver that can stay, or raise RefusedError: none is replaced."""
+    version, names = str(there["version"]), there["names"]
+    remove = f"Remove it (apt-get purge {' '.join(names)}) and restart, or update it yourself"
+    if number(version) < number(minimum):
+        raise RefusedError(
+            f"NVIDIA's driver {version} is installed, and Ollama with this card needs {minimum} or newer.",
+            remove,
+        )
+    modules = [name for name in names if NVIDIA_MODULE.fullmatch(name)]
+    has = {"open" if re.search(r"\bopen\b", name) else "proprietary" for name in modules}
+    if modules and not has & set(flavours):
+        raise RefusedError(
+            f"The installed driver has the {listed(sorted(has))} kernel modules, and this card needs the "
+            f"{listed(flavours)} ones.",
+            remove,
+        )
+    return version
+
+
+def nvidia_offer(
+    host: Row, offers: Sequence[Row], flavour: str, minimum: str, kernels: Sequence[Row]
+) -> dict[str, Any]:
+    """Return the first offer new enough, its packages and addresses filled in for this host."""
+    old = []
+    for offer in offers:
+        if number(offer["version"]) < number(minimum):
+            old.append(f"the {offer['source']} of {host['release']} has {offer['version']}")
+            continue
+        packages = list(offer["packages"][flavour])
+        headers: list[str] = []
+        if offer["build"] == "signed":
+            kinds = [*host["kernel_kinds"], *(kernel["release"] for kernel in kernels)]
+            ready = [offer["modules"][flavour].format(kernel=kind) for kind in kinds]
+            if not set(ready) <= set(host["signed_modules"]):
+                continue
+            packages += ready
+        else:
+            headers = headers_for(host, kernels)
+        machine = "sbsa" if host["machine"] == "aarch64" else host["machine"]
+        repository = offer.get("repository", {})
+        return {
+            **offer,
+            "flavour": flavour,
+            "packages": headers + packages,
+            "hold": offer["packages"][flavour],
+            "headers": headers,
+            "repository": {key: value.format(machine=machine) for key, value in repository.items()},
+        }
+    raise RefusedError(
+        f"Ollama with this card needs NVIDIA's driver {minimum} or newer, and "
+        f"{listed(old) or 'Bedplate knows none for ' + host['release']}.",
+        "Set gpu_driver_source: auto, or install such a driver yourself and run again",
+    )
+
+
+def nvidia_part(cards: Sequence[Row], version: str, tables: Row) -> str:
+    """Return the folder of Ollama's archive for these cards and this driver."""
+    lowest = min(number(card["target"]) for card in cards)
+    return next(
+        str(rule["part"])
+        for rule in tables["nvidia_parts"]
+        if lowest >= number(rule["from"]) and number(version) >= number(rule["driver"])
+    )
+
+
+# --- AMD
+
+
+def amd(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[str, Any]:
+    """Decide for AMD's cards: their driver is the kernel's, and Ollama's ROCm wants a new one."""
+    source = tables["amd_sources"].get(host["release"])
+    if source is None:
+        raise RefusedError(
+            f"Bedplate knows no packages for AMD cards on {host['release']}.",
+            f"Use {listed(tables['amd_sources'])}",
+        )
+    for card in cards:
+        if card["family"] not in (*tables["amd_vulkan"], *tables["amd_rocm_only"]):
+            raise RefusedError(
+                f"{card['name']} ({card['id']} at {card['slot']}) is of {card['family']}, and Ollama "
+                "computes on none so old.",
+                "Take the card out",
+            )
+    newer = tables["newer_kernel"][host["release"]]
+    kernels = kernels_of(host, settings)
+    newest = max(kernels, key=lambda one: number(one["release"]))
+    kernel = next((one for one in kernels if one["running"]), newest)["release"]
+    dkms = host["packages"].get("amdgpu-dkms", "")
+    here, least = (dkms, tables["rocm_dkms"]) if dkms else (kernel, tables["rocm_kernel"])
+    said = f"amdgpu-dkms {dkms}" if dkms else f"the kernel's own driver ({kernel})"
+    recent = number(here) >= number(least)
+    amd_kernel(cards, kernels, "" if dkms else kernel, newer, "modules" in source)
+    for card in cards:
+        if card["family"] in tables["amd_rocm_only"] and not recent:
+            raise RefusedError(
+                f"{card['name']} computes by ROCm 7 only, which needs a driver newer than {said}.",
+                f"For one, {newer}, and restart, or install amdgpu-dkms 30.10 from AMD",
+            )
+    rest = [card for card in cards if card["target"] not in tables["rocm_targets"] or not recent]
+    parts = ["rocm"] * (len(rest) < len(cards)) + ["vulkan"] * bool(rest)
+    bare = [one["release"] for one in kernels if one["installed"] and not one["amdgpu"]]
+    packages = [
+        *source["packages"],
+        *(source["modules"].format(kernel=name) for name in bare),
+        *(source["vulkan"] if rest else []),
+    ]
+    check_packages(host, packages)
+    notes = []
+    unknown = sorted({card["target"] for card in rest} - set(tables["rocm_targets"]))
+    if unknown:
+        notes.append(f"Ollama's ROCm has no code for {listed(unknown)}: Vulkan computes there.")
+    elif rest:
+        notes.append(
+            f"ROCm would be faster, and needs the driver of kernel {tables['rocm_kernel']} or newer: "
+            f"{newer}, restart and run again."
+        )
+    return {
+        "driver": {
+            "module": "amdgpu",
+            "flavour": "kernel",
+            "source": "installed" if dkms else "archive",
+            "build": "dkms" if dkms else "kernel",
+            "branch": "",
+            "version": here,
+            "minimum": least,
+            "why": f"{said}, {listed(BACKENDS[part] for part in parts)}",
+        },
+        "packages": packages,
+        "components": source["components"],
+        "modules": ["amdgpu"],
+        "groups": ["render", "video"],
+        "kernels": [one["release"] for one in kernels],
+        "backend": parts[0],
+        "parts": parts,
+        "notes": notes,
+    }
+
+
+def amd_kernel(
+    cards: Sequence[Row], kernels: Sequence[Row], kernel: str, newer: str, extra_package: bool
+) -> None:
+    """Refuse a kernel (empty: another driver is there) that does not drive the cards, or has no amdgpu."""
+    known = str(max((card["row"].get("kernel", "0") for card in cards), key=number))
+    if kernel and number(kernel) < number(known):
+        raise RefusedError(
+            f"The kernel {kernel} does not drive {listed(sorted({card['chip'] for card in cards}))}, "
+            f"which needs {known} or newer.",
+            f"For a newer kernel, {newer}, and restart",
+        )
+    bare = [one["release"] for one in kernels if one["installed"] and not one["amdgpu"]]
+    if bare and not extra_package:
+        raise RefusedError(
+            f"The kernel {bare[0]} has no module amdgpu, as kernels for clouds have not.",
+            "Run apt-get install linux-image-amd64 and restart with that kernel",
+        )
+
+
+class FilterModule:
+    """The filter, as Ansible finds it."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filter by its name."""
+        return {"gpu_decision": gpu_decision}

@@ -1,0 +1,395 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""One read-only look at what decides on a GPU's driver: cards, kernels, Secure Boot, packages."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: gpu_survey
+short_description: Look at a host's cards and at what is there to drive them, changing nothing
+description:
+  - Finds cards in the kernel's list of PCI devices, so no driver and no other tool need be there.
+  - Reads sysfs, EFI variables, /etc/os-release and /lib/modules, asks dpkg, apt-cache and
+    systemd-detect-virt.
+options:
+  kernels:
+    description: Kernel releases to report on besides the running one and those installed.
+    type: list
+    elements: str
+    default: []
+  certificate:
+    description: Certificate (DER) with which modules are signed on this host; it need not exist.
+    type: str
+    default: /var/lib/dkms/mok.pub
+author: Bedplate
+"""
+
+EXAMPLES = r"""
+- name: Look at the cards
+  gpu_survey:
+  register: __gpu_driver_host
+"""
+
+RETURN = r"""
+release:
+  description: Distribution and release, such as Debian 13 or Ubuntu 24.04.
+  returned: always
+  type: str
+machine:
+  description: The processor's architecture, such as x86_64.
+  returned: always
+  type: str
+container:
+  description: Whether this is a container, whose kernel and drivers are another machine's.
+  returned: always
+  type: bool
+virtualization:
+  description: What hypervisor this machine runs on, in the words of systemd-detect-virt; none on bare metal.
+  returned: always
+  type: str
+secure_boot:
+  description: Whether the firmware lets only signed kernel modules be loaded.
+  returned: always
+  type: bool
+certificate_enrolled:
+  description: Whether the certificate exists and the firmware trusts it.
+  returned: always
+  type: bool
+cards:
+  description: Display controllers and accelerators, by slot.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    slot: {description: 'Address, such as 0000:01:00.0.', type: str}
+    vendor: {description: Vendor id in four hexadecimal digits., type: str}
+    device: {description: Device id likewise., type: str}
+    subsystem: {description: 'Vendor and device of the board, such as 10de:1467.', type: str}
+    class: {description: 'Class in six digits, such as 030000.', type: str}
+    driver: {description: Kernel driver that holds it; empty for none., type: str}
+    physical_function: {description: Slot of the card that it is a function of; empty for none., type: str}
+    virtual_functions: {description: Virtual functions that are switched on., type: int}
+    name: {description: Its name in the host's pci.ids; empty where there is none., type: str}
+kernels:
+  description: The running kernel, those installed and those asked for.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    release: {description: 'Its release, such as 6.12.74+deb13-amd64.', type: str}
+    running: {description: Whether it runs., type: bool}
+    installed: {description: Whether its modules are there., type: bool}
+    headers: {description: 'One of installed, available (in the package sources) and missing.', type: str}
+    amdgpu: {description: Whether it has the module amdgpu., type: bool}
+kernel_kinds:
+  description: Kinds of kernels whose meta package is installed, such as amd64 for linux-image-amd64 or
+    generic for linux-image-virtual.
+  returned: always
+  type: list
+  elements: str
+signed_modules:
+  description: Packages of ready signed NVIDIA modules in the sources, for these kernels and kinds.
+  returned: always
+  type: list
+  elements: str
+modules:
+  description: Version of each loaded module that drives cards; empty where it tells none.
+  returned: always
+  type: dict
+packages:
+  description: Version of each installed package that belongs to a driver.
+  returned: always
+  type: dict
+broken:
+  description: Packages among these whose installation did not end, each with dpkg's two letters.
+  returned: always
+  type: dict
+held:
+  description: Packages among these that are on hold, but for those that Bedplate holds itself.
+  returned: always
+  type: list
+  elements: str
+runfile:
+  description: The uninstaller that NVIDIA's .run file leaves; empty where there is none.
+  returned: always
+  type: str
+written:
+  description: Files of the role gpu_driver that are there.
+  returned: always
+  type: list
+  elements: str
+"""
+
+ROOT = Path("/")
+CLASSES = ("03", "12")
+"""Display controllers, and processing accelerators (AMD Instinct)."""
+PATTERNS = (
+    "nvidia-*",
+    "libnvidia-*",
+    "libcuda1",
+    "cuda-drivers*",
+    "firmware-nvidia-*",
+    "linux-modules-nvidia-*",
+    "linux-modules-extra-*",
+    "linux-headers-*",
+    "linux-image-*",
+    "linux-firmware",
+    "dkms",
+    "amdgpu-dkms*",
+    "firmware-amd-graphics",
+    "mesa-vulkan-drivers",
+    "libvulkan1",
+)
+DRIVING = ("nouveau", "nvidia", "nvidia_uvm", "amdgpu", "radeon", "vfio_pci")
+EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
+IMAGE_SECURITY = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
+WRITTEN = ("etc/modprobe.d/bedplate-gpu.conf", "etc/modules-load.d/bedplate-gpu.conf")
+OWN_HOLDS = "etc/bedplate/gpu_driver/held"
+"""The packages that the role itself put on hold, one a line."""
+
+
+def text(path: Path) -> str:
+    """Return a file's text without white space around it; nothing where it cannot be read."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def said(*command: str) -> str:
+    """Return what a command prints; nothing where it does not exist."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+    except FileNotFoundError:
+        return ""
+
+
+def link(path: Path) -> str:
+    """Return the last part of what a link names; nothing where it is none."""
+    return path.readlink().name if path.is_symlink() else ""
+
+
+def cards(root: Path = ROOT) -> list[dict[str, Any]]:
+    """Return the display controllers and accelerators of the PCI buses, by slot."""
+    found: list[dict[str, Any]] = []
+    devices = root / "sys/bus/pci/devices"
+    for device in sorted(devices.iterdir()) if devices.is_dir() else ():
+        kind = text(device / "class").removeprefix("0x")
+        if not kind.startswith(CLASSES):
+            continue
+
+        def read(name: str, device: Path = device) -> str:
+            return text(device / name).removeprefix("0x").lower()
+
+        found.append(
+            {
+                "slot": device.name,
+                "vendor": read("vendor"),
+                "device": read("device"),
+                "subsystem": f"{read('subsystem_vendor')}:{read('subsystem_device')}",
+                "class": kind,
+                "driver": link(device / "driver"),
+                "physical_function": link(device / "physfn"),
+                "virtual_functions": int(read("sriov_numvfs") or 0),
+                "name": "",
+            }
+        )
+    names = card_names(root, {(card["vendor"], card["device"]) for card in found})
+    for card in found:
+        card["name"] = names.get((card["vendor"], card["device"]), "")
+    return found
+
+
+def card_names(root: Path, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return the names of the wanted (vendor, device) that the host's pci.ids knows."""
+    found = {}
+    for path in ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids"):
+        vendor = ""
+        for line in text(root / path).splitlines() if wanted else ():
+            if device := re.match(r"\t([0-9a-f]{4})  (.+)", line):
+                if (vendor, device[1]) in wanted:
+                    found[vendor, device[1]] = device[2].strip()
+            elif re.match(r"[0-9a-f]{4} ", line):
+                vendor = line[:4]
+        if found:
+            break
+    return found
+
+
+def release(root: Path = ROOT) -> str:
+    """Return distribution and release, such as Debian 13."""
+    os_release = dict(re.findall(r'^([A-Z_]+)="?([^"\n]*)"?$', text(root / "etc/os-release"), re.MULTILINE))
+    name = os_release.get("NAME", "").split(" ")[0] or os_release.get("ID", "")
+    return f"{name} {os_release.get('VERSION_ID', '')}".strip()
+
+
+def efi_variable(root: Path, name: str) -> bytes:
+    """Return an EFI variable's value; nothing where there is none, or no EFI."""
+    try:
+        return (root / "sys/firmware/efi/efivars" / name).read_bytes()[4:]
+    except OSError:
+        return b""
+
+
+def secure_boot(root: Path = ROOT) -> bool:
+    """Return whether the firmware enforces signatures."""
+    return efi_variable(root, f"SecureBoot-{EFI_GLOBAL}")[:1] == b"\x01"
+
+
+def certificate_enrolled(certificate: Path, root: Path = ROOT) -> bool:
+    """Return whether the certificate (DER) is among those that firmware or shim trust."""
+    try:
+        wanted = certificate.read_bytes()
+    except OSError:
+        return False
+    trusted = [
+        efi_variable(root, f"db-{IMAGE_SECURITY}"),
+        *(path.read_bytes() for path in (root / "sys/firmware/efi/mok-variables").glob("MokListRT*")),
+        *(
+            efi_variable(root, path.name)
+            for path in (root / "sys/firmware/efi/efivars").glob(f"MokListRT*-{SHIM}")
+        ),
+    ]
+    return bool(wanted) and any(wanted in value for value in trusted)
+
+
+def packages(listing: str, own_holds: Iterable[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Read `dpkg-query` lines "letters|name|version": what is installed, half installed, on hold."""
+    installed, broken, held = {}, {}, []
+    for line in listing.splitlines():
+        letters, name, version = line.split("|")
+        want, state = letters[0], letters[1]
+        if state == "i":
+            installed[name] = version
+        # n and c: not there, or only its configuration.
+        elif state not in "nc" or letters[2:].strip():
+            broken[name] = letters.strip()
+        if want == "h" and name not in own_holds:
+            held.append(name)
+    return installed, broken, sorted(held)
+
+
+def kernel_kinds(installed: Iterable[str]) -> list[str]:
+    """Return the kinds of kernels whose meta package is installed; a virtual one is a generic one."""
+    found = (
+        re.fullmatch(r"linux-image-(?!unsigned|extra|uc-)([a-z].*?)(?<!-dbg)", name) for name in installed
+    )
+    return sorted({match[1].replace("virtual", "generic") for match in found if match})
+
+
+def offered(names: Iterable[str]) -> set[str]:
+    """Return the packages that the sources really have; apt also knows names that others only mention."""
+    names = list(names)
+    lines = said("apt-cache", "madison", *names).splitlines() if names else []
+    return {line.split("|")[0].strip() for line in lines}
+
+
+def kernels(
+    asked: Iterable[str], installed: Iterable[str], root: Path = ROOT, running: str | None = None
+) -> list[dict[str, Any]]:
+    """Return the running kernel, those with modules and those asked for; `installed` are package names."""
+    modules = root / "lib/modules"
+    there = {path.parent.name for path in modules.glob("*/kernel")}
+    running = running or os.uname().release
+    wanted = sorted(there | {running} | set(asked))
+    lacking = [
+        name
+        for name in wanted
+        if not (modules / name / "build").exists() and f"linux-headers-{name}" not in set(installed)
+    ]
+    available = offered(f"linux-headers-{name}" for name in lacking)
+    return [
+        {
+            "release": name,
+            "running": name == running,
+            "installed": name in there,
+            "headers": (
+                "installed"
+                if name not in lacking
+                else "available"
+                if f"linux-headers-{name}" in available
+                else "missing"
+            ),
+            "amdgpu": any((modules / name).glob("**/amdgpu.ko*")),
+        }
+        for name in wanted
+    ]
+
+
+def signed_modules(releases: Iterable[str], kinds: Iterable[str]) -> list[str]:
+    """Return the packages of signed NVIDIA modules in the sources for these kernels and kinds of kernels."""
+    ends = "|".join(re.escape(end) for end in (*releases, *kinds))
+    fitting = re.compile(rf"linux-modules-nvidia-\d+(-server)?(-open)?-({ends})")
+    known = said("apt-cache", "pkgnames", "linux-modules-nvidia-").split()
+    return sorted(offered(name for name in known if fitting.fullmatch(name)))
+
+
+def loaded(root: Path = ROOT) -> dict[str, str]:
+    """Return the loaded modules that drive cards, each with its version where it tells one."""
+    return {
+        name: text(root / "sys/module" / name / "version")
+        for name in DRIVING
+        if (root / "sys/module" / name).is_dir()
+    }
+
+
+def runfile(root: Path = ROOT) -> str:
+    """Return the uninstaller that only NVIDIA's .run file leaves."""
+    path = "usr/bin/nvidia-uninstall"
+    return f"/{path}" if (root / path).exists() else ""
+
+
+def virtualization() -> str:
+    """Return the hypervisor below this machine; none on bare metal and where nobody knows."""
+    return said("systemd-detect-virt", "--vm").strip() or "none"
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "kernels": {"type": "list", "elements": "str", "default": []},
+            "certificate": {"type": "str", "default": "/var/lib/dkms/mok.pub"},
+        },
+        supports_check_mode=True,
+    )
+    listing = said(
+        "dpkg-query", "--show", "--showformat=${db:Status-Abbrev}|${Package}|${Version}\\n", *PATTERNS
+    )
+    installed, broken, held = packages(listing, text(ROOT / OWN_HOLDS).split())
+    kinds = kernel_kinds(installed)
+    found = kernels(module.params["kernels"], installed)
+    module.exit_json(
+        changed=False,
+        release=release(),
+        machine=platform.machine(),
+        container=Path("/run/systemd/container").exists(),
+        virtualization=virtualization(),
+        secure_boot=secure_boot(),
+        certificate_enrolled=certificate_enrolled(Path(module.params["certificate"])),
+        cards=cards(),
+        kernels=found,
+        kernel_kinds=kinds,
+        signed_modules=signed_modules([kernel["release"] for kernel in found], kinds),
+        modules=loaded(),
+        packages=installed,
+        broken=broken,
+        held=held,
+        runfile=runfile(),
+        written=[f"/{path}" for path in WRITTEN if (ROOT / path).exists()],
+    )
+
+
+if __name__ == "__main__":
+    main()
