@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bedplate_dashboard import exposition
 from bedplate_dashboard.collect import (
+    GATEWAY_METRICS,
+    NODE_METRICS,
     Contact,
-    EngineState,
     GatewayAnswer,
     HostAnswer,
+    MachineAnswer,
     Observation,
-    Verify,
+    PrometheusAnswer,
+    ReportFile,
 )
-from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.exposition import Exposition
+from bedplate_dashboard.foreign import EngineState
+from bedplate_dashboard.poller import Poller
+from bedplate_dashboard.settings import Secrets, Settings
+from bedplate_dashboard.web import create_app
+from flask.testing import FlaskClient
 
 AT = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+SECRETS = Secrets("sk-secret")
+ANSWERED = Contact("answered", 0.004)
 
 
 def engine_state(*models: str) -> EngineState:
+    """An engine that holds these models."""
     return EngineState.model_validate(
         {
             "schema": 1,
@@ -32,18 +45,37 @@ def engine_state(*models: str) -> EngineState:
     )
 
 
+def gateway_metrics(*lines: str) -> Exposition:
+    """What the gateway's metrics say."""
+    return exposition.read("\n".join(lines).encode(), GATEWAY_METRICS)
+
+
+def node_metrics(*lines: str) -> Exposition:
+    """What a node exporter says."""
+    return exposition.read("\n".join(lines).encode(), NODE_METRICS)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, Any]:
     return {
         "name": "rack",
+        "monitoring": "eye",
+        "gateway": "door",
         "gateway_url": "http://127.0.0.1:8000",
+        "gateway_metrics_url": "http://127.0.0.1:9464",
         "public_gateway_url": "http://10.1.2.3:8000",
         "prometheus_url": "http://127.0.0.1:9090",
+        "scrape_seconds": 15,
         "inference_hosts": [
             {"name": "gpu1", "exporter_url": "http://127.0.0.1:9101", "models": ["small:1b", "embed"]},
             {"name": "gpu2", "exporter_url": "http://10.1.2.4:9101", "models": ["small:1b"]},
         ],
+        "other_models": [],
+        "node_exporters": [{"name": "gpu1", "url": "http://127.0.0.1:9100"}],
+        "pinned_versions": [{"component": "Ollama", "host": "gpu1", "version": "0.24.0"}],
         "verify_report": str(tmp_path / "verify.json"),
+        "smoke_report": str(tmp_path / "smoke.json"),
+        "login": False,
     }
 
 
@@ -54,15 +86,35 @@ def settings(config: dict[str, Any]) -> Settings:
 
 @pytest.fixture
 def all_well() -> Observation:
-    answered = Contact("answered", 0.004)
     return Observation(
         at=AT,
         seconds=0.01,
-        gateway=GatewayAnswer(answered, frozenset({"small:1b", "embed"})),
+        gateway=GatewayAnswer(ANSWERED, frozenset({"small:1b", "embed"}), ANSWERED, gateway_metrics()),
         hosts=(
-            HostAnswer("gpu1", answered, engine_state("small:1b", "embed:latest")),
-            HostAnswer("gpu2", answered, engine_state("small:1b")),
+            HostAnswer("gpu1", ANSWERED, engine_state("small:1b", "embed:latest")),
+            HostAnswer("gpu2", ANSWERED, engine_state("small:1b")),
         ),
-        prometheus=answered,
-        verify=Verify(),
+        machines=(MachineAnswer("gpu1", ANSWERED, node_metrics()),),
+        prometheus=PrometheusAnswer(ANSWERED, (), "2.53.3"),
+        verify=ReportFile(),
+        smoke=ReportFile(),
     )
+
+
+@pytest.fixture
+def poller(settings: Settings) -> Poller:
+    return Poller(settings, SECRETS)
+
+
+@pytest.fixture
+def client(poller: Poller) -> FlaskClient:
+    return create_app(poller, SECRETS).test_client()
+
+
+@pytest.fixture
+def show(poller: Poller, client: FlaskClient) -> Callable[[Observation], FlaskClient]:
+    def take(seen: Observation) -> FlaskClient:
+        poller.take(seen)
+        return client
+
+    return take

@@ -1,24 +1,25 @@
 """Serves the samples on loopback, one port each, to look at the page without a stack; from 0, on free ones.
 
-    PYTHONPATH=dashboard_app/src:dashboard_app/tests python dashboard_app/tests/sample_server.py 3900
+PYTHONPATH=dashboard_app/src:dashboard_app/tests python dashboard_app/tests/sample_server.py 3900
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from bedplate_dashboard import assets, wording
-from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.poller import Poller
+from bedplate_dashboard.settings import Secrets, Settings
 from bedplate_dashboard.status import Status
-from bedplate_dashboard.web import SECURITY_HEADERS, base_url, client_snippets
-from flask import Flask, Response, jsonify, render_template, request
+from bedplate_dashboard.web import create_app
+from flask import Flask, Response, jsonify, request
 from samples import AT, SAMPLES
 from werkzeug.serving import make_server
 
@@ -35,6 +36,7 @@ SETTINGS = Settings.model_validate(
             {"name": "gpu1", "exporter_url": "http://127.0.0.1:9101", "models": ["smollm2:135m"]}
         ],
         "scrape_seconds": 15,
+        "other_models": [],
         "node_exporters": [],
         "pinned_versions": [],
         "verify_report": "/nowhere",
@@ -42,12 +44,48 @@ SETTINGS = Settings.model_validate(
         "login": False,
     }
 )
+LOOK_SECONDS = 2.0
 
 
-def history(length: str) -> dict[str, Any]:
+def later(value: Any, length: timedelta) -> Any:
+    """A sample with all its moments moved."""
+    if isinstance(value, datetime):
+        return value + length
+    if isinstance(value, tuple):
+        return tuple(later(each, length) for each in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(
+            value,
+            **{field.name: later(getattr(value, field.name), length) for field in dataclasses.fields(value)},
+        )
+    return value
+
+
+class SamplePoller(Poller):
+    """Finds the same every two seconds."""
+
+    def __init__(self, sample: Status) -> None:
+        """Ask nobody."""
+        super().__init__(SETTINGS, Secrets("sk-secret"))
+        self._sample = sample
+
+    def status(self) -> Status:
+        """Tell the sample as of now."""
+        status: Status = later(self._sample, datetime.now(UTC) - AT)
+        return status
+
+    def wait(self, number: int, seconds: float) -> int:
+        """Wait for the next two seconds."""
+        latest = int(time.monotonic() / LOOK_SECONDS)
+        if latest == number:
+            time.sleep(min(seconds, (latest + 1) * LOOK_SECONDS - time.monotonic()))
+        return int(time.monotonic() / LOOK_SECONDS)
+
+
+def history(span: str) -> dict[str, Any]:
     """A made-up history with a gap and a burst."""
-    step = {"1h": 20, "1d": 480}[length]
-    now = AT.timestamp()
+    step = {"1h": 20, "1d": 480}[span]
+    now = math.floor(time.time() / step) * step
     times = [now - step * (180 - number) for number in range(181)]
     dice = random.Random(7)  # noqa: S311 - a made-up curve
     load = [
@@ -64,80 +102,32 @@ def history(length: str) -> dict[str, Any]:
         "ttft_p95_seconds": [0.3 + each / 9 + dice.random() / 4 for each in load],
         "slots_busy": [float(min(4, round(each / 2))) for each in load],
         "queue_waiting": [float(max(0, round(each - 6))) for each in load],
+        "gpu_utilization_ratio": [min(1.0, each / 8) for each in load],
     }
     for values in series.values():
         values[40:52] = [None] * 12
-    return {
-        "schema": 1,
-        "range": length,
-        "step_seconds": step,
-        "error": None,
-        "times": times,
-        "series": series,
-    }
+    return {"schema": 1, "range": span, "step_seconds": step, "error": None, "times": times, "series": series}
 
 
-def create(status: Status) -> Flask:
-    """One sample as the dashboard would show it."""
-    app = Flask("bedplate_dashboard", static_folder=None)
-    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    app.jinja_env.filters.update(wording.FILTERS)
-    app.jinja_env.globals.update(share=wording.share)
-    assets.register(app, assets.load())
-    page = {"base_url": base_url(SETTINGS), "code": client_snippets(SETTINGS)}
+def create(name: str) -> Flask:
+    """The dashboard, showing one sample."""
+    app = create_app(SamplePoller(SAMPLES[name]), Secrets("sk-secret"))
 
-    def live() -> str:
-        return render_template("live.html", status=status, settings=SETTINGS, now=AT, range="1h", kiosk=False)
-
-    @app.get("/")
-    def index() -> Response:
-        length = request.args.get("range", "1h")
-        form = request.args.get("format", "html")
-        text = render_template(
-            "page.html" if form == "html" else "status.txt",
-            status=status,
-            settings=SETTINGS,
-            now=AT,
-            snippets=page,
-            version="0.1.0",
-            range=length,
-            kiosk="kiosk" in request.args,
-        )
-        return Response(text, mimetype="text/html" if form == "html" else "text/plain")
-
-    @app.get("/live")
-    def part() -> str:
-        return live()
-
-    @app.get("/events")
-    def events() -> Response:
-        text = live()
-        data = "".join(f"data: {line}\n" for line in text.splitlines())
-
-        def stream() -> Iterator[str]:
-            while True:
-                yield f"event: live\n{data}\n"
-                time.sleep(2)
-
-        return Response(stream(), mimetype="text/event-stream")
-
-    @app.get("/api/history.json")
     def past() -> Response:
-        return jsonify(history(request.args["range"]))
+        told = history(request.args["range"])
+        if name != "gpu":
+            del told["series"]["gpu_utilization_ratio"]
+        return jsonify(told)
 
-    @app.after_request
-    def guard(response: Response) -> Response:
-        response.headers.update(SECURITY_HEADERS)
-        return response
-
+    app.view_functions["past"] = past
     return app
 
 
 def main() -> None:
     """Serve until interrupted."""
     first = int(sys.argv[1])
-    for port, (name, status) in enumerate(SAMPLES.items(), start=first):
-        server = make_server("127.0.0.1", port if first else 0, create(status), threaded=True)
+    for port, name in enumerate(SAMPLES, start=first):
+        server = make_server("127.0.0.1", port if first else 0, create(name), threaded=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         sys.stdout.write(f"{name} http://127.0.0.1:{server.server_port}/\n")
     sys.stdout.flush()

@@ -143,6 +143,8 @@ CHAIN = (
 TRAFFIC = Traffic(
     window_seconds=60.0,
     requests=110,
+    prompt_tokens=2892,
+    completion_tokens=5850,
     requests_per_second=110 / 60,
     tokens_in_per_second=48.2,
     tokens_out_per_second=97.5,
@@ -260,7 +262,7 @@ QUIET = status(
                 tokens_per_second=None,
             ),
         ),
-        traffic=Traffic(60.0, 0, 0, 0, 0, None, None, None, None, None, 0, 0, ()),
+        traffic=Traffic(60.0, 0, 0, 0, 0, 0, 0, None, None, None, None, None, 0, 0, ()),
         operations=dataclasses.replace(OPERATIONS, verify=ReportStatus(None), load_test=ReportStatus(None)),
     )
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from rendering import Stack
+from rendering import ROOT, Stack
 
 SERVICE_KEYS = [
     {"alias": "verify", "rpm": 60},
@@ -43,6 +44,18 @@ ON_GPU: dict[str, dict[str, Any]] = {
         "exporter_gpus": {"amd": 1},
     },
 }
+
+
+def pins(gateway: str, *engines: str) -> list[dict[str, str]]:
+    """The versions that the playbooks install, as their files have them."""
+    (litellm,) = re.findall(r"^litellm==(\S+)$", (ROOT / "requirements/litellm.in").read_text(), re.MULTILINE)
+    (ollama,) = re.findall(
+        r"^ollama_version: (\S+)$", (ROOT / "roles/ollama/defaults/main.yml").read_text(), re.MULTILINE
+    )
+    return [
+        *({"component": "Ollama", "host": host, "version": ollama} for host in engines),
+        {"component": "LiteLLM", "host": gateway, "version": litellm},
+    ]
 
 
 def all_hosts(address: str, clients: list[str], **more: Any) -> dict[str, Any]:
@@ -105,6 +118,12 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_name": "bedplate",
             "dashboard_listen_address": "127.0.0.1",
             "dashboard_gateway_url": "http://127.0.0.1:8000",
+            "dashboard_gateway_host": "box",
+            "dashboard_gateway_metrics_url": "http://127.0.0.1:9464",
+            "dashboard_scrape_seconds": 15,
+            "dashboard_other_models": [],
+            "dashboard_node_exporters": [{"name": "box", "url": "http://127.0.0.1:9100"}],
+            "dashboard_pinned_versions": pins("box", "box"),
             "dashboard_prometheus_url": "http://127.0.0.1:9090",
             "dashboard_prometheus_password": "",
             "dashboard_prometheus_ca": "",
@@ -157,6 +176,16 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_name": "rack",
             "dashboard_listen_address": "127.0.0.1",
             "dashboard_gateway_url": "http://10.1.0.2:8000",
+            "dashboard_gateway_host": "door",
+            "dashboard_gateway_metrics_url": "http://10.1.0.2:9464",
+            "dashboard_scrape_seconds": 15,
+            "dashboard_other_models": [],
+            "dashboard_node_exporters": [
+                {"name": "gpu1", "url": "http://10.1.0.1:9100"},
+                {"name": "door", "url": "http://10.1.0.2:9100"},
+                {"name": "eye", "url": "http://127.0.0.1:9100"},
+            ],
+            "dashboard_pinned_versions": pins("door", "gpu1"),
             "dashboard_prometheus_url": "http://127.0.0.1:9090",
             "dashboard_prometheus_password": "",
             "dashboard_prometheus_ca": "",
@@ -230,6 +259,16 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_name": "bedplate",
             "dashboard_listen_address": "10.2.0.3",
             "dashboard_gateway_url": "http://10.2.0.3:18000",
+            "dashboard_gateway_host": "front",
+            "dashboard_gateway_metrics_url": "http://127.0.0.1:19464",
+            "dashboard_scrape_seconds": 15,
+            "dashboard_other_models": ["other", "more"],
+            "dashboard_node_exporters": [
+                {"name": "gpu1", "url": "http://10.2.0.1:19100"},
+                {"name": "gpu2", "url": "http://10.2.0.2:19100"},
+                {"name": "front", "url": "http://127.0.0.1:19100"},
+            ],
+            "dashboard_pinned_versions": pins("front", "gpu1", "gpu2"),
             "dashboard_prometheus_url": "https://10.2.0.3:19090",
             "dashboard_prometheus_password": "",
             "dashboard_prometheus_ca": "",

@@ -1,17 +1,22 @@
-"""What the dashboard is told at its start: the configuration file and the gateway key."""
+"""What the dashboard is told at its start: the configuration file and its secrets."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 CONFIG_VARIABLE = "BEDPLATE_DASHBOARD_CONFIG"
 KEY_FILE = "gateway-key"
+LOGIN_FILE = "login"
+PROMETHEUS_PASSWORD_FILE = "prometheus-password"  # noqa: S105 - the name of a file
+PROMETHEUS_CA_FILE = "prometheus-ca"
+AGAIN = "deploy the dashboard again"
 MODEL_NAME_LENGTH = 200
 
 
@@ -41,6 +46,7 @@ def _printable(value: str) -> str:
 
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=253)]
+ShortText = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(_printable)]
 ModelName = Annotated[str, Field(min_length=1, max_length=MODEL_NAME_LENGTH), AfterValidator(_printable)]
 
 
@@ -56,20 +62,61 @@ class InferenceHost(_Settings):
     models: tuple[ModelName, ...]
 
 
-class Settings(_Settings):
-    """The whole configuration file."""
+class NodeExporter(_Settings):
+    """One host's node exporter, by the host's name in the inventory."""
 
-    name: Annotated[str, Field(min_length=1, max_length=80), AfterValidator(_printable)]
+    name: HostName
+    url: BaseUrl
+
+
+class PinnedVersion(_Settings):
+    """The version of a part that the playbooks install on a host."""
+
+    component: Literal["Ollama", "LiteLLM"]
+    host: HostName
+    version: ShortText
+
+
+class Settings(_Settings):
+    """The whole configuration file. `gateway` is the host whose gateway is asked, `monitoring` this host.
+
+    `other_models` are those that the gateway gets from servers without an exporter of ours.
+    """
+
+    name: ShortText
+    monitoring: HostName
+    gateway: HostName
     gateway_url: BaseUrl
+    gateway_metrics_url: BaseUrl
     public_gateway_url: BaseUrl
     prometheus_url: BaseUrl
+    scrape_seconds: Annotated[float, Field(gt=0)]
     inference_hosts: Annotated[tuple[InferenceHost, ...], Field(min_length=1)]
+    other_models: tuple[ModelName, ...]
+    node_exporters: tuple[NodeExporter, ...]
+    pinned_versions: tuple[PinnedVersion, ...]
     verify_report: Path
+    smoke_report: Path
+    login: bool
 
     @property
     def declared_models(self) -> tuple[str, ...]:
         """Every declared model once, in the order of the configuration."""
-        return tuple(dict.fromkeys(model for host in self.inference_hosts for model in host.models))
+        ours = (model for host in self.inference_hosts for model in host.models)
+        return tuple(dict.fromkeys([*ours, *self.other_models]))
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What the unit's credentials hold: the gateway's key, `user:password` of the page, and Prometheus' own.
+
+    `login` is None for a page that is open to all, Prometheus' two are where it is asked over TLS.
+    """
+
+    gateway_key: str
+    login: str | None = None
+    prometheus_password: str | None = None
+    prometheus_ca: Path | None = None
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -81,8 +128,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         text = Path(name).read_bytes()
     except OSError as error:
         raise SettingsError(
-            f"{CONFIG_VARIABLE} names {name}, which cannot be read ({error.strerror}); "
-            "deploy the dashboard again."
+            f"{CONFIG_VARIABLE} names {name}, which cannot be read ({error.strerror}); {AGAIN}."
         ) from error
     try:
         settings = Settings.model_validate_json(text)
@@ -101,30 +147,41 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     return settings
 
 
-def load_key(environ: Mapping[str, str] = os.environ) -> str:
-    """Read the gateway key from the unit's credentials; raises SettingsError, which never shows the key."""
+def load_secrets(settings: Settings, environ: Mapping[str, str] = os.environ) -> Secrets:
+    """Read the unit's credentials; raises SettingsError, which never shows a secret."""
     folder = environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
         raise SettingsError(
             "CREDENTIALS_DIRECTORY is not set; "
             f"start the dashboard with LoadCredential={KEY_FILE}:FILE in its unit."
         )
-    path = Path(folder, KEY_FILE)
+    key = _read_secret(Path(folder, KEY_FILE))
+    if not key.isascii() or " " in key:
+        raise SettingsError(f"{Path(folder, KEY_FILE)} must hold one key on one line; {AGAIN}.")
+    login = None
+    if settings.login:
+        login = _read_secret(Path(folder, LOGIN_FILE))
+        user, _, password = login.partition(":")
+        if not user or not password:
+            raise SettingsError(f"{Path(folder, LOGIN_FILE)} must hold user:password on one line; {AGAIN}.")
+    if not settings.prometheus_url.startswith("https:"):
+        return Secrets(key, login)
+    authority = Path(folder, PROMETHEUS_CA_FILE)
+    if not authority.is_file():
+        raise SettingsError(f"{authority} is not there; {AGAIN}.")
+    return Secrets(key, login, _read_secret(Path(folder, PROMETHEUS_PASSWORD_FILE)), authority)
+
+
+def _read_secret(path: Path) -> str:
     try:
-        key = path.read_text(encoding="ascii").strip()
+        secret = path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise SettingsError(
-            f"The gateway key {path} cannot be read ({error.strerror}); deploy the dashboard again."
-        ) from error
+        raise SettingsError(f"The secret {path} cannot be read ({error.strerror}); {AGAIN}.") from error
     except UnicodeDecodeError as error:
-        raise SettingsError(
-            f"The gateway key {path} is not plain ASCII; deploy the dashboard again."
-        ) from error
-    if not key or not key.isprintable() or " " in key:
-        raise SettingsError(
-            f"The gateway key {path} must hold one key on one line; deploy the dashboard again."
-        )
-    return key
+        raise SettingsError(f"The secret {path} is no text; {AGAIN}.") from error
+    if not secret or not secret.isprintable():
+        raise SettingsError(f"The secret {path} must be one line of text; {AGAIN}.")
+    return secret
 
 
 def _short(value: object) -> str:

@@ -1,136 +1,53 @@
 """What "healthy" means. The only module that judges: pure functions from an `Observation` to a `Status`.
 
-healthy   the gateway lists every declared model, every inference host answers with its engine up and holds
-          its declared models, and Prometheus answers.
+healthy   every declared model can be served, nobody is refused or kept waiting for long, and every part
+          that watches the stack answers.
 down      no declared model can be served.
 degraded  anything else, and whenever the last look is too old to tell.
 
 "Can be served" has three values: yes, no, and unknown (None), for instance when only the exporter is missing.
+Alerts are shown and never judged: Prometheus knows of a repair only at its next scrape.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Literal
 
-from .collect import EXPORTER_SECONDS, Contact, EngineModel, HostAnswer, Observation
-from .settings import InferenceHost, Settings
+from . import chain, faults, parts
+from .collect import ANSWER_SECONDS, Observation
+from .faults import MONITORING_HOST
+from .parts import DaysLeft
+from .settings import Settings
+from .status import (
+    Answered,
+    Fault,
+    Hop,
+    LastError,
+    ModelStatus,
+    State,
+    Status,
+    Verdict,
+)
+from .traffic import Lately
 
 POLL_SECONDS = 2.0
-STALE_SECONDS = 2 * POLL_SECONDS + EXPORTER_SECONDS  # two missed polls and the time-out of one
+STALE_SECONDS = 2 * POLL_SECONDS + ANSWER_SECONDS  # two missed polls and the time-out of one
+FAILURE_SECONDS = 300.0
+"""How long a failed request counts, where nobody has asked since."""
 
-State = Literal["healthy", "degraded", "down"]
-
-CONTROL_MACHINE = "the control machine"
-GATEWAY_HOST = "the gateway host"
-MONITORING_HOST = "the monitoring host"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong (a clause without a full stop) and what to type where."""
-
-    what: str
-    next: str
-    next_on: str
+BLAME_SECONDS = 10.0
+"""A request that failed within this time before a fault was seen failed for that fault."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One hop, asked directly: `ok`, the time to its answer, and why not."""
+class Memory:
+    """What earlier looks leave behind: when a model was last seen unable, a fault first, an error last."""
 
-    ok: bool
-    latency_seconds: float
-    error: str | None
-
-
-@dataclass(frozen=True)
-class EngineStatus:
-    """An engine as its exporter saw it at the last look."""
-
-    up: bool
-    version: str | None
-    latency_seconds: float | None
-    error: str | None
-
-
-@dataclass(frozen=True)
-class HostStatus:
-    """One inference host; `engine` is None when its exporter gave no answer. Memory in bytes."""
-
-    name: str
-    ok: bool
-    exporter: Part
-    engine: EngineStatus | None
-    models_declared: int
-    models_present: int | None
-    models_loaded: int | None
-    memory_bytes: int | None
-    undeclared: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """One declared model on one host; None where unknown. Bytes, tokens, seconds until it is unloaded."""
-
-    host: str
-    present: bool | None
-    loaded: bool | None = None
-    digest: str | None = None
-    size_bytes: int | None = None
-    memory_bytes: int | None = None
-    gpu_memory_bytes: int | None = None
-    context_length: int | None = None
-    unload_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class ModelStatus:
-    """One declared model: listed by the gateway, present on its engines, and so able to be served or not."""
-
-    name: str
-    can_be_served: bool | None
-    listed: bool | None
-    placements: tuple[Placement, ...]
-
-
-@dataclass(frozen=True)
-class CheckStatus:
-    """One line of the verify report; `ok` is None where it could not be asked."""
-
-    host: str
-    name: str
-    ok: bool | None
-    seen: str
-    next: str | None
-
-
-@dataclass(frozen=True)
-class VerifyStatus:
-    """The last verify report; `ok` is None when it has not run yet or cannot be read (see `error`)."""
-
-    ok: bool | None
-    at: datetime | None = None
-    passed: int = 0
-    failed: int = 0
-    not_asked: int = 0
-    problems: tuple[CheckStatus, ...] = ()
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one look at the stack means, whatever its age."""
-
-    state: State
-    reason: str
-    faults: tuple[Fault, ...]
-    gateway: Part
-    prometheus: Part
-    hosts: tuple[HostStatus, ...]
-    models: tuple[ModelStatus, ...]
-    verify: VerifyStatus
+    unable: Mapping[str, datetime] = field(default_factory=dict)
+    faults: Mapping[str, datetime] = field(default_factory=dict)
+    errors: Mapping[str, LastError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,45 +59,48 @@ class Snapshot:
     monotonic: float
     seconds: float
     since: datetime
+    memory: Memory
+    number: int
 
 
-@dataclass(frozen=True)
-class Status:
-    """What every reader gets: page, text, API and metrics. `age_seconds` is the age of the last look."""
-
-    state: State
-    reason: str
-    next: str | None
-    next_on: str | None
-    since: datetime
-    stale: bool
-    at: datetime | None
-    age_seconds: float
-    seconds: float | None
-    verdict: Verdict | None
-
-
-def judge(settings: Settings, seen: Observation) -> Verdict:
+def judge(
+    settings: Settings, seen: Observation, lately: Lately, days_left: DaysLeft, memory: Memory
+) -> Verdict:
     """Decide what one observation means."""
-    listed = _listed(settings, seen)
-    models = tuple(
-        _model(name, listed[name], settings.inference_hosts, seen) for name in settings.declared_models
+    models = tuple(_models(settings, seen, lately.tokens_per_second, memory))
+    counted = seen.gateway.metrics_contact.ok
+    queue = parts.queue(seen.gateway.metrics) if counted else None
+    traffic = lately.traffic if counted else None
+    found = tuple(
+        replace(fault, since=memory.faults.get(fault.about, seen.at))
+        for fault in faults.find(settings, seen, models, queue, lately.refusals)
     )
-    faults = tuple(_faults(settings, seen, models))
     state: State = "healthy"
     if models and all(model.can_be_served is False for model in models):
         state = "down"
-    elif faults:
+    elif found:
         state = "degraded"
+    operations = parts.operations(settings, seen)
     return Verdict(
         state=state,
-        reason=_reason(models, faults),
-        faults=faults,
-        gateway=_part(seen.gateway.contact),
-        prometheus=_part(seen.prometheus),
-        hosts=tuple(map(_host, settings.inference_hosts, seen.hosts)),
+        reason=_reason(models, found, len(operations.alerts or ())),
+        faults=found,
+        gateway=parts.part(seen.gateway.contact),
+        prometheus=parts.part(seen.prometheus.contact),
+        hosts=tuple(
+            parts.host_status(host, answer, ok=not list(faults.host_faults(host, answer, seen)))
+            for host, answer in zip(settings.inference_hosts, seen.hosts, strict=True)
+        ),
         models=models,
-        verify=_verify(seen),
+        chain=tuple(
+            _with_last_error(hop, seen, memory) for hop in chain.hops(settings, seen, models, queue, traffic)
+        ),
+        gpus=parts.gpus(seen),
+        traffic=traffic,
+        limits=parts.limits(seen.gateway.metrics) if counted else None,
+        queue=queue,
+        machines=tuple(parts.machine(answer, days_left) for answer in seen.machines),
+        operations=operations,
     )
 
 
@@ -191,7 +111,24 @@ def advance(previous: Snapshot | None, verdict: Verdict, seen: Observation, now:
         shown: State = "degraded" if is_stale(previous, now) else previous.verdict.state
         if shown == verdict.state:
             since = previous.since
-    return Snapshot(verdict, seen.at, now, seen.seconds, since)
+    memory = previous.memory if previous else Memory()
+    unable = {
+        model.name: seen.at for model in verdict.models if model.can_be_served is False or not model.listed
+    }
+    errors = {f"{hop.kind} {hop.name}": hop.last_error for hop in verdict.chain if hop.last_error}
+    return Snapshot(
+        verdict=verdict,
+        at=seen.at,
+        monotonic=now,
+        seconds=seen.seconds,
+        since=since,
+        memory=Memory(
+            unable={**memory.unable, **unable},
+            faults={fault.about: fault.since or seen.at for fault in verdict.faults},
+            errors=errors,
+        ),
+        number=previous.number + 1 if previous else 1,
+    )
 
 
 def is_stale(last: Snapshot, now: float) -> bool:
@@ -222,221 +159,123 @@ def current(last: Snapshot | None, now: float, started: datetime, started_monoto
             seconds=None,
             verdict=None,
         )
-    age = max(0.0, now - last.monotonic)
     verdict = last.verdict
+    first = verdict.faults[0] if verdict.faults else None
+    fresh = Status(
+        state=verdict.state,
+        reason=verdict.reason,
+        next=first.next if first else None,
+        next_on=first.next_on if first else None,
+        since=last.since,
+        stale=False,
+        at=last.at,
+        age_seconds=max(0.0, now - last.monotonic),
+        seconds=last.seconds,
+        verdict=verdict,
+        poll_number=last.number,
+    )
     if not is_stale(last, now):
-        first = verdict.faults[0] if verdict.faults else None
-        return Status(
-            state=verdict.state,
-            reason=verdict.reason,
-            next=first.next if first else None,
-            next_on=first.next_on if first else None,
-            since=last.since,
-            stale=False,
-            at=last.at,
-            age_seconds=age,
-            seconds=last.seconds,
-            verdict=verdict,
-        )
-    return Status(
+        return fresh
+    return replace(
+        fresh,
         state="degraded",
-        reason=f"The state is unknown: the last look, {age:.0f} s ago, found it {verdict.state}.",
+        reason=f"The state is unknown: the last look, some time ago, found it {verdict.state}.",
         next=_RESTART.next,
         next_on=_RESTART.next_on,
         since=last.at + timedelta(seconds=STALE_SECONDS) if verdict.state != "degraded" else last.since,
         stale=True,
-        at=last.at,
-        age_seconds=age,
-        seconds=last.seconds,
-        verdict=verdict,
     )
 
 
 _RESTART = Fault("the dashboard does not ask", "systemctl restart bedplate-dashboard", MONITORING_HOST)
 
 
-def engine_name(model: str) -> str:
-    """Name a model as Ollama lists it: without a tag it is `latest`."""
-    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+def _with_last_error(hop: Hop, seen: Observation, memory: Memory) -> Hop:
+    error = LastError(hop.error, seen.at) if hop.error else memory.errors.get(f"{hop.kind} {hop.name}")
+    return replace(hop, last_error=error)
 
 
-def _listed(settings: Settings, seen: Observation) -> dict[str, bool | None]:
-    """For each declared model: does the gateway offer it? None: it answered, but not to the dashboard."""
+def _models(
+    settings: Settings, seen: Observation, pace: Mapping[str, float], memory: Memory
+) -> Iterator[ModelStatus]:
+    for name in settings.declared_models:
+        listed = _listed(name, seen)
+        placements = []
+        chances: list[bool | None] = []
+        for host, answer in zip(settings.inference_hosts, seen.hosts, strict=True):
+            if name not in host.models:
+                continue
+            placement = parts.placement(name, answer)
+            placements.append(placement)
+            if answer.contact.outcome == "unreachable" or (answer.state and not answer.state.engine.up):
+                chances.append(False)
+            else:
+                chances.append(placement.present)
+        # The gateway lists what an engine serves, so its word counts where the exporter's is missing.
+        on_an_engine = True if True in chances else listed if None in chances or not chances else False
+        known = (listed, on_an_engine)
+        can_be_served = False if False in known else None if None in known else True
+        answered = parts.answered(name, seen)
+        if can_be_served and answered and _unexplained(answered, memory.unable.get(name)):
+            can_be_served = None
+        metrics = seen.gateway.metrics
+        yield ModelStatus(
+            name=name,
+            can_be_served=can_be_served,
+            listed=listed if seen.gateway.contact.ok else None,
+            placements=tuple(placements),
+            answered=answered,
+            tokens_per_second=pace.get(name)
+            or metrics.value("bedplate_gateway_last_answer_tokens_per_second", model=name),
+        )
+
+
+def _listed(model: str, seen: Observation) -> bool | None:
+    """Does the gateway offer it? None: it answered, but not to the dashboard, and its metrics do not tell."""
     match seen.gateway.contact.outcome:
         case "answered":
-            return {name: name in seen.gateway.models for name in settings.declared_models}
+            return model in seen.gateway.models
         case "refused":
-            return dict.fromkeys(settings.declared_models, None)
+            serves = list(seen.gateway.metrics.having("bedplate_gateway_engine_serves", model=model))
+            return any(sample.value == 1 for sample in serves) if serves else None
         case _:
-            return dict.fromkeys(settings.declared_models, False)
+            return False
 
 
-def _model(
-    name: str, listed: bool | None, hosts: tuple[InferenceHost, ...], seen: Observation
-) -> ModelStatus:
-    placements = []
-    chances: list[bool | None] = []
-    for host, answer in zip(hosts, seen.hosts, strict=True):
-        if name not in host.models:
-            continue
-        placement = _placement(name, answer)
-        placements.append(placement)
-        if answer.contact.outcome == "unreachable" or (answer.state and not answer.state.engine.up):
-            chances.append(False)
-        else:
-            chances.append(placement.present)
-    # The gateway lists what an engine serves, so its word counts where the exporter's is missing.
-    on_an_engine = True if True in chances else listed if None in chances else False
-    known = (listed, on_an_engine)
-    can_be_served = False if False in known else None if None in known else True
-    shown = listed if seen.gateway.contact.outcome == "answered" else None
-    return ModelStatus(name, can_be_served, shown, tuple(placements))
+def _unexplained(answered: Answered, unable: datetime | None) -> bool:
+    """Did the last request fail, not long ago, for a reason that no look has found?"""
+    if answered.ok or answered.age_seconds > FAILURE_SECONDS:
+        return False
+    return unable is None or unable < answered.at - timedelta(seconds=BLAME_SECONDS)
 
 
-def _placement(name: str, answer: HostAnswer) -> Placement:
-    state = answer.state
-    if state is None or not state.engine.up:
-        return Placement(answer.name, present=None)
-    found = next((model for model in state.models if model.name == engine_name(name)), None)
-    if found is None:
-        return Placement(answer.name, present=False)
-    # Both times are of the exporter's clock, so a wrong clock on either machine changes nothing.
-    unload = (found.expires_at - state.at).total_seconds() if found.loaded and found.expires_at else None
-    return Placement(
-        host=answer.name,
-        present=True,
-        loaded=found.loaded,
-        digest=found.digest,
-        size_bytes=found.size_bytes,
-        memory_bytes=found.memory_bytes,
-        gpu_memory_bytes=found.gpu_memory_bytes,
-        context_length=found.context_length,
-        unload_seconds=unload,
-    )
-
-
-def _faults(settings: Settings, seen: Observation, models: tuple[ModelStatus, ...]) -> list[Fault]:
-    """Everything that is wrong, the most telling first."""
-    gateway: list[Fault] = []
-    hosts: list[Fault] = []
-    contact = seen.gateway.contact
-    if contact.outcome == "refused":
-        what = f"the gateway refuses the dashboard's key ({contact.error})"
-        gateway.append(Fault(what, "ansible-playbook site.yml --tags keys", CONTROL_MACHINE))
-    elif contact.outcome != "answered":
-        what = f"the gateway does not work ({contact.error})"
-        gateway.append(Fault(what, "journalctl -u litellm -n 50", GATEWAY_HOST))
-    else:
-        # A model whose engines are down or lack it is not listed either; that is said of the engines.
-        missing = [
-            model.name
-            for model in models
-            if not model.listed and any(placement.present for placement in model.placements)
-        ]
-        if missing:
-            what = f"the gateway does not list {_names(missing)}"
-            gateway.append(Fault(what, "ansible-playbook site.yml --tags litellm", CONTROL_MACHINE))
-    for host, answer in zip(settings.inference_hosts, seen.hosts, strict=True):
-        hosts += _host_faults(host, answer)
-    faults = gateway + hosts
-    if seen.prometheus.outcome != "answered":
-        what = f"Prometheus does not answer ({seen.prometheus.error}), so no history is kept"
-        faults.append(Fault(what, "journalctl -u prometheus -n 50", MONITORING_HOST))
-    return faults
-
-
-def _host_faults(host: InferenceHost, answer: HostAnswer) -> list[Fault]:
-    name = host.name
-    if answer.contact.outcome == "unreachable":
-        what = f"the host {name} cannot be reached ({answer.contact.error})"
-        return [Fault(what, f"ansible {name} -m ping", CONTROL_MACHINE)]
-    if answer.state is None:
-        what = f"the exporter on {name} does not work ({answer.contact.error}), so its engine cannot be seen"
-        return [Fault(what, "journalctl -u bedplate-exporter -n 50", name)]
-    if not answer.state.engine.up:
-        return [Fault(f"the engine on {name} is down", "journalctl -u ollama -n 50", name)]
-    present = {model.name for model in answer.state.models}
-    missing = [model for model in host.models if engine_name(model) not in present]
-    if missing:
-        what = f"the engine on {name} does not have {_names(missing)}"
-        return [Fault(what, "ansible-playbook site.yml --tags ollama", CONTROL_MACHINE)]
-    return []
-
-
-def _reason(models: tuple[ModelStatus, ...], faults: tuple[Fault, ...]) -> str:
+def _reason(models: tuple[ModelStatus, ...], found: tuple[Fault, ...], alerts: int) -> str:
     """Say in one sentence what can be served and, if anything is wrong, the most telling fault."""
-    if not models:
-        return "No model is declared." if not faults else f"No model is declared: {faults[0].what}."
-    total = len(models)
-    served = [model for model in models if model.can_be_served]
-    lost = [model for model in models if model.can_be_served is False]
-    everything = models[0].name if total == 1 else f"All {total} declared models"
-    nothing = f"{models[0].name} cannot" if total == 1 else f"None of {total} declared models can"
-    if len(served) == total:
-        lead = f"{everything} can be served"
-    elif len(lost) == total:
-        lead = f"{nothing} be served"
-    elif not served:
-        lead = "It is unknown whether models can be served"
-    else:
-        lead = f"{len(served)} of {total} declared models can be served"
-    if not faults:
-        return f"{lead}."
-    more = len(faults) - 1
+    lead = _served(models)
+    if not found:
+        if not alerts:
+            return f"{lead}."
+        return f"{lead}; {alerts} alert{'s are' if alerts > 1 else ' is'} active."
+    more = len(found) - 1
     tail = "" if not more else f", and {more} more fault{'s' if more > 1 else ''}"
-    joint = ", but" if len(served) == total else ":"
-    return f"{lead}{joint} {faults[0].what}{tail}."
+    everything = bool(models) and all(model.can_be_served for model in models)
+    return f"{lead}{', but' if everything else ':'} {found[0].what}{tail}."
 
 
-def _names(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def _part(contact: Contact) -> Part:
-    return Part(contact.outcome == "answered", contact.seconds, contact.error)
-
-
-def _host(host: InferenceHost, answer: HostAnswer) -> HostStatus:
-    ok = not _host_faults(host, answer)
-    state = answer.state
-    if state is None:
-        return HostStatus(
-            host.name, ok, _part(answer.contact), None, len(host.models), None, None, None, undeclared=()
+def _served(models: tuple[ModelStatus, ...]) -> str:
+    if not models:
+        return "No model is declared"
+    total = len(models)
+    served = sum(model.can_be_served is True for model in models)
+    lost = sum(model.can_be_served is False for model in models)
+    if served == total:
+        return f"{models[0].name if total == 1 else f'All {total} declared models'} can be served"
+    if lost == total:
+        return (
+            f"{models[0].name} cannot" + " be served"
+            if total == 1
+            else f"None of {total} declared models can be served"
         )
-    engine = EngineStatus(
-        state.engine.up, state.engine.version, state.engine.latency_seconds, state.engine.error
-    )
-    declared = {engine_name(model) for model in host.models}
-    loaded: list[EngineModel] = [model for model in state.models if model.loaded]
-    return HostStatus(
-        name=host.name,
-        ok=ok,
-        exporter=_part(answer.contact),
-        engine=engine,
-        models_declared=len(host.models),
-        models_present=len(declared & {model.name for model in state.models}) if engine.up else None,
-        models_loaded=len(loaded) if engine.up else None,
-        memory_bytes=sum(model.memory_bytes or 0 for model in loaded) if engine.up else None,
-        undeclared=tuple(model.name for model in state.models if model.name not in declared),
-    )
-
-
-def _verify(seen: Observation) -> VerifyStatus:
-    report = seen.verify.report
-    if report is None:
-        return VerifyStatus(ok=None, error=seen.verify.error)
-    results = [check.ok for check in report.checks]
-    failed = results.count(False)
-    return VerifyStatus(
-        ok=report.ok and not failed,
-        at=report.at,
-        passed=results.count(True),
-        failed=failed,
-        not_asked=results.count(None),
-        problems=tuple(
-            CheckStatus(check.host, check.name, check.ok, check.seen, check.next)
-            for check in report.checks
-            if check.ok is not True
-        ),
-    )
+    if not served:
+        return f"It is unknown whether {models[0].name if total == 1 else 'models'} can be served"
+    return f"{served} of {total} declared models can be served"

@@ -16,12 +16,16 @@ Health = Literal["ok", "warn", "bad", "unknown"]
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong (a clause without a full stop), what to type where, and since when."""
+    """One thing that is wrong (a clause without a full stop), what to type where, and since when.
+
+    `about` is what it is about, in words that stay the same while it lasts, such as `engine gpu1`.
+    """
 
     what: str
     next: str
     next_on: str
     since: datetime | None = None
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,8 @@ class Traffic:
 
     window_seconds: float
     requests: int
+    prompt_tokens: int
+    completion_tokens: int
     requests_per_second: float
     tokens_in_per_second: float
     tokens_out_per_second: float

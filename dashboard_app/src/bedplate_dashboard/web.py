@@ -1,29 +1,35 @@
-"""The readers' side: page, text for a terminal, API and metrics. All of it reads one `Status`."""
+"""The readers' side: page, text for a terminal, API, events and metrics. All of it reads one `Status`."""
 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from flask import Flask, Response, render_template, request
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from werkzeug.exceptions import HTTPException
 
-from . import __version__
+from . import __version__, assets, login, wording
+from .events import Events, Full
+from .history import SPANS, History
+from .metrics import StatusMetrics
 from .poller import Poller
-from .settings import Settings
-from .state import Status
+from .settings import Secrets, Settings
+from .status import Status
 
-API_SCHEMA = 1
-STATES = ("healthy", "degraded", "down")
+API_SCHEMA = 2
 NO_STORE = "no-store"
+STREAM_SEND_SECONDS = 10.0
+"""A browser that sleeps takes nothing; its thread is for others then."""
+
+WORTH_PACKING_BYTES = 1024
+PACKED_TYPES = frozenset({"text/html", "text/plain", "application/json"})
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -37,93 +43,76 @@ SECURITY_HEADERS = {
 }
 
 
-class StatusMetrics(Collector):
-    """The dashboard's own metrics, read from the status at each scrape."""
-
-    def __init__(self, poller: Poller) -> None:
-        """Remember whose status to tell."""
-        self._poller = poller
-
-    def collect(self) -> Iterator[Metric]:
-        """Tell the state, the age and length of the last poll, and how many there were."""
-        status = self._poller.status()
-        states = GaugeMetricFamily(
-            "bedplate_dashboard_state",
-            "The state that the dashboard tells: 1 for the one that holds.",
-            labels=["state"],
-        )
-        for name in STATES:
-            states.add_metric([name], float(status.state == name))
-        yield states
-        yield GaugeMetricFamily(
-            "bedplate_dashboard_poll_age_seconds", "Time since the last poll ended.", value=status.age_seconds
-        )
-        if status.seconds is not None:
-            yield GaugeMetricFamily(
-                "bedplate_dashboard_poll_duration_seconds",
-                "How long the last poll took.",
-                value=status.seconds,
-            )
-        verify = status.verdict.verify if status.verdict else None
-        if verify and verify.ok is not None and verify.at is not None:
-            yield GaugeMetricFamily(
-                "bedplate_dashboard_verify_ok", "1 if the last verify found nothing.", value=float(verify.ok)
-            )
-            yield GaugeMetricFamily(
-                "bedplate_dashboard_verify_timestamp_seconds",
-                "When the last verify ran.",
-                value=verify.at.timestamp(),
-            )
-        yield CounterMetricFamily(
-            "bedplate_dashboard_polls", "Polls since the start.", value=self._poller.polls
-        )
-
-
-def create_app(poller: Poller) -> Flask:
-    """Make the WSGI application; it starts nothing."""
+def create_app(poller: Poller, secrets: Secrets) -> Flask:
+    """Make the WSGI application, with its `Events` as the extension of that name; it starts nothing."""
     settings = poller.settings
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    app.jinja_env.filters.update(age=age, ms=milliseconds, size=size, utc=utc)
-    app.jinja_env.globals.update(share=share)
-    registry = CollectorRegistry()
-    registry.register(StatusMetrics(poller))
-    snippets = client_snippets(settings)
+    app.jinja_env.filters.update(wording.FILTERS)
+    app.jinja_env.globals.update(share=wording.share)
+    assets.register(app, assets.load())
+    if secrets.login:
+        login.register(app, secrets.login, settings.name)
+
+    def render(template: str, **words: Any) -> str:
+        return render_template(
+            template, status=poller.status(), settings=settings, now=datetime.now(UTC), **words
+        )
+
+    def render_live() -> str:
+        with app.app_context():
+            return render("live.html", range="1h", kiosk=False)
+
+    events = Events(poller, render_live)
+    app.extensions["events"] = events
+    _add_pages(app, settings, render, render_live)
+    _add_data(app, poller, History(settings, secrets), events)
+    _add_events(app, events)
+    _guard(app)
+    return app
+
+
+def _add_pages(
+    app: Flask, settings: Settings, render: Callable[..., str], render_live: Callable[[], str]
+) -> None:
+    snippets = {"base_url": base_url(settings), "code": client_snippets(settings)}
 
     @app.get("/")
     def page() -> Response | tuple[Response, int]:
         form = request.args.get("format", "html")
-        now = datetime.now(UTC)
+        span = request.args.get("range", "1h")
+        if span not in SPANS:
+            return _text("range must be 1h or 1d.\n", 400)
         if form == "text":
-            return _text(render_template("status.txt", status=poller.status(), settings=settings, now=now))
+            return _text(render("status.txt"))
         if form != "html":
             return _text("format must be html or text.\n", 400)
-        return Response(
-            render_template(
-                "page.html",
-                status=poller.status(),
-                settings=settings,
-                now=now,
-                snippets={"base_url": base_url(settings), "code": snippets},
-                version=__version__,
-            ),
-            mimetype="text/html",
+        text = render(
+            "page.html", snippets=snippets, version=__version__, range=span, kiosk="kiosk" in request.args
         )
+        return Response(text, mimetype="text/html")
 
     @app.get("/live")
     def live() -> Response:
-        """Only the changing part of the page, for the script that keeps it fresh."""
-        now = datetime.now(UTC)
-        return Response(
-            render_template("live.html", status=poller.status(), settings=settings, now=now),
-            mimetype="text/html",
-        )
+        """Only the changing part of the page, for browsers that get no events."""
+        return Response(render_live(), mimetype="text/html")
+
+
+def _add_data(app: Flask, poller: Poller, history: History, events: Events) -> None:
+    registry = CollectorRegistry()
+    registry.register(StatusMetrics(poller, lambda: events.streams))
 
     @app.get("/api/status.json")
     def api() -> Response:
-        body = json.dumps(as_json(poller.status(), settings), default=utc, ensure_ascii=False)
-        return Response(body + "\n", mimetype="application/json")
+        return _json(as_json(poller.status(), poller.settings))
+
+    @app.get("/api/history.json")
+    def past() -> Response:
+        span = request.args.get("range", "1h")
+        if span not in SPANS:
+            return _text("range must be 1h or 1d.\n", 400)
+        return _json(history.document(span))
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -133,11 +122,34 @@ def create_app(poller: Poller) -> Flask:
     def metrics() -> Response:
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
+
+def _add_events(app: Flask, events: Events) -> None:
+    @app.get("/events")
+    def stream() -> Response:
+        packed = request.accept_encodings.quality("gzip") > 0
+        try:
+            content = events.open(packed=packed)
+        except Full:
+            response = _text("There are as many streams as may be; ask /live.\n", 503)
+            response.headers["Retry-After"] = "30"
+            return response
+        response = Response(content, mimetype="text/event-stream")
+        response.call_on_close(events.close)
+        response.headers["X-Accel-Buffering"] = "no"
+        if packed:
+            response.content_encoding = "gzip"
+        if peer := request.environ.get("gunicorn.socket"):
+            peer.settimeout(STREAM_SEND_SECONDS)
+        return response
+
+
+def _guard(app: Flask) -> None:
     @app.after_request
     def secure(response: Response) -> Response:
         response.headers.update(SECURITY_HEADERS)
         if request.endpoint != "static":
             response.headers["Cache-Control"] = NO_STORE
+            _pack(response)
         return response
 
     @app.errorhandler(HTTPException)
@@ -156,7 +168,16 @@ def create_app(poller: Poller) -> Flask:
         app.logger.error("a request failed", exc_info=error)
         return _text("The dashboard made a mistake; see journalctl -u bedplate-dashboard -n 50.\n", 500)
 
-    return app
+
+def _pack(response: Response) -> None:
+    """Compress an answer for whoever can read that."""
+    if response.is_streamed or response.mimetype not in PACKED_TYPES:
+        return
+    response.vary.add("Accept-Encoding")
+    content = response.get_data()
+    if request.accept_encodings.quality("gzip") > 0 and len(content) >= WORTH_PACKING_BYTES:
+        response.set_data(gzip.compress(content, 6, mtime=0))
+        response.content_encoding = "gzip"
 
 
 def as_json(status: Status, settings: Settings) -> dict[str, Any]:
@@ -174,14 +195,21 @@ def as_json(status: Status, settings: Settings) -> dict[str, Any]:
         "stale": status.stale,
         "age_seconds": round(status.age_seconds, 3),
         "poll_seconds": status.seconds,
+        "poll_number": status.poll_number,
         "name": settings.name,
         "base_url": base_url(settings),
         "faults": seen.get("faults"),
+        "chain": seen.get("chain"),
         "gateway": seen.get("gateway"),
         "inference_hosts": seen.get("hosts"),
         "models": seen.get("models"),
+        "gpus": seen.get("gpus"),
+        "traffic": seen.get("traffic"),
+        "limits": seen.get("limits"),
+        "queue": seen.get("queue"),
+        "machines": seen.get("machines"),
         "prometheus": seen.get("prometheus"),
-        "verify": seen.get("verify"),
+        "operations": seen.get("operations"),
     }
 
 
@@ -212,48 +240,9 @@ print(answer.choices[0].message.content)"""
     return {"curl": curl, "Python": python}
 
 
-def age(seconds: float) -> str:
-    """Say a length of time in one unit: 0.4 s, 12 s, 3 min, 5 h, 2 d."""
-    if seconds < 10:
-        return f"{max(0.0, seconds):.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 172800:
-        return f"{seconds / 3600:.0f} h"
-    return f"{seconds / 86400:.0f} d"
-
-
-def milliseconds(seconds: float | None) -> str:
-    """Say a latency: 0.4 ms, 12 ms, 1.20 s."""
-    if seconds is None:
-        return ""
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1000:.0f} ms" if seconds >= 0.00995 else f"{seconds * 1000:.1f} ms"
-
-
-def size(amount: int | None) -> str:
-    """Say bytes as people buy memory: 270 MB, 4.9 GB."""
-    if amount is None:
-        return ""
-    if amount < 1_000_000_000:
-        return f"{amount / 1_000_000:.0f} MB"
-    return f"{amount / 1_000_000_000:.1f} GB"
-
-
-def share(gpu: int | None, memory: int | None) -> str:
-    """Say where a loaded model lies: GPU, CPU, or how much of it on the GPU."""
-    if not memory or gpu is None:
-        return ""
-    part = min(1.0, gpu / memory)
-    return "CPU" if part == 0 else "GPU" if part == 1 else f"{part:.0%} GPU"
-
-
-def utc(moment: datetime) -> str:
-    """Write a time as RFC 3339 in UTC with whole seconds."""
-    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def _json(document: dict[str, Any]) -> Response:
+    body = json.dumps(document, default=wording.utc, ensure_ascii=False)
+    return Response(body + "\n", mimetype="application/json")
 
 
 def _text(body: str, status: int = 200) -> Response:

@@ -20,6 +20,11 @@ def age(seconds: float) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
+def days(amount: float) -> str:
+    """Say how long something lasts: under 1 d, 41 d."""
+    return "under 1 d" if amount < 1 else f"{amount:.0f} d"
+
+
 def milliseconds(seconds: float | None) -> str:
     """Say a latency: 0.4 ms, 12 ms, 1.20 s, 75 s."""
     if seconds is None:
@@ -82,6 +87,7 @@ def utc(moment: datetime) -> str:
 
 FILTERS = {
     "age": age,
+    "days": days,
     "ms": milliseconds,
     "size": size,
     "number": number,

@@ -14,6 +14,8 @@ from .web import create_app
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
 
-_poller = Poller(settings.load(), settings.load_key())
-app = create_app(_poller)
+_settings = settings.load()
+_secrets = settings.load_secrets(_settings)
+_poller = Poller(_settings, _secrets)
+app = create_app(_poller, _secrets)
 _poller.start()

@@ -1,11 +1,18 @@
-// Keeps the page fresh: asks the server for its changing part and changes only the nodes that differ, so that
-// a selection, the focus and the scroll position survive. Ages run on the browser's monotonic clock.
+// Keeps the page fresh. The server pushes the changing part after each of its looks at the stack (`/events`); where nothing
+// comes, the page asks for the same text itself (`/live`). Only nodes that differ are changed, so that selection, focus and
+// scroll position survive. Ages run on the browser's monotonic clock from what the server said, so its wall clock is never read.
 "use strict";
 
-const PERIOD = 2000;
-const LOST_AFTER = 3 * PERIOD + 500;
+const PERIOD = 2000; // ms between two looks of the server
+const LOST_AFTER = 4000; // two missed looks; one look takes up to 1.5 s
+const STALE_AFTER = 6500; // a look of this age says nothing about now
+const RECONNECT_AFTER = 30000; // as the server asks for when it has no stream left
+
 const main = document.getElementById("live");
 let received = performance.now();
+let asked = received;
+let opened = -Infinity;
+let source = null;
 
 function morph(live, next) {
   if (live.nodeType !== next.nodeType || live.nodeName !== next.nodeName) {
@@ -16,6 +23,7 @@ function morph(live, next) {
     if (live.data !== next.data) live.data = next.data;
     return;
   }
+  if ("keep" in live.dataset) return; // the plots are drawn here and not by the server
   for (const { name } of [...live.attributes]) {
     if (!next.hasAttribute(name)) live.removeAttribute(name);
   }
@@ -28,6 +36,15 @@ function morph(live, next) {
   old.slice(fresh.length).forEach((node) => node.remove());
 }
 
+function show(text) {
+  const next = new DOMParser().parseFromString(text, "text/html").getElementById("live");
+  if (!next) return;
+  received = performance.now();
+  morph(main, next);
+  label();
+  tick();
+}
+
 function length(seconds) {
   if (seconds < 120) return `${Math.max(0, Math.round(seconds))} s`;
   if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
@@ -36,48 +53,61 @@ function length(seconds) {
 }
 
 function tick() {
-  const passed = (performance.now() - received) / 1000;
+  const passed = performance.now() - received;
   for (const element of document.querySelectorAll("[data-age]")) {
-    const text = length(Number(element.dataset.age) + passed);
+    const text = length(Number(element.dataset.age) + passed / 1000);
     if (element.textContent !== text) element.textContent = text;
   }
-  if (passed * 1000 > LOST_AFTER && !main.classList.contains("lost")) lose();
+  const age = Number(main.dataset.lookAge) * 1000 + passed;
+  if ((passed > LOST_AFTER || age > STALE_AFTER) && !main.classList.contains("none")) lose();
 }
 
 function lose() {
-  const [icon, sentence] = document.getElementById("lost").content.cloneNode(true).children;
+  const [icon, sentence, next] = document.getElementById("lost").content.cloneNode(true).children;
   main.className = "none lost";
   main.dataset.word = "Unknown";
   main.dataset.icon = "unknown";
   main.querySelector(".verdict .icon").replaceWith(icon);
   main.querySelector(".sentence").replaceChildren(...sentence.childNodes);
+  main.querySelector(".next").replaceWith(next);
   label();
 }
 
 function label() {
   const name = document.querySelector("h1").textContent;
-  document.title = `${main.dataset.word} · ${name}`;
+  const title = `${main.dataset.word} · ${name}`;
+  if (document.title !== title) document.title = title;
   const link = document.querySelector("link[rel=icon]");
   const href = `/static/icon-${main.dataset.icon}.svg`;
-  if (link.getAttribute("href") !== href) link.setAttribute("href", href);
+  if (!link.getAttribute("href").startsWith(href)) link.setAttribute("href", href);
 }
 
-async function refresh() {
-  const began = performance.now();
+function listen() {
+  opened = performance.now();
+  source?.close();
+  source = new EventSource("/events");
+  source.addEventListener("live", (event) => show(event.data));
+}
+
+async function ask() {
+  asked = performance.now();
   try {
-    const response = await fetch("/live", { cache: "no-store", signal: AbortSignal.timeout(2500) });
-    const body = await response.text();
-    const next = new DOMParser().parseFromString(body, "text/html").getElementById("live");
-    if (response.ok && next) {
-      received = performance.now();
-      morph(main, next);
-      label();
-    }
+    const response = await fetch("/live", { cache: "no-store", signal: AbortSignal.timeout(1500) });
+    if (response.ok) show(await response.text());
   } catch {
-    // No answer: tick() greys the page once two answers are missing.
+    // No answer: tick() greys the page once two are missing.
   }
+}
+
+function watch() {
   tick();
-  setTimeout(refresh, Math.max(0, PERIOD - (performance.now() - began)));
+  const now = performance.now();
+  const silence = now - received;
+  const patience = source.readyState === EventSource.OPEN ? PERIOD + 500 : PERIOD - 250;
+  if (silence > patience && now - asked > PERIOD - 250) ask();
+  // An EventSource connects again by itself after an error, but not after a refusal or a connection that hangs.
+  if (silence > LOST_AFTER && now - opened > RECONNECT_AFTER) listen();
+  if (source.readyState === EventSource.CLOSED && now - opened > RECONNECT_AFTER) listen();
 }
 
 document.addEventListener("click", (event) => {
@@ -88,8 +118,12 @@ document.addEventListener("click", (event) => {
   button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
   setTimeout(() => (button.textContent = "Copy"), 1500);
 });
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) watch();
+});
 
 document.documentElement.classList.add("js");
-setInterval(tick, 1000);
+label();
 tick();
-setTimeout(refresh, PERIOD);
+listen();
+setInterval(watch, 500);

@@ -6,6 +6,7 @@ const PLOTS = [
   { title: "Tokens/s", series: [["tokens_out_per_second", "out"], ["tokens_in_per_second", "in"]], unit: count },
   { title: "First token", series: [["ttft_p50_seconds", "p50"], ["ttft_p95_seconds", "p95"]], unit: seconds },
   { title: "Queue", series: [["slots_busy", "running"], ["queue_waiting", "waiting"]], unit: count },
+  { title: "GPU", series: [["gpu_utilization_ratio", "busiest"]], unit: percent, absent: true },
 ];
 const REFRESH = { "1h": 20000, "1d": 120000 };
 const RETRY = 10000;
@@ -27,6 +28,10 @@ function count(value) {
 function seconds(value) {
   if (value === 0) return "0";
   return value >= 10 ? `${value.toFixed(0)} s` : value >= 1 ? `${value.toFixed(1)} s` : `${(value * 1000).toFixed(0)} ms`;
+}
+
+function percent(value) {
+  return `${Math.round(value * 100)}%`;
 }
 
 function colour(name) {
@@ -76,6 +81,7 @@ function make(plot) {
   canvas.className = "canvas";
   canvas.setAttribute("role", "img");
   figure.append(caption, canvas);
+  area.append(figure);
   return { figure, canvas, chart: null };
 }
 
@@ -89,7 +95,7 @@ function draw(slot, plot, times, values) {
     {
       width: canvas.clientWidth,
       height: canvas.clientHeight,
-      padding: [8, 4, 0, 0],
+      padding: [8, 16, 0, 0],
       tzDate: (unix) => uPlot.tzDate(new Date(unix * 1000), "Etc/UTC"),
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, sync: { key: "history" }, points: { size: 6 } },
@@ -125,9 +131,10 @@ function sum(told, names) {
 
 function paint(told) {
   PLOTS.forEach((plot, number) => {
+    const values = plot.series.map(([names]) => sum(told, names.split(" ")));
     drawn[number] ??= make(plot);
-    if (!drawn[number].figure.isConnected) area.append(drawn[number].figure);
-    draw(drawn[number], plot, told.times, plot.series.map(([names]) => sum(told, names.split(" "))));
+    drawn[number].figure.hidden = plot.absent && values.flat().every((value) => value == null);
+    if (!drawn[number].figure.hidden) draw(drawn[number], plot, told.times, values);
   });
 }
 

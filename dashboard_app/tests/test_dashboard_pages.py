@@ -1,0 +1,376 @@
+"""The page, its text and its files: every look told rightly, in few bytes, and no value believed."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import re
+from html.parser import HTMLParser
+
+import pytest
+from bedplate_dashboard import assets, wording
+from bedplate_dashboard.settings import Secrets
+from bedplate_dashboard.web import create_app
+from flask.testing import FlaskClient
+from sample_server import SamplePoller
+from samples import HOSTILE, SAMPLES
+
+SECTIONS = (
+    "faults",
+    "chain",
+    "models",
+    "gpus",
+    "traffic",
+    "limits",
+    "queue",
+    "history",
+    "machines",
+    "operations",
+)
+KIBIBYTES_100 = 100 * 1024
+VOID = frozenset({"meta", "link", "br", "img", "input", "rect", "circle", "path"})
+
+
+class Page(HTMLParser):
+    """Every element with its attributes, and the text of it and of what it holds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self._open: list[list[str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        texts: list[str] = []
+        self.elements.append((tag, dict(attrs), texts))
+        if tag not in VOID:
+            self._open.append(texts)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs), []))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for texts in self._open:
+            texts.append(data)
+
+    def find(self, name: str, value: str | None = None) -> list[tuple[dict[str, str | None], str]]:
+        """Elements that have an attribute, perhaps with a value: their attributes and text."""
+        return [
+            (attributes, " ".join("".join(texts).split()))
+            for _, attributes, texts in self.elements
+            if name in attributes and value in (None, attributes[name])
+        ]
+
+    def text(self, name: str, value: str) -> str:
+        """The text of the one element with this attribute."""
+        ((_, text),) = self.find(name, value)
+        return text
+
+
+def open_sample(name: str) -> FlaskClient:
+    return create_app(SamplePoller(SAMPLES[name]), Secrets("sk-secret")).test_client()
+
+
+def page_of(name: str, query: str = "") -> Page:
+    answer = open_sample(name).get(f"/{query}")
+    assert answer.status_code == 200
+    return Page(answer.text)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_look_has_all_its_sections_in_one_order(name: str) -> None:
+    # The script replaces section by section, so those without anything to tell are there and hidden.
+    page = page_of(name)
+    labels = [str(attributes["aria-labelledby"]) for attributes, _ in page.find("aria-labelledby")]
+    assert labels == [*SECTIONS, "use"]
+    ids = [str(attributes["id"]) for attributes, _ in page.find("id")]
+    assert len(ids) == len(set(ids))
+    shown = {
+        str(found["aria-labelledby"]) for found, _ in page.find("aria-labelledby") if "hidden" not in found
+    }
+    assert shown <= set(ids)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_live_part_is_the_same_alone(name: str) -> None:
+    client = open_sample(name)
+    alone = Page(client.get("/live").text)
+    whole = Page(client.get("/").text)
+    assert [tag for tag, _, _ in alone.elements][:1] == ["main"]
+    assert alone.text("role", "status") == whole.text("role", "status")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_nothing_is_inline_and_no_value_is_markup(name: str) -> None:
+    for tag, attributes, texts in page_of(name).elements:
+        assert tag not in ("img", "style", "iframe")
+        assert "style" not in attributes
+        assert not [key for key in attributes if key.startswith("on")]
+        if tag == "script":
+            assert str(attributes["src"]).startswith("/static/")
+            assert texts == []
+
+
+def test_hostile_values_are_shown_as_they_are() -> None:
+    page = page_of("hostile")
+    assert HOSTILE in page.text("role", "status")
+    assert page.text("id", "next").endswith(HOSTILE)
+    assert page.find("data-model", HOSTILE)
+    assert "{{7*7}}" in page.text("id", "live")
+    assert "&lt;" not in open_sample("hostile").get("/?format=text").text
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "shape"),
+    [
+        ("healthy", "Healthy", "good"),
+        ("degraded", "Degraded", "warn"),
+        ("down", "Down", "bad"),
+        ("stale", "Unknown", "none"),
+        ("starting", "Unknown", "none"),
+    ],
+)
+def test_the_state_is_a_word_and_a_shape(name: str, word: str, shape: str) -> None:
+    page = page_of(name)
+    ((live, _),) = page.find("id", "live")
+    assert (live["data-word"], live["class"]) == (word, shape)
+    assert page.text("role", "status").startswith(f"{word}. ")
+    assert page.find("class", f"icon {shape}")[0][0]["aria-label"] == word
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_screen_reader_hears_no_clock(name: str) -> None:
+    text = open_sample(name).get("/live").text
+    (sentence,) = re.findall(r'<p class="sentence".*?</p>', text, re.DOTALL)
+    assert "data-age" not in sentence
+    assert text.count("aria-live") == 1
+
+
+def test_what_to_type_next() -> None:
+    page = page_of("degraded")
+    assert page.text("id", "next") == "journalctl -u ollama -n 50"
+    assert "Next, on gpu2" in page.text("class", "next")
+    others = page.text("aria-labelledby", "faults")
+    assert (
+        "The disk of gpu1 is full: 0.1 GB left on /. For 4 min. on gpu1 du -xh / | sort -h | tail" in others
+    )
+    ((hidden, _),) = page_of("healthy").find("aria-labelledby", "faults")
+    assert "hidden" in hidden
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "truths"),
+    [
+        ("healthy", "smollm2:135m", {"listed": "ok", "present": "ok", "answered": "ok"}),
+        ("quiet", "smollm2:135m", {"listed": "ok", "present": "ok", "answered": "unknown"}),
+        ("degraded", "qwen3:8b", {"listed": "bad", "present": "unknown", "answered": "bad"}),
+        ("down", "smollm2:135m", {"listed": "unknown", "present": "ok", "answered": "ok"}),
+    ],
+)
+def test_the_three_truths_of_a_model(name: str, model: str, truths: dict[str, str]) -> None:
+    text = open_sample(name).get("/live").text
+    (body,) = re.findall(rf'<tbody data-model="{model}">.*?</tbody>', text, re.DOTALL)
+    assert {found["data-truth"]: found["data-state"] for found, _ in Page(body).find("data-truth")} == truths
+
+
+def test_a_model_with_a_fault_comes_first() -> None:
+    assert [found["data-model"] for found, _ in page_of("degraded").find("data-model")] == [
+        "qwen3:8b",
+        "smollm2:135m",
+    ]
+
+
+def test_numbers_are_there_raw_too() -> None:
+    numbers = {
+        str(found["data-what"]): found["data-value"] for found, _ in page_of("healthy").find("data-what")
+    }
+    assert numbers == {
+        "requests_per_second": str(110 / 60),
+        "requests": "110",
+        "tokens_out_per_second": "97.5",
+        "tokens_out": str(SAMPLES["healthy"].verdict.traffic.completion_tokens),  # type: ignore[union-attr]
+        "tokens_in_per_second": "48.2",
+        "tokens_in": str(SAMPLES["healthy"].verdict.traffic.prompt_tokens),  # type: ignore[union-attr]
+        "ttft_p50": "0.18",
+        "ttft_p95": "0.92",
+        "latency_p50": "1.1",
+        "latency_p95": "4.6",
+        "success_ratio": "0.982",
+        "refused_429": "8",
+        "refused_503": "2",
+    }
+
+
+def test_the_chain_is_clients_gateway_queue_hosts_and_their_gpus() -> None:
+    hops = page_of("degraded").find("data-hop")
+    assert [(found["data-hop"], found.get("data-host"), found["data-state"]) for found, _ in hops] == [
+        ("clients", None, "ok"),
+        ("gateway", None, "warn"),
+        ("queue", None, "warn"),
+        ("gpu1", "gpu1", "ok"),
+        ("gpu", "gpu1", "ok"),
+        ("gpu2", "gpu2", "bad"),
+        ("gpu", "gpu2", "unknown"),
+    ]
+    assert "Ollama did not answer /api/version within 1 s" in hops[5][1]
+    assert "last error 3 h ago: Ollama does not listen" in hops[3][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "words"),
+    [
+        ("down", "traffic", "unknown: the gateway does not tell"),
+        ("down", "limits", "unknown: the gateway does not tell"),
+        ("down", "queue", "unknown: the gateway does not tell"),
+        ("degraded", "history", "Prometheus does not answer (connection refused): no history is kept."),
+        ("degraded", "operations", "Alerts unknown: Prometheus does not answer"),
+        ("degraded", "operations", "Ollama on gpu2 is 0.23.1, pinned is 0.24.0"),
+        ("degraded", "operations", "required: gpu2"),
+        ("degraded", "queue", "low 9 wait, oldest 31 s"),
+        ("degraded", "machines", "ollama failed, 5 restarts"),
+        ("degraded", "machines", "90 MB free of 64.4 GB, under 1 d left"),
+        ("alerting", "operations", "2 active DiskFull / on gpu1 is 97 % full 60 min ago"),
+        ("quiet", "operations", "Verify not run yet: make verify"),
+        ("quiet", "traffic", "nobody asked"),
+        ("healthy", "limits", "default 940 of 1000 tokens"),
+        ("healthy", "limits", "1 other limit, nothing used: batch 600 requests"),
+        (
+            "gpu",
+            "gpus",
+            "NVIDIA H100 80GB HBM3 gpu1 #0 Use 97.0\u202f% Memory 65.5 GB of 85.9 GB 71 °C 640 W",
+        ),
+        ("gpu", "models", "47.0 GB 66% GPU stays"),
+        ("many", "models", "8 of 8 hosts"),
+    ],
+)
+def test_what_a_section_says(name: str, section: str, words: str) -> None:
+    # Numbers in the plots' place and signs carry no text, so this is what a reader reads.
+    assert words in page_of(name).text("aria-labelledby", section)
+
+
+def test_the_range_stands_in_the_address() -> None:
+    chosen = page_of("healthy", "?range=1d").find("aria-current")
+    assert [(found["href"], text) for found, text in chosen] == [("?range=1d", "1 day")]
+    assert page_of("healthy").find("aria-current")[0][1] == "1 hour"
+    assert page_of("healthy", "?kiosk").find("data-range")[0][0]["href"] == "?range=1h&kiosk"
+
+
+def test_a_kiosk_is_a_class_of_the_page() -> None:
+    assert page_of("healthy", "?kiosk").elements[0][:2] == ("html", {"lang": "en", "class": "kiosk"})
+    assert page_of("healthy").elements[0][:2] == ("html", {"lang": "en"})
+
+
+def test_it_works_without_scripts() -> None:
+    text = open_sample("healthy").get("/?range=1d").text
+    assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in text
+    assert 'their numbers are at <a href="/api/history.json?range=1d">' in text
+
+
+def test_the_snippets_hold_the_base_url_and_no_key() -> None:
+    text = open_sample("healthy").get("/").text
+    assert "sk-secret" not in text
+    assert page_of("healthy").text("id", "base") == "http://10.1.2.3:8000/v1"
+    assert "http://10.1.2.3:8000/v1" in page_of("healthy").text("id", "snippet-2")
+
+
+def test_the_text_of_a_degraded_stack() -> None:
+    lines = open_sample("degraded").get("/?format=text").text.splitlines()
+    assert lines[0].startswith("DEGRADED for 7 min, since ")
+    assert lines[2] == "next, on gpu2: journalctl -u ollama -n 50"
+    assert "gpu2         BAD  Ollama did not answer /api/version within 1 s; has 0 of 1 models" in lines
+    assert "waiting      9 of class low, the oldest for 31 s" in lines
+    assert "qwen3:8b  CANNOT BE SERVED; NOT LISTED; presence unknown; FAILED 8 min ago (canary)" in lines
+    assert "version      Ollama on gpu2 is 0.23.1, pinned is 0.24.0" in lines
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_text_has_no_holes(name: str) -> None:
+    lines = open_sample(name).get("/?format=text").text.splitlines()
+    assert not [line for line in lines if "None" in line or line != line.rstrip()]
+    assert "" not in [first + second for first, second in itertools.pairwise(lines)]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_all_of_it_is_light(name: str) -> None:
+    client = open_sample(name)
+    page = client.get("/", headers={"Accept-Encoding": "gzip"})
+    files = [str(found.get("src") or found.get("href")) for found, _ in page_of(name).find("src")]
+    files += [str(found["href"]) for found, _ in page_of(name).find("rel")]
+    sizes = [len(client.get(file, headers={"Accept-Encoding": "gzip"}).data) for file in files]
+    assert len(files) == 6
+    assert len(page.data) + sum(sizes) < KIBIBYTES_100
+
+
+def test_ages_run_without_the_wall_clock() -> None:
+    assert b"Date" not in assets.load()["page.js"].content
+    assert b"performance.now()" in assets.load()["page.js"].content
+
+
+@pytest.fixture
+def client() -> FlaskClient:
+    return open_sample("healthy")
+
+
+@pytest.mark.parametrize(
+    "name", ["page.css", "page.js", "plots.js", "uPlot.js", "uPlot.css", "icon-down.svg"]
+)
+def test_a_file_is_kept_as_long_as_it_stays_the_same(client: FlaskClient, name: str) -> None:
+    asset = assets.load()[name]
+    versioned = client.get(f"/static/{name}?v={asset.version}")
+    assert versioned.data == asset.content
+    assert versioned.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    packed = client.get(f"/static/{name}", headers={"Accept-Encoding": "gzip, br"})
+    assert (packed.headers["Cache-Control"], packed.headers["Vary"]) == ("no-cache", "Accept-Encoding")
+    assert gzip.decompress(packed.data) == asset.content
+    again = client.get(
+        f"/static/{name}", headers={"Accept-Encoding": "gzip", "If-None-Match": packed.headers["ETag"]}
+    )
+    assert (again.status_code, again.data) == (304, b"")
+
+
+def test_no_other_file_is_served(client: FlaskClient) -> None:
+    assert client.get("/static/../wsgi.py").status_code == 404
+    assert client.get("/static/uPlot.mousewheel.js").status_code == 404
+
+
+def test_without_uplot_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets, "PLOT_PACKAGE", "uplot-that-is-not-there")
+    with pytest.raises(assets.AssetError, match=r"^uplot-that-is-not-there is not installed; install what"):
+        assets.load()
+
+
+def test_uplot_without_its_file_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets, "PLOT_FILES", {"uPlot.js": "uplot/static/gone.js"})
+    with pytest.raises(assets.AssetError, match=r"gone\.js cannot be read \(No such file or directory\)"):
+        assets.load()
+
+
+def test_lengths_and_sizes() -> None:
+    ages = [wording.age(seconds) for seconds in (-1, 0.44, 59, 600, 7300, 900000)]
+    assert ages == ["0.0 s", "0.4 s", "59 s", "10 min", "2 h", "10 d"]
+    times = [wording.milliseconds(seconds) for seconds in (None, 0.0004, 0.0123, 1.2, 75.4)]
+    assert times == ["", "0.4 ms", "12 ms", "1.20 s", "75 s"]
+    sizes = [wording.size(amount) for amount in (None, 270_900_000, 4_900_000_000, 1.2e12)]
+    assert sizes == ["", "271 MB", "4.9 GB", "1.2 TB"]
+    assert [wording.days(amount) for amount in (0.1, 41.2)] == ["under 1 d", "41 d"]
+
+
+def test_rates_and_shares() -> None:
+    numbers = [wording.number(amount) for amount in (None, 0, 0.0512, 3.14, 42, 97.5, 5200, 20000, 3_400_000)]
+    assert numbers == ["\u2013", "0", "0.05", "3.1", "42", "97.5", "5200", "20k", "3.4M"]
+    ratios = [wording.percent(ratio) for ratio in (None, 0, 0.001, 0.42, 0.982, 0.99999, 1)]
+    assert [ratio.replace("\u202f", "") for ratio in ratios] == [
+        "\u2013",
+        "0%",
+        "<1%",
+        "42%",
+        "98.2%",
+        "99.9%",
+        "100%",
+    ]
+    shares = [wording.share(gpu, memory) for gpu, memory in ((None, 1), (0, 0), (0, 9), (9, 9), (3, 9))]
+    assert shares == ["", "", "CPU", "GPU", "33% GPU"]
