@@ -63,7 +63,7 @@ class Page(HTMLParser):
     def find(self, name: str, value: str | None = None) -> list[tuple[dict[str, str | None], str]]:
         """Elements that have an attribute, perhaps with a value: their attributes and text."""
         return [
-            (attributes, " ".join("".join(texts).split()))
+            (attributes, re.sub(r" ([.,:;])", r"\1", " ".join("".join(texts).split())))
             for _, attributes, texts in self.elements
             if name in attributes and value in (None, attributes[name])
         ]
@@ -222,7 +222,7 @@ def test_the_chain_is_clients_gateway_queue_hosts_and_their_gpus() -> None:
         ("gpu", "gpu2", "unknown"),
     ]
     assert "Ollama did not answer /api/version within 1 s" in hops[5][1]
-    assert "last error 3 h ago : Ollama does not listen" in hops[3][1]
+    assert "last error 3 h ago: Ollama does not listen" in hops[3][1]
 
 
 @pytest.mark.parametrize(
