@@ -15,7 +15,7 @@ ADHOC = $(VENV)/bin/ansible --inventory $(INVENTORY) --become
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # Which group runs which unit; a verb may name the service with or without its prefix.
-UNITS := ollama litellm prometheus alertmanager node-exporter bedplate-exporter bedplate-dashboard
+UNITS := ollama litellm prometheus alertmanager node-exporter bedplate-exporter bedplate-dashboard traffic-canary
 group_ollama := inference
 group_litellm := gateway
 group_prometheus := monitoring
@@ -23,8 +23,14 @@ group_alertmanager := monitoring
 group_node-exporter := inference:gateway:monitoring
 group_bedplate-exporter := inference
 group_bedplate-dashboard := monitoring
+group_traffic-canary := gateway
+# The canary is a timer and the service that it starts: the timer is what runs, both have a state and a journal.
+started_traffic-canary := traffic-canary.timer
+seen_traffic-canary := traffic-canary.timer traffic-canary.service
 unit = $(if $(group_$(1)),$(1),$(if $(group_bedplate-$(1)),bedplate-$(1),$(error no service is called '$(1)'; known: $(UNITS))))
 group = $(group_$(call unit,$(1)))
+started = $(or $(started_$(call unit,$(1))),$(call unit,$(1)).service)
+seen = $(or $(seen_$(call unit,$(1))),$(call unit,$(1)).service)
 EVERYWHERE := inference:gateway:monitoring
 
 step = @printf '\n\033[1m[%s] %s\033[0m %s\n' '$(1)' '$(2)' '$(3)'
@@ -82,23 +88,23 @@ stop: hosts ## Stop every service
 restart: hosts ## Restart every service
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.shell -a 'systemctl restart bedplate.target $$(systemctl show --value --property=ConsistsOf bedplate.target)'
 status: hosts ## Show the state of every service
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl --no-pager --all list-units $(addsuffix .service,$(UNITS)) bedplate.target'
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl --no-pager --all list-units $(foreach name,$(UNITS),$(call seen,$(name))) bedplate.target'
 health: hosts ## Say in one sentence how the stack is, and what to type next
 	$(PLAY) playbooks/health.yml
 logs: hosts ## Show the last lines of every service's journal
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(UNITS))'
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(foreach name,$(UNITS),$(addprefix --unit ,$(call seen,$(name))))'
 
 start-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl start $(call unit,$*)'
+	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl start $(call started,$*)'
 stop-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl stop $(call unit,$*)'
+	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl stop $(call started,$*)'
 restart-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl restart $(call unit,$*)'
+	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl restart $(call started,$*)'
 # systemctl status tells a stopped unit by its exit status; that is an answer, no failure of the verb.
 status-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.shell -a 'systemctl --no-pager --full status $(call unit,$*); [ $$? -le 3 ]'
+	$(ADHOC) $(call group,$*) -m ansible.builtin.shell -a 'systemctl --no-pager --full status $(call seen,$*); [ $$? -le 3 ]'
 logs-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 --unit $(call unit,$*)'
+	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(call seen,$*))'
 health-%: hosts
 	$(PLAY) playbooks/health.yml --extra-vars health_service=$(call unit,$*)
 

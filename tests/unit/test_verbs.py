@@ -1,0 +1,72 @@
+"""The Makefile's verbs for one service: which unit each works on, and on which group's hosts."""
+
+import re
+import subprocess
+
+import pytest
+import yaml
+from rendering import ROOT
+
+VERBS = ("start", "stop", "restart", "status", "logs", "health")
+
+
+def said(*targets: str) -> subprocess.CompletedProcess[str]:
+    """What make would run; `hosts` is taken as done, since there need be none."""
+    command = [
+        "make",
+        "--dry-run",
+        "--no-print-directory",
+        "--old-file=hosts",
+        "--old-file=install",
+        *targets,
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def units() -> list[str]:
+    (line,) = re.findall(r"^UNITS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return str(line).split()
+
+
+@pytest.mark.parametrize(
+    ("verb", "command"),
+    [
+        ("start-ollama", "inference -m ansible.builtin.command -a 'systemctl start ollama.service'"),
+        (
+            "restart-dashboard",
+            "monitoring -m ansible.builtin.command -a 'systemctl restart bedplate-dashboard.service'",
+        ),
+        (
+            "stop-traffic-canary",
+            "gateway -m ansible.builtin.command -a 'systemctl stop traffic-canary.timer'",
+        ),
+        ("status-traffic-canary", "status traffic-canary.timer traffic-canary.service;"),
+        ("logs-traffic-canary", "--lines 50 --unit traffic-canary.timer --unit traffic-canary.service'"),
+        ("status", "bedplate-dashboard.service traffic-canary.timer traffic-canary.service bedplate.target'"),
+        (
+            "logs",
+            "--unit bedplate-dashboard.service --unit traffic-canary.timer --unit traffic-canary.service'",
+        ),
+    ],
+)
+def test_a_verb_works_on_its_unit(verb: str, command: str) -> None:
+    assert command in said(verb).stdout
+
+
+def test_every_unit_has_every_verb() -> None:
+    for verb in VERBS:
+        ran = said(*(f"{verb}-{unit}" for unit in units()))
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.count(".venv/bin/ansible") == len(units())
+
+
+def test_every_unit_can_be_asked_for_its_health() -> None:
+    play = yaml.safe_load((ROOT / "playbooks/health.yml").read_text())[1]
+    asked = set(play["vars"]["__health_urls"]) | {"traffic-canary"}
+    assert asked == set(units())
+
+
+def test_an_unknown_service_is_named() -> None:
+    ran = said("logs-nginx")
+    assert ran.returncode == 2
+    assert "no service is called 'nginx'; known: ollama litellm" in ran.stderr
