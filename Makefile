@@ -149,6 +149,7 @@ lint-types: $(VENV)/.dev
 	MYPYPATH=tests/dashboard:tests/gateway:gateway/src:dashboard_app/src:dashboard_app/tests mypy --explicit-package-bases tests/dashboard/*.py
 	mypy grafana/generate.py roles/node_exporter/files/host_facts.py
 	mypy playbooks/library/gateway_promises.py playbooks/module_utils/*.py
+	mypy roles/gpu_driver/filter_plugins/*.py roles/gpu_driver/library/*.py
 	MYPYPATH=bench/gateway:gateway/src:gateway/tests:traffic/src mypy --explicit-package-bases bench/gateway/*.py
 	MYPYPATH=bench/gateway:bench/traffic mypy --explicit-package-bases bench/traffic/run.py bench/traffic/tools.py
 	MYPYPATH=bench/gateway:tests/dashboard mypy --explicit-package-bases bench/dashboard/run.py

@@ -308,7 +308,8 @@ def nvidia(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[
         from_ = "NVIDIA's repository" if offer["source"] == "vendor" else f"the archive of {host['release']}"
         built = "signed" if offer["build"] == "signed" else "built on the host"
         why = f"driver {offer['version']} from {from_}, {offer['flavour']} kernel modules, {built}"
-        result |= {key: offer[key] for key in ("packages", "hold", "headers", "components", "repository")}
+        kept = ("packages", "hold", "headers", "components", "repository", "notes")
+        result |= {key: offer[key] for key in kept}
     check_packages(host, result["packages"])
     running = host["modules"].get("nvidia", "")
     stale = bool(running and there and number(running) != number(there["version"]))
@@ -396,7 +397,15 @@ def nvidia_offer(
     old = []
     for offer in offers:
         if number(offer["version"]) < number(minimum):
-            old.append(f"the {offer['source']} of {host['release']} has {offer['version']}")
+            old.append(f"the {offer['source']} of {host['release']} has {offer['version']} only")
+            continue
+        limit = offer.get("kernels_below", "9999")
+        coming = [kernel["release"] for kernel in kernels] + list(host["kernel_candidates"].values())
+        if max(map(number, coming)) >= number(limit):
+            old.append(
+                f"{offer['version']} of the {offer['source']} of {host['release']} does not build on "
+                f"Linux {limit} and newer"
+            )
             continue
         packages = list(offer["packages"][flavour])
         headers: list[str] = []
@@ -416,6 +425,7 @@ def nvidia_offer(
             "packages": headers + packages,
             "hold": offer["packages"][flavour],
             "headers": headers,
+            "notes": [f"Not the better source, since {listed(old)}."] if old else [],
             "repository": {key: value.format(machine=machine) for key, value in repository.items()},
         }
     raise RefusedError(

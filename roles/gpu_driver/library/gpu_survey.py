@@ -97,6 +97,10 @@ kernel_kinds:
   returned: always
   type: list
   elements: str
+kernel_candidates:
+  description: For each of these kinds, the version that the package sources would install next.
+  returned: always
+  type: dict
 signed_modules:
   description: Packages of ready signed NVIDIA modules in the sources, for these kernels and kinds.
   returned: always
@@ -327,6 +331,13 @@ def kernels(
     ]
 
 
+def candidates(kinds: Iterable[str]) -> dict[str, str]:
+    """Return for each kind of kernel the version that an upgrade would bring."""
+    policies = {kind: said("apt-cache", "policy", f"linux-image-{kind}") for kind in kinds}
+    found = {kind: re.search(r"Candidate: (\d\S*)", policy) for kind, policy in policies.items()}
+    return {kind: match[1] for kind, match in found.items() if match}
+
+
 def signed_modules(releases: Iterable[str], kinds: Iterable[str]) -> list[str]:
     """Return the packages of signed NVIDIA modules in the sources for these kernels and kinds of kernels."""
     ends = "|".join(re.escape(end) for end in (*releases, *kinds))
@@ -381,6 +392,7 @@ def main() -> None:
         cards=cards(),
         kernels=found,
         kernel_kinds=kinds,
+        kernel_candidates=candidates(kinds),
         signed_modules=signed_modules([kernel["release"] for kernel in found], kinds),
         modules=loaded(),
         packages=installed,
