@@ -13,7 +13,7 @@ const RETRY = 10000;
 
 const area = document.getElementById("plots");
 const links = [...area.querySelectorAll("nav a")];
-const moment = document.createElement("output");
+const moment = Object.assign(document.createElement("span"), { className: "moment" });
 const drawn = [];
 let range = links.find((link) => link.hasAttribute("aria-current")).dataset.range;
 let timer = 0;
@@ -45,9 +45,9 @@ function clock(unix) {
 // Tells the numbers under the pointer, or the newest ones.
 function tell(figure, plot, times, values, index) {
   const at = index ?? values[0].length - 1;
-  [...figure.querySelectorAll(".key output")].forEach((output, series) => {
+  [...figure.querySelectorAll(".key b")].forEach((number, series) => {
     const value = values[series][at];
-    output.textContent = value == null ? "–" : plot.unit(value);
+    number.textContent = value == null ? "–" : plot.unit(value);
   });
   moment.textContent = index == null ? "" : `${clock(times[index])} UTC`;
 }
@@ -74,7 +74,7 @@ function make(plot) {
     for (const [attribute, value] of [["x1", 0], ["x2", 22], ["y1", 4], ["y2", 4]]) line.setAttribute(attribute, value);
     svg.setAttribute("aria-hidden", "true");
     svg.append(line);
-    key.append(svg, `${name} `, document.createElement("output"));
+    key.append(svg, `${name} `, document.createElement("b"));
     caption.append(key);
   }
   const canvas = document.createElement("div");
