@@ -16,10 +16,24 @@ from typing import Any
 import httpx
 import pytest
 from bedplate_dashboard import collect
-from bedplate_dashboard.collect import Observation, clean, read_verify
-from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.collect import Observation, ReportFile, read_report
+from bedplate_dashboard.foreign import clean
+from bedplate_dashboard.settings import Secrets, Settings
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
+ALERT = {
+    "labels": {"alertname": "DiskFull", "severity": "critical", "host": "gpu1"},
+    "annotations": {"summary": "/ is full", "next": "df -h"},
+    "state": "firing",
+    "activeAt": "2026-03-01T12:00:00.123456789Z",
+    "value": "4e-02",
+}
+METRICS = b"""# HELP bedplate_gateway_info Always 1.
+bedplate_gateway_info{litellm="1.106.2"} 1.0
+bedplate_gateway_slots{engine="gpu1",model="small:1b"} 2.0
+node_memory_MemTotal_bytes 8.0e+09
+somebody_elses{broken
+"""
 STATE = {"schema": 1, "at": "2026-03-01T12:00:00Z", "engine": {"up": True}, "models": [{"name": "small:1b"}]}
 
 
@@ -49,10 +63,14 @@ class FakeStack:
 
     def __init__(self) -> None:
         self.authorization: str | None = None
+        self.asked: list[str] = []
         self.answers: dict[str, Answer] = {
             "/v1/models": send(200, {"data": [{"id": "small:1b"}]}),
             "/state.json": send(200, STATE),
             "/-/ready": send(200, b"ready"),
+            "/api/v1/alerts": send(200, {"status": "success", "data": {"alerts": [ALERT]}}),
+            "/api/v1/status/buildinfo": send(200, {"status": "success", "data": {"version": "2.53.3"}}),
+            "/metrics": send(200, METRICS),
         }
         stack = self
 
@@ -60,7 +78,8 @@ class FakeStack:
             def do_GET(self) -> None:
                 stack.authorization = self.headers.get("Authorization", stack.authorization)
                 with contextlib.suppress(OSError):  # the client may have hung up, as it should
-                    stack.answers[self.path](self)
+                    stack.asked.append(self.path)
+                    stack.answers[self.path.partition("?")[0]](self)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -83,13 +102,21 @@ def stack() -> Iterator[FakeStack]:
 @pytest.fixture
 def look(stack: FakeStack, config: dict[str, Any]) -> Callable[..., Observation]:
     def ask(**changes: str) -> Observation:
-        urls = {"gateway_url": stack.url, "prometheus_url": stack.url} | changes
+        urls = {
+            "gateway_url": stack.url,
+            "gateway_metrics_url": stack.url,
+            "prometheus_url": stack.url,
+            **changes,
+        }
+        nodes = [{"name": "gpu1", "url": stack.url}]
         hosts = [{"name": "gpu1", "exporter_url": stack.url, "models": ["small:1b"]}]
-        settings = Settings.model_validate_json(json.dumps(config | urls | {"inference_hosts": hosts}))
+        settings = Settings.model_validate_json(
+            json.dumps(config | urls | {"inference_hosts": hosts, "node_exporters": nodes})
+        )
 
         async def once() -> Observation:
-            async with collect.new_client() as client:
-                return await collect.collect(client, settings, "sk-dashboard")
+            async with collect.new_clients(Secrets("sk-dashboard")) as clients:
+                return await collect.collect(clients, settings, "sk-dashboard")
 
         return asyncio.run(once())
 
@@ -102,8 +129,16 @@ def test_all_answer(look: Callable[..., Observation], stack: FakeStack) -> None:
     assert seen.gateway.models == {"small:1b"}
     assert seen.hosts[0].state is not None
     assert seen.hosts[0].state.models[0].name == "small:1b"
-    assert seen.prometheus.outcome == "answered"
-    assert (seen.verify.report, seen.verify.error) == (None, None)
+    assert seen.gateway.metrics.value("bedplate_gateway_slots", engine="gpu1") == 2
+    assert seen.prometheus.contact.ok
+    assert seen.prometheus.alerts is not None
+    assert seen.prometheus.alerts[0].labels.alertname == "DiskFull"
+    assert seen.prometheus.version == "2.53.3"
+    assert seen.machines[0].metrics.value("node_memory_MemTotal_bytes") == 8e9
+    # Only the cheap collectors are asked, every two seconds.
+    assert any(path.startswith("/metrics?collect[]=filesystem") for path in stack.asked)
+    assert (seen.verify, seen.smoke) == (ReportFile(), ReportFile())
+    assert len(stack.asked) == 7
 
 
 GATEWAY_FAULTS: dict[str, tuple[Answer, str, str]] = {
@@ -138,7 +173,7 @@ def test_gateway_faults(
     seen = look()
     assert (seen.gateway.contact.outcome, seen.gateway.contact.error) == (outcome, error)
     assert seen.gateway.models == frozenset()
-    assert seen.prometheus.outcome == "answered"
+    assert seen.prometheus.contact.ok
     assert seen.seconds < 2
 
 
@@ -146,16 +181,22 @@ def test_a_closed_port_is_a_failed_service(look: Callable[..., Observation]) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         seen = look(prometheus_url=f"http://127.0.0.1:{free.getsockname()[1]}")
-    assert (seen.prometheus.outcome, seen.prometheus.error) == ("failed", "connection refused")
+    assert (seen.prometheus.contact.outcome, seen.prometheus.contact.error) == (
+        "failed",
+        "connection refused",
+    )
 
 
 def test_a_name_that_is_not_known_is_an_unreachable_host(look: Callable[..., Observation]) -> None:
     seen = look(prometheus_url="http://no-such-host.invalid:9090")
-    assert (seen.prometheus.outcome, seen.prometheus.error) == ("unreachable", "its name is not known")
+    assert (seen.prometheus.contact.outcome, seen.prometheus.contact.error) == (
+        "unreachable",
+        "its name is not known",
+    )
 
 
 def test_no_connection_is_an_unreachable_host() -> None:
-    assert collect._explain(httpx.ConnectTimeout(""), 2.0) == ("unreachable", "no connection within 1.5 s")
+    assert collect._explain(httpx.ConnectTimeout(""), 2.0) == ("unreachable", "no connection within 1.2 s")
     error = httpx.ConnectError("All connection attempts failed")
     error.__cause__ = OSError(113, "No route to host")
     assert collect._explain(error, 2.0) == ("unreachable", "no route to the host")
@@ -178,6 +219,37 @@ def test_an_exporter_that_sends_something_else(
     assert (contact.outcome, contact.error) == ("failed", "answered without the engine's state")
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        b"bedplate_gateway_slots{ 1",
+        b"bedplate_gateway_slots",
+        b"bedplate_gateway_slots NaN",
+        b"bedplate_gateway_slots 1e999",
+        b'bedplate_gateway_slots{engine="\xff"} 1',
+        b'bedplate_gateway_request_seconds_bucket{le="much"} 1',
+        b"bedplate_gateway_request_seconds_bucket 1",
+    ],
+)
+def test_metrics_that_make_no_sense(
+    look: Callable[..., Observation], stack: FakeStack, metrics: bytes
+) -> None:
+    stack.answers["/metrics"] = send(200, metrics)
+    contact = look().gateway.metrics_contact
+    assert (contact.outcome, contact.error) == ("failed", "answered without metrics")
+
+
+@pytest.mark.parametrize("body", [b"{}", b"<html>", b'{"data": {"alerts": [{}]}}'])
+def test_prometheus_that_tells_no_alerts(
+    look: Callable[..., Observation], stack: FakeStack, body: bytes
+) -> None:
+    stack.answers["/api/v1/alerts"] = send(200, body)
+    stack.answers["/api/v1/status/buildinfo"] = send(404, b"")
+    seen = look()
+    assert seen.prometheus.contact.ok
+    assert (seen.prometheus.alerts, seen.prometheus.version) == (None, None)
+
+
 def test_hostile_text_is_made_harmless() -> None:
     assert clean("a\x1b[31m\n\u202eb\ud800") == "a\ufffd[31m\ufffd\ufffdb\ufffd"
     assert clean("x" * 500) == "x" * 300 + "…"
@@ -185,14 +257,14 @@ def test_hostile_text_is_made_harmless() -> None:
 
 def test_verify_report(tmp_path: Path) -> None:
     path = tmp_path / "verify.json"
-    assert read_verify(path) == collect.Verify()
+    assert read_report(path, "verify.yml") == ReportFile()
     path.write_text('{"schema": 1, "ok": tr')
-    assert read_verify(path).error == "the report is not in the form that the verify play writes"
+    assert read_report(path, "verify.yml").error == "the report is not in the form that verify.yml writes"
     check = {"host": "gpu1", "name": "active", "ok": None, "seen": "x", "next": "y"}
     path.write_text(json.dumps({"schema": 1, "ok": True, "at": "2026-03-01T12:00:00Z", "checks": [check]}))
-    report = read_verify(path).report
+    report = read_report(path, "verify.yml").report
     assert report is not None
     assert report.checks[0].ok is None
     path.unlink()
     path.mkdir()
-    assert read_verify(path).error == "the report cannot be read (Is a directory)"
+    assert read_report(path, "verify.yml").error == "the report cannot be read (Is a directory)"

@@ -8,28 +8,72 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from bedplate_dashboard.collect import Contact, EngineState, GatewayAnswer, HostAnswer, Observation
+from bedplate_dashboard import state as judging
+from bedplate_dashboard.collect import (
+    Contact,
+    GatewayAnswer,
+    HostAnswer,
+    MachineAnswer,
+    Observation,
+    PrometheusAnswer,
+)
+from bedplate_dashboard.foreign import ActiveAlert, EngineState
+from bedplate_dashboard.parts import engine_name
 from bedplate_dashboard.settings import Settings
-from bedplate_dashboard.state import STALE_SECONDS, Snapshot, Verdict, advance, current, engine_name, judge
+from bedplate_dashboard.state import STALE_SECONDS, Memory, Snapshot, advance, current
+from bedplate_dashboard.status import Refusals, Verdict
+from bedplate_dashboard.traffic import Lately
+from observed import ANSWERED, gateway_metrics, node_metrics
 
 Change = Callable[[Observation], Observation]
 STARTED = datetime(2026, 3, 1, 11, 0, 0, tzinfo=UTC)
 
 
-def engine(*models: dict[str, Any], up: bool = True, error: str | None = None) -> EngineState:
+def judge(
+    settings: Settings, seen: Observation, lately: Lately | None = None, memory: Memory | None = None
+) -> Verdict:
+    return judging.judge(settings, seen, lately or Lately(), {}, memory or Memory())
+
+
+def engine(
+    *models: dict[str, Any], fault: str | None = None, drivers: tuple[dict[str, Any], ...] = ()
+) -> EngineState:
     return EngineState.model_validate(
         {
             "schema": 1,
             "at": "2026-03-01T12:00:00Z",
-            "engine": {"up": up, "version": None, "error": error, "latency_seconds": None},
+            "engine": {"up": fault is None, "error": fault and "It does not answer.", "fault": fault},
             "models": models,
+            "drivers": drivers,
         }
     )
 
 
 def gateway(outcome: Any, error: str | None = None, *models: str) -> Change:
-    answer = GatewayAnswer(Contact(outcome, 0.1, error), frozenset(models))
+    contact = Contact(outcome, 0.1, error)
+    answer = GatewayAnswer(contact, frozenset(models), contact, gateway_metrics())
     return lambda seen: dataclasses.replace(seen, gateway=answer)
+
+
+def counted(*lines: str) -> Change:
+    """The gateway's metrics."""
+
+    def change(seen: Observation) -> Observation:
+        answer = dataclasses.replace(seen.gateway, metrics=gateway_metrics(*lines), metrics_contact=ANSWERED)
+        return dataclasses.replace(seen, gateway=answer)
+
+    return change
+
+
+def no_metrics(seen: Observation) -> Observation:
+    answer = dataclasses.replace(seen.gateway, metrics_contact=Contact("refused", 0.1, "HTTP 403"))
+    return dataclasses.replace(seen, gateway=answer)
+
+
+def machine(*lines: str, contact: Contact = ANSWERED) -> Change:
+    """The node exporter's metrics."""
+    answer = MachineAnswer("gpu1", contact, node_metrics(*lines))
+    return lambda seen: dataclasses.replace(seen, machines=(answer,))
 
 
 def host(index: int, outcome: Any, error: str | None = None, state: EngineState | None = None) -> Change:
@@ -42,12 +86,33 @@ def host(index: int, outcome: Any, error: str | None = None, state: EngineState 
 
 
 def prometheus(outcome: Any, error: str) -> Change:
-    return lambda seen: dataclasses.replace(seen, prometheus=Contact(outcome, 0.1, error))
+    answer = PrometheusAnswer(Contact(outcome, 0.1, error), None, None)
+    return lambda seen: dataclasses.replace(seen, prometheus=answer)
 
 
 SMALL = {"name": "small:1b"}
 EMBED = {"name": "embed:latest"}
-ENGINE_DOWN = engine(up=False, error="connection refused.")
+ENGINE_DOWN = engine(fault="stopped")
+CARD = {"vendor": "nvidia", "expected": 2, "devices": 2, "failed": False, "driver_matches": True}
+ON_GPU = SMALL | {"loaded": True, "memory_bytes": 1000, "gpu_memory_bytes": 1000}
+
+
+def units(**states: str) -> Change:
+    return machine(
+        *(
+            f'node_systemd_unit_state{{name="{name}.service",state="{state}",type="exec"}} 1'
+            for name, state in states.items()
+        )
+    )
+
+
+def disk(available: int) -> Change:
+    where = '{device="/dev/sda1",fstype="ext4",mountpoint="/srv"}'
+    return machine(
+        f"node_filesystem_size_bytes{where} 1e+11", f"node_filesystem_avail_bytes{where} {available}"
+    )
+
+
 BOTH = "small:1b", "embed"
 
 TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
@@ -129,6 +194,143 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         "so its engine cannot be seen.",
         "journalctl -u bedplate-exporter -n 50",
         "gpu1",
+    ),
+    "engine hung": (
+        [host(0, "answered", None, engine(fault="hung"))],
+        "degraded",
+        "1 of 2 declared models can be served: the engine on gpu1 hangs.",
+        "journalctl -u ollama -n 50",
+        "gpu1",
+    ),
+    "something else on the engine's port": (
+        [host(1, "answered", None, engine(fault="broken"))],
+        "degraded",
+        "All 2 declared models can be served, but the engine on gpu2 answers nonsense.",
+        "journalctl -u ollama -n 50",
+        "gpu2",
+    ),
+    "a wrong key, while the gateway's metrics tell what is served": (
+        [
+            gateway("refused", "HTTP 401"),
+            counted(
+                'bedplate_gateway_engine_serves{engine="gpu1",model="small:1b"} 1',
+                'bedplate_gateway_engine_serves{engine="gpu1",model="embed"} 1',
+            ),
+        ],
+        "degraded",
+        "All 2 declared models can be served, but the gateway refuses the dashboard's key (HTTP 401).",
+        "ansible-playbook site.yml --tags keys",
+        "the control machine",
+    ),
+    "the gateway's metrics are closed": (
+        [no_metrics],
+        "degraded",
+        "All 2 declared models can be served, but the gateway does not tell its metrics (HTTP 403), "
+        "so traffic and limits are not seen.",
+        "journalctl -u litellm -n 50",
+        "the gateway host",
+    ),
+    "a disk is full": (
+        [disk(90_000_000)],
+        "degraded",
+        "All 2 declared models can be served, but /srv on gpu1 is full (0.1 GB left).",
+        "du -xh --max-depth 2 /srv | sort -h | tail",
+        "gpu1",
+    ),
+    "a disk is not full": (
+        [disk(50_000_000_000)],
+        "healthy",
+        "All 2 declared models can be served.",
+        None,
+        None,
+    ),
+    "the node exporter is stopped": (
+        [machine(contact=Contact("failed", 0.1, "connection refused"))],
+        "degraded",
+        "All 2 declared models can be served, but the node exporter on gpu1 does not work "
+        "(connection refused), so its disks and services cannot be seen.",
+        "journalctl -u node-exporter -n 50",
+        "gpu1",
+    ),
+    "Alertmanager failed": (
+        [units(alertmanager="failed", ollama="active")],
+        "degraded",
+        "All 2 declared models can be served, but alertmanager on gpu1 is failed.",
+        "journalctl -u alertmanager -n 50",
+        "gpu1",
+    ),
+    "a GPU is lost": (
+        [host(1, "answered", None, engine(ON_GPU, drivers=(CARD | {"devices": 1},)))],
+        "degraded",
+        "All 2 declared models can be served, but gpu2 has 1 of 2 GPUs.",
+        "dmesg | grep -i -e xid -e amdgpu | tail",
+        "gpu2",
+    ),
+    "the GPU driver hangs": (
+        [host(1, "answered", None, engine(ON_GPU, drivers=(CARD | {"failed": True, "devices": 0},)))],
+        "degraded",
+        "All 2 declared models can be served, but the GPU driver on gpu2 does not answer.",
+        "nvidia-smi; dmesg | tail -n 50",
+        "gpu2",
+    ),
+    "module and library differ": (
+        [
+            host(
+                1,
+                "answered",
+                None,
+                engine(
+                    ON_GPU,
+                    drivers=(
+                        CARD
+                        | {"driver_matches": False, "module_version": "550.1", "library_version": "550.2"},
+                    ),
+                ),
+            )
+        ],
+        "degraded",
+        "All 2 declared models can be served, but the GPU driver's module and library on gpu2 differ "
+        "(550.1 and 550.2).",
+        "reboot",
+        "gpu2",
+    ),
+    "a model fell back to the processor": (
+        [host(1, "answered", None, engine(ON_GPU | {"gpu_memory_bytes": 10}, drivers=(CARD,)))],
+        "degraded",
+        "All 2 declared models can be served, but small:1b on gpu2 is not wholly on the GPU, so it is slow.",
+        "journalctl -u ollama | grep 'inference compute' | tail",
+        "gpu2",
+    ),
+    "a model on the processor of a host without GPUs": (
+        [host(1, "answered", None, engine(ON_GPU | {"gpu_memory_bytes": 0}))],
+        "healthy",
+        "All 2 declared models can be served.",
+        None,
+        None,
+    ),
+    "somebody waits for long": (
+        [
+            counted(
+                'bedplate_gateway_queue_requests{class="normal"} 3',
+                'bedplate_gateway_queue_oldest_wait_seconds{class="normal"} 31.4',
+            )
+        ],
+        "degraded",
+        "All 2 declared models can be served, but requests of class normal wait 31 s for a slot.",
+        "journalctl -u litellm -n 50",
+        "the gateway host",
+    ),
+    "those who may wait do": (
+        [
+            counted(
+                'bedplate_gateway_queue_requests{class="low"} 3',
+                'bedplate_gateway_queue_oldest_wait_seconds{class="low"} 600',
+            )
+        ],
+        "healthy",
+        "All 2 declared models can be served.",
+        None,
+        None,
     ),
     "every exporter stopped, but the gateway sees the engines": (
         [host(0, "failed", "connection refused"), host(1, "failed", "connection refused")],
@@ -250,7 +452,7 @@ def test_an_old_look_is_never_healthy(healthy: Snapshot) -> None:
     assert (fresh.state, fresh.stale) == ("healthy", False)
     old = current(healthy, 100.1 + STALE_SECONDS, STARTED, 0.0)
     assert (old.state, old.stale, old.next) == ("degraded", True, "systemctl restart bedplate-dashboard")
-    assert old.reason == "The state is unknown: the last look, 7 s ago, found it healthy."
+    assert old.reason == "The state is unknown: the last look, some time ago, found it healthy."
     assert old.since == healthy.at + timedelta(seconds=STALE_SECONDS)
 
 
@@ -259,6 +461,109 @@ def test_before_the_first_look() -> None:
     assert (fresh.state, fresh.stale, fresh.next, fresh.at) == ("degraded", True, None, None)
     stuck = current(None, 70.0, STARTED, 50.0)
     assert (stuck.next, stuck.since) == ("systemctl restart bedplate-dashboard", STARTED)
+
+
+def test_one_sentence_says_in_what_state_the_unit_is(settings: Settings, all_well: Observation) -> None:
+    here = settings.model_copy(update={"gateway": "gpu1"})
+    stopped = units(litellm="failed")(gateway("failed", "connection refused")(all_well))
+    assert "(litellm is failed, connection refused)" in judge(here, stopped).reason
+
+
+def test_a_model_of_another_server(settings: Settings, all_well: Observation) -> None:
+    more = settings.model_copy(update={"other_models": ("big:70b",)})
+    missing = judge(more, all_well)
+    assert missing.reason == ("2 of 3 declared models can be served: the gateway does not list big:70b.")
+    listed = gateway("answered", None, "small:1b", "embed", "big:70b")(all_well)
+    assert judge(more, listed).reason == "All 3 declared models can be served."
+
+
+def test_alerts_are_told_and_not_judged(settings: Settings, all_well: Observation) -> None:
+    alert = ActiveAlert.model_validate(
+        {
+            "labels": {"alertname": "QueueSaturated", "severity": "warning"},
+            "annotations": {"summary": "requests wait"},
+            "state": "firing",
+            "activeAt": "2026-03-01T11:00:00Z",
+        }
+    )
+    pending = alert.model_copy(update={"state": "pending"})
+    seen = dataclasses.replace(
+        all_well, prometheus=dataclasses.replace(all_well.prometheus, alerts=(pending, alert))
+    )
+    verdict = judge(settings, seen)
+    assert (verdict.state, verdict.reason) == (
+        "healthy",
+        "All 2 declared models can be served; 1 alert is active.",
+    )
+    assert verdict.operations.alerts is not None
+    assert [told.name for told in verdict.operations.alerts] == ["QueueSaturated"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "state"),
+    [("queue_full", 429, "degraded"), ("queue_timeout", 503, "degraded"), ("key_tokens", 429, "healthy")],
+)
+def test_only_refusals_that_are_ours_count(
+    settings: Settings, all_well: Observation, reason: str, status: int, state: str
+) -> None:
+    verdict = judge(settings, all_well, Lately(refusals=(Refusals(reason, status, 3),)))
+    assert verdict.state == state
+    assert ("3 requests were just refused" in verdict.reason) == (state == "degraded")
+
+
+def asked(seconds_ago: float, result: str, alias: str = "default") -> Change:
+    """Somebody asked small:1b."""
+    at = 1772366400.0 - seconds_ago
+    name = "bedplate_gateway_last_request_timestamp_seconds"
+    return counted(f'{name}{{alias="{alias}",model="small:1b",result="{result}"}} {at}')
+
+
+def test_the_third_truth_is_the_last_answer(settings: Settings, all_well: Observation) -> None:
+    assert judge(settings, all_well).models[0].answered is None
+    told = judge(settings, asked(12, "answered")(all_well)).models[0].answered
+    assert told is not None
+    assert (told.age_seconds, told.by, told.ok) == (12.0, "request", True)
+    told = judge(settings, asked(12, "answered", "canary")(all_well)).models[0].answered
+    assert told is not None
+    assert told.by == "canary"
+
+
+def test_the_canarys_file_outlives_the_gateways_count(settings: Settings, all_well: Observation) -> None:
+    name = "bedplate_traffic_canary_last_answer_timestamp_seconds"
+    told = judge(settings, machine(f'{name}{{model="small:1b"}} 1772366340')(all_well)).models[0].answered
+    assert told is not None
+    assert (told.age_seconds, told.by) == (60.0, "canary")
+
+
+def test_a_request_that_failed_for_no_reason_that_is_seen(settings: Settings, all_well: Observation) -> None:
+    verdict = judge(settings, asked(12, "failed")(all_well))
+    assert (verdict.state, verdict.reason) == (
+        "degraded",
+        "1 of 2 declared models can be served: the last request for small:1b failed.",
+    )
+    assert (verdict.faults[0].next, verdict.faults[0].next_on) == ("journalctl -u ollama -n 50", "gpu1")
+    assert judge(settings, asked(301, "failed")(all_well)).state == "healthy"
+    # A fault that was seen since explains it, and is over.
+    explained = Memory(unable={"small:1b": all_well.at - timedelta(seconds=20)})
+    assert judge(settings, asked(12, "failed")(all_well), memory=explained).state == "healthy"
+    earlier = Memory(unable={"small:1b": all_well.at - timedelta(seconds=23)})
+    assert judge(settings, asked(12, "failed")(all_well), memory=earlier).state == "degraded"
+
+
+def test_a_fault_and_an_error_are_remembered(settings: Settings, all_well: Observation) -> None:
+    broken = host(0, "answered", None, ENGINE_DOWN)(all_well)
+    first = advance(None, judge(settings, broken), broken, 100.0)
+    assert first.memory.unable.keys() == {"embed"}
+    second = later(broken, 2)
+    verdict = judge(settings, second, memory=first.memory)
+    assert verdict.faults[0].since == broken.at
+    well = later(all_well, 4)
+    mended = judge(settings, well, memory=advance(first, verdict, second, 102.0).memory)
+    assert not mended.faults
+    (hop,) = (hop for hop in mended.chain if (hop.kind, hop.name) == ("host", "gpu1"))
+    assert (hop.state, hop.error) == ("ok", None)
+    assert hop.last_error is not None
+    assert (hop.last_error.text, hop.last_error.at) == ("It does not answer.", second.at)
 
 
 def later(seen: Observation, seconds: float) -> Observation:

@@ -1,0 +1,119 @@
+"""History: asked once for all readers, kept for a step; a Prometheus that is away is said in one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from bedplate_dashboard import collect, history
+from bedplate_dashboard.history import QUERIES, SPANS, History
+from bedplate_dashboard.settings import Settings
+from observed import SECRETS
+
+
+class FakePrometheus:
+    """Answers each range with a point at its start and NaN at its end, and each moment with a disk's days."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, str]] = []
+        self.status = 200
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                parts = urlsplit(self.path)
+                words = {key: value[0] for key, value in parse_qs(parts.query).items()}
+                fake.asked.append(words)
+                disk = {"host": "gpu1", "mountpoint": "/srv"}
+                series: list[dict[str, Any]] = [{"metric": disk, "value": [0, "12.5"]}]
+                if parts.path == "/api/v1/query_range":
+                    points = [[int(words["start"]), "1.5"], [int(words["end"]), "NaN"]]
+                    series = [] if "gpu" in words["query"] else [{"metric": {}, "values": points}]
+                body = json.dumps({"status": "success", "data": {"result": series}}).encode()
+                self.send_response(fake.status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
+
+
+@pytest.fixture
+def prometheus() -> Iterator[FakePrometheus]:
+    fake = FakePrometheus()
+    yield fake
+    fake.server.shutdown()
+    fake.server.server_close()
+
+
+@pytest.fixture
+def asking(prometheus: FakePrometheus, settings: Settings) -> Settings:
+    url = f"http://127.0.0.1:{prometheus.server.server_port}"
+    return settings.model_copy(update={"prometheus_url": url})
+
+
+@pytest.mark.parametrize(("name", "points"), [("1h", 181), ("1d", 181)])
+def test_a_range(prometheus: FakePrometheus, asking: Settings, name: Any, points: int) -> None:
+    document = History(asking, SECRETS).document(name)
+    assert (document["schema"], document["range"], document["error"]) == (1, name, None)
+    assert document["step_seconds"] == SPANS[name].step
+    times = document["times"]
+    assert (len(times), times[1] - times[0]) == (points, SPANS[name].step)
+    assert 0 <= time.time() - times[-1] <= SPANS[name].step + 1
+    assert document["series"].keys() == QUERIES.keys()
+    assert document["series"]["requests_per_second"] == [1.5] + [None] * 180
+    assert document["series"]["gpu_utilization_ratio"] == [None] * 181
+    assert len(prometheus.asked) == len(QUERIES)
+    window = {"1h": "[60s]", "1d": "[480s]"}[name]
+    assert any(window in words["query"] for words in prometheus.asked)
+    assert not any("$" in words["query"] for words in prometheus.asked)
+
+
+def test_many_readers_are_one_question(prometheus: FakePrometheus, asking: Settings) -> None:
+    past = History(asking, SECRETS)
+    readers = [threading.Thread(target=past.document, args=("1h",)) for _ in range(20)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert len(prometheus.asked) == len(QUERIES)
+
+
+def test_prometheus_away_is_said_and_asked_again(
+    prometheus: FakePrometheus, asking: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past = History(asking, SECRETS)
+    prometheus.status = 503
+    document = past.document("1h")
+    assert document["error"] == "Prometheus gives no history (HTTP 503)."
+    assert (document["times"], document["series"]) == ([], {})
+    prometheus.status = 200
+    assert past.document("1h") == document
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + history.FAILURE_SECONDS)
+    assert past.document("1h")["error"] is None
+
+
+def test_how_fast_disks_fill(prometheus: FakePrometheus, asking: Settings) -> None:
+    async def ask() -> Any:
+        async with collect.new_clients(SECRETS) as clients:
+            return await history.days_left(clients, asking)
+
+    assert asyncio.run(ask()) == {("gpu1", "/srv"): 12.5}
+    prometheus.status = 500
+    assert asyncio.run(ask()) == {}
