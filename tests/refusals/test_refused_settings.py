@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -63,6 +64,23 @@ def test_no_inventory_is_refused(control: Control) -> None:
     run = control.run(missing)
     assert run.code != 0
     assert "inventory/example" in run.refused()
+
+
+def test_a_certificate_that_does_not_serve(control: Control, plain: Host, tmp_path: Path) -> None:
+    files = {"certificate": tmp_path / "crt", "key": tmp_path / "key"}
+    command = [
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+        *("-subj", "/CN=x", "-addext", "subjectAltName=DNS:plain.example.org"),
+        *("-out", str(files["certificate"]), "-keyout", str(files["key"])),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    given = {f"prometheus_tls_{what}": str(path) for what, path in files.items()}
+    settings = {"ollama_models": [MODEL], "bedplate_bind_address": plain.address, **given}
+    assert control.run(control.one_box(plain, settings)).refused() == (
+        f"prometheus_tls_certificate {files['certificate']} does not name the address {plain.address} "
+        f"(subjectAltName): give one that is valid for {plain.address} with its key and authority, or none, "
+        "and one is made."
+    )
 
 
 def test_site_stops_where_preflight_refuses(control: Control, one_box: Path) -> None:

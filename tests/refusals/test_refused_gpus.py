@@ -1,0 +1,198 @@
+"""A host with a card that must not get a driver: each is refused with nothing changed, and the remedy mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from refusing import MODEL, Control, Host
+
+CPU = "or set gpu_driver_enabled: false to run on the CPU."
+TREE = "/usr/local/lib/fake-pci"
+# The newest kernel on which the driver of Debian 13 builds.
+KERNEL = "6.12.117+deb13-amd64"
+SETTINGS = {"ollama_models": [MODEL], "gpu_driver_kernels": [KERNEL]}
+# A package whose installation cannot end.
+BROKEN = """
+mkdir -p /root/broken/DEBIAN
+printf 'Package: nvidia-kernel-dkms\\nVersion: 1\\nArchitecture: all\\nMaintainer: nobody\\nDescription: breaks\\n' \
+  >/root/broken/DEBIAN/control
+printf '#!/bin/sh\\nexit 1\\n' >/root/broken/DEBIAN/postinst
+chmod 755 /root/broken/DEBIAN/postinst
+dpkg-deb --build /root/broken /root/broken.deb >/dev/null
+dpkg --install /root/broken.deb 2>/dev/null || true
+"""
+
+
+@pytest.fixture(scope="module")
+def card(hosts: dict[str, Host]) -> Host:
+    """A host that seems to have one GeForce RTX 4090."""
+    hosts["card"]("apt-get -qq update")
+    return hosts["card"]
+
+
+@pytest.fixture(scope="module")
+def inventory(control: Control, card: Host) -> Path:
+    """Everything on the host with the card, and nothing wrong."""
+    return control.one_box(card, SETTINGS)
+
+
+@contextmanager
+def cards(host: Host, *devices: str) -> Iterator[None]:
+    """Let the host seem to have these cards."""
+    host(f"cp -a {TREE} /root/tree && rm -r {TREE}/0000:01:00.0")
+    for number, device in enumerate(devices, 1):
+        vendor, name = device.split(":")
+        slot = f"{TREE}/0000:{number:02x}:00.0"
+        host(
+            f"cp -a /root/tree/0000:01:00.0 {slot}; echo 0x{vendor} >{slot}/vendor; echo 0x{name} >{slot}/device"
+        )
+    try:
+        yield
+    finally:
+        host(f"rm -r {TREE}/0000:0[1-9]:00.0; cp -a /root/tree/0000:01:00.0 {TREE}/; rm -r /root/tree")
+
+
+def test_nothing_is_refused_where_all_is_well(control: Control, inventory: Path) -> None:
+    control.run(inventory).accepted()
+
+
+def test_a_kernel_without_headers(control: Control, card: Host) -> None:
+    release = card("uname --kernel-release").strip()
+    run = control.run(control.one_box(card, {"ollama_models": [MODEL]}))
+    assert run.refused() == (
+        f"card: The kernel {release} has no headers to build a module with, and no package source has "
+        f"linux-headers-{release}. Install them, or start a current kernel and remove this one, or name the "
+        f"kernels that count in gpu_driver_kernels, {CPU}"
+    )
+
+
+def test_an_unknown_card(control: Control, inventory: Path, card: Host) -> None:
+    with cards(card, "10de:3340"):
+        assert control.run(inventory).refused() == (
+            "card: The card 10de:3340 of NVIDIA at 0000:01:00.0 is unknown here. If you know its chip, set "
+            f"gpu_driver_extra_cards: {{'10de:3340': CHIP}} (docs/gpu.md lists them), {CPU}"
+        )
+        control.run(inventory, {"gpu_driver_extra_cards": {"10de:3340": "AD102"}}).accepted()
+
+
+def test_an_old_card(control: Control, inventory: Path, card: Host) -> None:
+    with cards(card, "10de:1180"):
+        assert control.run(inventory).refused() == (
+            "card: NVIDIA GK210 or older (10de:1180 at 0000:01:00.0) is older than Maxwell, and Ollama works "
+            f"with no driver for it. Take the card out, {CPU}"
+        )
+        control.run(inventory, {"gpu_driver_enabled": False}).accepted()
+
+
+def test_cards_of_two_vendors(control: Control, inventory: Path, card: Host) -> None:
+    with cards(card, "10de:2684", "1002:744c"):
+        assert control.run(inventory).refused() == (
+            "card: There are cards of two vendors (NVIDIA AD102 and AMD Navi 31), and an engine uses those of "
+            f"one. Set gpu_driver_vendor to nvidia or amd for this host, {CPU}"
+        )
+        control.run(inventory, {"gpu_driver_vendor": "nvidia"}).accepted()
+
+
+def test_a_card_that_is_missing(control: Control, inventory: Path) -> None:
+    assert control.run(inventory, {"gpu_driver_expected_cards": 2}).refused() == (
+        "card: gpu_driver_expected_cards is 2, but 1 GPU can be used here. Look for the card with lspci -nn "
+        f"and in the machine, correct the number, {CPU}"
+    )
+
+
+def test_a_driver_by_a_run_file(control: Control, inventory: Path, card: Host) -> None:
+    card("touch /usr/bin/nvidia-uninstall")
+    try:
+        assert control.run(inventory).refused() == (
+            "card: A driver is here that NVIDIA's .run file installed, and packages would overwrite a part of "
+            f"it. Run /usr/bin/nvidia-uninstall and restart the machine, {CPU}"
+        )
+    finally:
+        card("rm /usr/bin/nvidia-uninstall")
+    control.run(inventory).accepted()
+
+
+def test_a_package_on_hold(control: Control, inventory: Path, card: Host) -> None:
+    card("apt-mark hold dkms")
+    assert control.run(inventory).refused() == (
+        "card: On hold: dkms, so that the driver cannot be installed as a whole. "
+        f"Run apt-mark unhold dkms, {CPU}"
+    )
+    card("apt-mark unhold dkms")
+    control.run(inventory).accepted()
+
+
+def test_a_half_installed_package(control: Control, inventory: Path, card: Host) -> None:
+    card(BROKEN)
+    try:
+        assert control.run(inventory).refused() == (
+            "card: The package nvidia-kernel-dkms is half installed (dpkg says iF). Run dpkg --configure -a "
+            f"and apt-get --fix-broken install, {CPU}"
+        )
+    finally:
+        card("dpkg --purge nvidia-kernel-dkms; rm -r /root/broken /root/broken.deb")
+    control.run(inventory).accepted()
+
+
+def test_a_source_that_has_no_such_driver(control: Control, card: Host) -> None:
+    kernels = {"ollama_models": [MODEL], "gpu_driver_kernels": ["6.12.118+deb13-amd64"]}
+    run = control.run(control.one_box(card, kernels), {"gpu_driver_source": "archive"})
+    assert run.refused() == (
+        "card: Ollama with this card needs NVIDIA's driver 550 or newer, and 550.163.01 of the archive of "
+        "Debian 13 does not build on Linux 6.12.118 and newer. Set gpu_driver_source: auto, or install such "
+        f"a driver yourself and run again, {CPU}"
+    )
+
+
+def test_empty_package_lists(control: Control, inventory: Path, card: Host) -> None:
+    card("mv /var/lib/apt/lists /root/lists && mkdir -p /var/lib/apt/lists/partial")
+    try:
+        assert control.run(inventory).refused() == (
+            "card: The package lists are empty, so there is no telling which driver fits the kernels. "
+            f"Run apt-get update, {CPU}"
+        )
+    finally:
+        card("rm -r /var/lib/apt/lists && mv /root/lists /var/lib/apt/lists")
+
+
+def test_a_container_has_no_card_of_its_own(control: Control, card: Host) -> None:
+    card("echo systemd-nspawn >/run/systemd/container")
+    try:
+        control.run(control.one_box(card, {"ollama_models": [MODEL]})).accepted()
+    finally:
+        card("rm /run/systemd/container")
+
+
+def test_the_probe_tells_a_refusal_and_changes_nothing(control: Control, card: Host) -> None:
+    report = control.folder / "report"
+    card("touch /root/mark")
+    inventory = control.one_box(card, {"ollama_models": [MODEL]})
+    run = control.run(
+        inventory, {"probe_file": str(report)}, "playbooks/gpu_probe.yml", "--tags", "gpu-probe"
+    )
+    assert run.code == 0, run.output
+    text = report.read_text()
+    assert "+ 0000:01:00.0  10de:2684  NVIDIA AD102 (Ada Lovelace, 8.9)" in text
+    assert "Decision  refused" in text
+    assert "Reason    The kernel" in text
+    assert card.changes_since(Path("/root/mark")) == ""
+
+
+def test_the_probe_tells_a_decision(control: Control, inventory: Path, card: Host) -> None:
+    report = control.folder / "report"
+    settings = {"probe_file": str(report)}
+    for arguments in (
+        ("playbooks/gpu_probe.yml", "--tags", "gpu-probe"),
+        ("site.yml", "--tags", "gpu-probe"),
+    ):
+        run = control.run(inventory, settings, *arguments)
+        assert run.code == 0, run.output
+        text = report.read_text() if arguments[0] != "site.yml" else run.output
+        assert "Decision  CUDA on 1 GPU" in text
+        assert (
+            "driver 550.163.01 from the archive of Debian 13, open kernel modules, built on the host." in text
+        )
+        assert "Packages installed: linux-headers-6.12.117+deb13-amd64, nvidia-open-kernel-dkms" in text
