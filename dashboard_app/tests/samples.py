@@ -485,7 +485,7 @@ DOWN = status(
 STALE = dataclasses.replace(
     HEALTHY,
     state="degraded",
-    reason="The state is unknown: the last look, 14 s ago, found it healthy.",
+    reason="The state is unknown: the last look found it healthy.",
     next="systemctl restart bedplate-dashboard",
     next_on="the monitoring host",
     since=before(seconds=8),

@@ -179,7 +179,7 @@ def current(last: Snapshot | None, now: float, started: datetime, started_monoto
     return replace(
         fresh,
         state="degraded",
-        reason=f"The state is unknown: the last look, some time ago, found it {verdict.state}.",
+        reason=f"The state is unknown: the last look found it {verdict.state}.",
         next=_RESTART.next,
         next_on=_RESTART.next_on,
         since=last.at + timedelta(seconds=STALE_SECONDS) if verdict.state != "degraded" else last.since,
