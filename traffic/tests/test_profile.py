@@ -92,6 +92,10 @@ def test_a_wrong_setting_gets_one_sentence(path: str, value: Any, message: str) 
     ("text", "message"),
     [
         ("", " holds no settings"),
+        (
+            "max_seconds: 9\nclasses: [{name: a, load: {shape: constant, rat: 1, seconds: 2}}]",
+            ": classes.a.load.rat is no setting, did you mean rate?",
+        ),
         ("[1]", " holds no settings"),
         ("a: [", " is no YAML: "),
         ("a: b: c", " is no YAML: mapping values are not allowed here in line 1."),

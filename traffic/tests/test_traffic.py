@@ -292,7 +292,12 @@ def test_no_server_is_refused(
 ) -> None:
     fake.close()
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    assert "http://127.0.0.1:1/v1 cannot be used: no server answers there" in refused(capsys, "--max", "1")
+    sentence = "http://127.0.0.1:1/v1 cannot be used: no server answers there (Connection refused)."
+    assert sentence in refused(capsys, "--max", "1")
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "There is no command 'runn': there is run, compare, " in refused(capsys, "runn", "smoke")
 
 
 def test_an_unknown_model_is_refused(fake: FakeEndpoint, capsys: pytest.CaptureFixture[str]) -> None:

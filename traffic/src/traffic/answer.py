@@ -9,6 +9,7 @@ import orjson
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_MESSAGE_CHARACTERS = 300
+SHORTEST_SECRET = 8
 NO_CHUNK = "the stream holds something that is no chunk of an answer"
 NO_ANSWER = "the body is no chat answer"
 
@@ -127,5 +128,7 @@ def error_message(status: int | None, body: bytes) -> str:
 
 def printable(message: str, key: str) -> str:
     """Return a server's words as one printable line without the key."""
-    line = " ".join(message.replace(key, "[key]").split())
+    # What is shorter is no secret, but may be a word of the message.
+    shown = message.replace(key, "[key]") if len(key) >= SHORTEST_SECRET else message
+    line = " ".join(shown.split())
     return "".join(letter if letter.isprintable() else "?" for letter in line)[:MAX_MESSAGE_CHARACTERS]

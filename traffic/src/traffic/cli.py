@@ -40,4 +40,8 @@ def _run(given: list[str]) -> int:
     if name in COMMANDS:
         command = importlib.import_module(f"traffic.{COMMANDS[name]}")
         return int(command.run(command.parser().parse_args(given[1:])))
+    if name and not name.startswith("-"):
+        raise CannotStartError(
+            f"There is no command {name!r}: there is {', '.join(COMMANDS)}, fake-server; without one, --max 3."
+        )
     return quick.run(quick.parser().parse_args(given))

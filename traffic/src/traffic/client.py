@@ -1,5 +1,6 @@
 """The endpoint as a client sees it: the list of models, and chat answers with their times."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import orjson
 from aiohttp import (
     ClientConnectorError,
     ClientError,
+    ClientPayloadError,
+    ClientResponseError,
     ClientSession,
     ClientTimeout,
     DummyCookieJar,
@@ -175,14 +178,24 @@ class Client:
                     if (error := take(response.status, piece)) is not None:
                         response.close()
                         return error
-        except TimeoutError:
-            return f"no whole answer within {self._timeout_seconds:g} s"
-        except ClientConnectorError as error:
-            return f"no server answers there ({error.os_error.strerror or error})"
         except (ClientError, OSError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            return f"the connection broke ({reason[:MAX_REASON_CHARACTERS]})"
+            return self._why(error)
         return None
+
+    def _why(self, error: ClientError | OSError) -> str:
+        """Return why an exchange broke off."""
+        match error:
+            case TimeoutError():
+                return f"no whole answer within {self._timeout_seconds:g} s"
+            case ClientConnectorError():
+                number = error.os_error.errno
+                return f"no server answers there ({os.strerror(number) if number else error})"
+            case ClientPayloadError():
+                return "the connection broke in the middle of the answer"
+            case ClientResponseError():
+                return "what answers there speaks no HTTP"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"the connection broke ({reason[:MAX_REASON_CHARACTERS]})"
 
 
 def chosen_model(url: str, offered: list[str], wanted: str | None) -> str:

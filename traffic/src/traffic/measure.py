@@ -1,6 +1,7 @@
 """What a run has seen so far, class by class, and the report that it becomes."""
 
 import math
+import re
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from traffic.report import ClassReport, Outcome, RequestReport, RetryAfter, Slot
 
 MOST_ERRORS = 20
 DIGITS = 6
+FRACTION = re.compile(r"\d+\.\d+(?= s\b)")
 
 
 @dataclass
@@ -155,7 +157,7 @@ def class_report(collected: Collected, seconds: float) -> ClassReport:
         good_per_second=round(sum(judged) / seconds, 3) if judged else None,
         status=_statuses(requests),
         retry_after=RetryAfter(collected.retry_seen, collected.retry_obeyed, collected.retry_answered),
-        errors=dict(Counter(request.error for request in requests if request.error).most_common(MOST_ERRORS)),
+        errors=_errors(requests),
     )
 
 
@@ -185,6 +187,16 @@ def _rate(moments: Sequence[float]) -> float | None:
     if len(moments) < 2 or moments[-1] <= moments[0]:
         return None
     return round((len(moments) - 1) / (moments[-1] - moments[0]), 3)
+
+
+def _errors(requests: Sequence[RequestReport]) -> dict[str, int]:
+    """Return the words of failures by number; refusals that differ only in their seconds are the same."""
+    words = Counter(
+        FRACTION.sub("…", request.error) if request.outcome == "refused" else request.error
+        for request in requests
+        if request.error
+    )
+    return dict(words.most_common(MOST_ERRORS))
 
 
 def _statuses(requests: Sequence[RequestReport]) -> dict[str, int]:

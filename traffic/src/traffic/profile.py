@@ -264,8 +264,11 @@ def parse_profile(what: str, text: str) -> Profile:
 
 def _sentence(error: ValidationError, given: Any) -> str:
     """Return one thing that is wrong with a profile: where, what it is, what it should be."""
-    # Of alternatives each says why it is not meant: the one that went deepest knows most.
-    first = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
+    # Of alternatives each says why it is not meant: the one that went deepest knows most. A typo is also a
+    # setting that is missing; what was written tells more.
+    first = max(
+        error.errors(include_url=False), key=lambda one: (len(one["loc"]), one["type"] == "extra_forbidden")
+    )
     path, here = [], given
     for step in first["loc"]:
         # The names of alternatives stand in pydantic's path, but not in the file.

@@ -111,7 +111,7 @@ class ClassReport:
     """Requests by status, `none` where none came, and by class (`2xx`)."""
     retry_after: RetryAfter
     errors: dict[str, int]
-    """The most common words of failures, with their number."""
+    """The most common words of failures and refusals, with their number."""
 
 
 @dataclass(frozen=True, slots=True)

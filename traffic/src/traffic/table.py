@@ -18,7 +18,11 @@ def seconds(value: float | None) -> str:
 
 def number(value: float | None) -> str:
     """Return a number without digits that mean nothing."""
-    return "-" if value is None else f"{value:.2f}".rstrip("0").rstrip(".")
+    if value is None:
+        return "-"
+    if 0 < abs(value) < 0.1:
+        return f"{value:.2g}"
+    return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def three(spread: Spread) -> str:
