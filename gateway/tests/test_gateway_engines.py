@@ -49,6 +49,9 @@ def settings_of(url: str, kind: str = "ollama", key: str | None = None) -> Setti
     )
 
 
+(ENGINE,) = settings_of("http://127.0.0.1:1").engines
+
+
 def run(test: Test, monkeypatch: pytest.MonkeyPatch, kind: str = "ollama", key: str | None = None) -> None:
     async def main() -> None:
         fake = FakeOllama()
@@ -84,8 +87,8 @@ def test_ollama_state(monkeypatch: pytest.MonkeyPatch) -> None:
         # m:1b shares its blob with copy, which alone is named by /api/ps.
         assert state.loaded == {"m:1b", "copy"}
         assert state.capabilities["m:1b"] == {"completion"}
-        assert engines.servable("m:1b") == ["e"]
-        assert engines.servable("absent") == []
+        assert engines.serves(ENGINE, "m:1b")
+        assert not engines.serves(ENGINE, "absent")
         assert engines.lacks("m:1b", "tools")
         assert not engines.lacks("m:1b", "completion")
         assert not engines.lacks("absent", "tools")
@@ -108,7 +111,7 @@ def test_changes_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(0.1)
         assert told == [{"other:1b"}]
         del fake.tags["m:1b"]
-        await until(lambda: engines.servable("m:1b") == [])
+        await until(lambda: not engines.serves(ENGINE, "m:1b"))
 
     run(test, monkeypatch)
 
@@ -137,7 +140,7 @@ def test_one_failed_look_is_forgiven_two_are_not(
             await until(lambda: fake.asked)
             assert engines.state("e").up
             await until(lambda: not engines.state("e").up)
-            assert engines.servable("m:1b") == []
+            assert not engines.serves(ENGINE, "m:1b")
             fake.mood = None
             await until(lambda: engines.state("e").up)
         assert changes == [
@@ -174,11 +177,11 @@ def test_one_failed_look_is_forgiven_two_are_not(
 def test_what_a_request_saw_counts_until_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(engines: Engines, fake: FakeOllama) -> None:
         engines.report_missing("e", "m:1b")
-        assert engines.servable("m:1b") == []
-        await until(lambda: engines.servable("m:1b"))
+        assert not engines.serves(ENGINE, "m:1b")
+        await until(lambda: engines.serves(ENGINE, "m:1b"))
         engines.report_failure("e", "refuses connections")
-        assert engines.servable("m:1b") == []
-        await until(lambda: engines.servable("m:1b"))
+        assert not engines.serves(ENGINE, "m:1b")
+        await until(lambda: engines.serves(ENGINE, "m:1b"))
         assert fake.asked
 
     run(test, monkeypatch)
@@ -207,6 +210,6 @@ def test_a_failing_callback_does_not_end_the_looks(
         await until(lambda: "callback" in caplog.text)
         engines.on_change = lambda: None
         fake.tags = {}
-        await until(lambda: engines.servable("m:1b") == [])
+        await until(lambda: not engines.serves(ENGINE, "m:1b"))
 
     run(test, monkeypatch)

@@ -484,7 +484,7 @@ def test_a_model_missing_on_an_engine_is_looked_for_on_another() -> None:
         result, _, lease = await bench.ask(request(), swaps=True)
         assert result.raised is None
         assert lease.engine.name == "engine1"
-        assert bench.engines.servable("m") == ["engine1"]
+        assert [bench.engines.serves(engine, "m") for engine in bench.settings.engines] == [False, True]
         result, exchange, _ = await bench.ask(request())
         assert (result.error.status, result.error.code) == (503, "engine_unavailable")
         assert exchange.retries == 0

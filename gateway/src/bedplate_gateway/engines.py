@@ -99,13 +99,10 @@ class Engines:
         """Say whether the model is in the engine's memory."""
         return model in self._states[engine.name].loaded
 
-    def servable(self, model: str) -> list[str]:
-        """Return the names of the engines that serve a model now."""
-        return [name for name, engine in self._engines.items() if self.serves(engine, model)]
-
     def lacks(self, model: str, capability: str) -> bool:
         """Say whether all engines that serve the model tell that it has no such capability."""
-        told = [self._states[name].capabilities.get(model) for name in self.servable(model)]
+        serving = [self._states[name] for name, engine in self._engines.items() if self.serves(engine, model)]
+        told = [state.capabilities.get(model) for state in serving]
         return bool(told) and all(words is not None and capability not in words for words in told)
 
     def report_failure(self, engine_name: str, error: str) -> None:
