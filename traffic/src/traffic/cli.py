@@ -42,6 +42,6 @@ def _run(given: list[str]) -> int:
         return int(command.run(command.parser().parse_args(given[1:])))
     if name and not name.startswith("-"):
         raise CannotStartError(
-            f"There is no command {name!r}: there is {', '.join(COMMANDS)}, fake-server; without one, --max 3."
+            f"There is no command {name!r}: there is {', '.join(COMMANDS)}, fake-server (--max needs none)."
         )
     return quick.run(quick.parser().parse_args(given))
