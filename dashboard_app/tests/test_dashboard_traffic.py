@@ -30,6 +30,7 @@ def counters(
         f'bedplate_gateway_requests_total{{alias="b",model="-",path="/v1/models",status="200"}} {served}',
         f'bedplate_gateway_refusals_total{{reason="key_requests",status="429"}} {refused}',
         f'bedplate_gateway_refusals_total{{reason="queue_timeout",status="503"}} {timed_out}',
+        f'bedplate_gateway_refusals_total{{reason="no_key",status="401"}} {served}',
         f'bedplate_gateway_prompt_tokens_total{{alias="a",model="m"}} {tokens[0]}',
         f'bedplate_gateway_completion_tokens_total{{alias="a",model="m"}} {tokens[1]}',
         f'bedplate_gateway_service_seconds_sum{{model="m"}} {seconds}',

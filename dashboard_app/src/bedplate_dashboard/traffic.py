@@ -26,6 +26,7 @@ COUNTERS = (
     "bedplate_gateway_request_seconds_bucket",
 )
 NO_MODEL = "-"
+REFUSED = frozenset({429, 503})
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 
@@ -168,5 +169,6 @@ def _refusals(grown: Exposition) -> tuple[Refusals, ...]:
     refusals = (
         Refusals(word(sample.labels.get("reason", "")), _status(sample), round(sample.value))
         for sample in grown["bedplate_gateway_refusals_total"]
+        if _status(sample) in REFUSED
     )
     return tuple(sorted(refusals, key=lambda refusal: (-refusal.count, refusal.reason)))
