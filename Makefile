@@ -192,6 +192,12 @@ test: lint unit ## Everything that must hold
 	  printf 'Left out: the tests on lab hosts (make lab-test molecule), since they cannot be booted here: %s\n' "$$(tail -n 1 <<<"$$reason")"; \
 	  [[ "$${CI:-}" != true ]]; fi
 
+.PHONY: test-all
+# Hours on 2 cores, so it is run by hand. docs/test-results.md has what was last seen.
+test-all: test clients ## The slow rest too (4 hours): driver packages, faults on Debian 12, an hour of load
+	for scenario in gpu_packages faults_debian12 gateway_debian12 monitoring_debian12; do $(MAKE) "molecule-$$scenario"; done
+	$(MAKE) bench-gateway ROWS="disconnects malformed restart soak"
+
 .PHONY: clients bench-gateway bench-traffic bench-dashboard
 # CLIENTS_ENGINE=fake needs no lab; OPENAI_BASE_URL and OPENAI_API_KEY name a running endpoint.
 clients: $(VENV)/.dev ## Real client programs against the gateway with the lab's Ollama
