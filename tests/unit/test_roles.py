@@ -160,7 +160,11 @@ def test_a_role_works_in_order(role: str) -> None:
     main = load(tasks / "main.yml")
     files = [task["ansible.builtin.import_tasks"] for task in main]
     assert files == [f"{step}.yml" for step in STEPS if (tasks / f"{step}.yml").exists()]
-    assert {path.name for path in tasks.iterdir()} == {"main.yml", *files}
+    beside = {path.name for path in tasks.iterdir()} - {"main.yml", *files}
+    texts = "".join(path.read_text() for path in [*tasks.iterdir(), *(ROOT / "playbooks").glob("*.yml")])
+    for file in beside:
+        called = rf"(name: {role}\n +tasks_from: {Path(file).stem}\n)|((import|include)_tasks: {file}\n)"
+        assert re.search(called, texts), f"nobody calls {file}"
     assert [task.get("tags") for task in main] == [TAGS.get(file) for file in files]
 
 

@@ -94,6 +94,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "exporter_listen_address": "127.0.0.1",
             "exporter_allowed_clients": [],
             "exporter_ollama_url": "http://127.0.0.1:11434",
+            "gpu_driver_engine_url": "http://127.0.0.1:11434",
+            "gpu_driver_engine_models": ["smollm2:135m"],
             **ON_CPU,
             "litellm_listen_address": "127.0.0.1",
             "litellm_url": "http://127.0.0.1:8000",
@@ -142,6 +144,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "exporter_listen_address": "10.1.0.1",
             "exporter_allowed_clients": ["10.1.0.3", "10.1.0.1"],
             "exporter_ollama_url": "http://10.1.0.1:11434",
+            "gpu_driver_engine_url": "http://10.1.0.1:11434",
+            "gpu_driver_engine_models": ["smollm2:135m"],
             **ON_CPU,
         },
         "door": {
@@ -206,9 +210,14 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 "exporter_listen_address": address,
                 "exporter_allowed_clients": ["10.2.0.3", address],
                 "exporter_ollama_url": f"http://{address}:21434",
+                "gpu_driver_engine_url": f"http://{address}:21434",
+                "gpu_driver_engine_models": models,
                 **ON_GPU[name],
             }
-            for name, address in (("gpu1", "10.2.0.1"), ("gpu2", "10.2.0.2"))
+            for name, address, models in (
+                ("gpu1", "10.2.0.1", ["smollm2:135m", "llama3.2:3b"]),
+                ("gpu2", "10.2.0.2", ["smollm2:135m"]),
+            )
         },
         "front": {
             **all_hosts("127.0.0.1", []),
