@@ -143,10 +143,10 @@ lint-types: $(VENV)/.dev
 	for package in exporter dashboard_app traffic gateway; do mypy "$$package/src"; done
 	mypy lab/src
 	MYPYPATH=tests/unit:gateway/src:dashboard_app/src mypy --explicit-package-bases tests/unit/*.py
-	MYPYPATH=tests/refusals mypy --explicit-package-bases tests/refusals/*.py
-	MYPYPATH=tests/monitoring:tests/gateway mypy --explicit-package-bases tests/monitoring/*.py
-	MYPYPATH=tests/gateway mypy --explicit-package-bases tests/gateway/*.py
-	MYPYPATH=tests/dashboard:tests/gateway:gateway/src:dashboard_app/src:dashboard_app/tests mypy --explicit-package-bases tests/dashboard/*.py
+	MYPYPATH=tests/refusals:tests/on_hosts mypy --explicit-package-bases tests/refusals/*.py
+	MYPYPATH=tests/monitoring:tests/gateway:tests/on_hosts mypy --explicit-package-bases tests/monitoring/*.py
+	MYPYPATH=tests/gateway:tests/on_hosts mypy --explicit-package-bases tests/gateway/*.py tests/on_hosts/*.py
+	MYPYPATH=tests/dashboard:tests/gateway:tests/on_hosts:gateway/src:dashboard_app/src:dashboard_app/tests mypy --explicit-package-bases tests/dashboard/*.py
 	mypy grafana/generate.py roles/node_exporter/files/host_facts.py
 	mypy playbooks/library/gateway_promises.py playbooks/module_utils/*.py
 	mypy roles/gpu_driver/filter_plugins/*.py roles/gpu_driver/library/*.py

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+from lab_host import run_script, running_hosts, users_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON_SECONDS = 20.0
@@ -37,15 +38,7 @@ class Stack:
 
     def __call__(self, script: str, *, fails: bool = False) -> str:
         """Run a script on the host, without SSH."""
-        done = subprocess.run(
-            [ROOT / "lab/lab", "exec", self.name, "bash", "-euo", "pipefail", "-c", script],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert (done.returncode != 0) == fails, f"{script}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return run_script(self.name, script, fails=fails)
 
     def play(
         self, *arguments: str, playbook: str = "site.yml", settings: dict[str, Any] | None = None
@@ -58,10 +51,7 @@ class Stack:
                 *([f"--extra-vars={json.dumps(settings)}"] if settings else []),
             ],
             cwd=ROOT,
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            },
+            env=users_environment(),
             capture_output=True,
             text=True,
             timeout=600,
@@ -103,10 +93,7 @@ class Stack:
 
 def stack_of(scenario: str) -> Stack:
     """The host `one` of a scenario that runs."""
-    listed = subprocess.run(
-        [ROOT / "lab/lab", "inventory", "--list"], capture_output=True, text=True, check=True
-    )
-    hosts = json.loads(listed.stdout)["_meta"]["hostvars"]
+    hosts = running_hosts()
     assert "one" in hosts, f"there is no host `one`: run molecule converge --scenario-name {scenario}"
     return Stack("one", hosts["one"])
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from refusing import MODEL, ROOT, Control, Host
+from lab_host import running_hosts
+from refusing import MODEL, Control, Host
 
 
 @pytest.fixture(scope="session")
 def hosts() -> dict[str, Host]:
     """The scenario's hosts by name."""
-    listed = subprocess.run(
-        [ROOT / "lab/lab", "inventory", "--list"], capture_output=True, text=True, check=True
-    )
-    found = json.loads(listed.stdout)["_meta"]["hostvars"]
+    found = running_hosts()
     missing = {"plain", "other", "card"} - found.keys()
     assert not missing, f"no hosts {missing}: run molecule test --scenario-name refusals"
     return {name: Host(name, variables) for name, variables in found.items()}

@@ -6,13 +6,14 @@ They run in the molecule scenario `refusals`, which boots the hosts `plain` and 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from lab_host import run_script, users_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = ("inference", "gateway", "monitoring")
@@ -28,15 +29,7 @@ class Host:
         self.address = str(variables["ansible_host"])
 
     def __call__(self, script: str) -> str:
-        done = subprocess.run(
-            [ROOT / "lab/lab", "exec", self.name, "bash", "-euo", "pipefail", "-c", script],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return run_script(self.name, script)
 
     def send(self, file: Path, path: str) -> None:
         """Copy a file of this machine to the host."""
@@ -102,12 +95,7 @@ class Control:
                 *(arguments or ("playbooks/preflight.yml",)),
             ],
             cwd=ROOT,
-            # As from a user's shell: what molecule sets for its own runs, colours too, is left out.
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "XDG_CONFIG_HOME": str(self.folder / "config"),
-            },
+            env={**users_environment(), "XDG_CONFIG_HOME": str(self.folder / "config")},
             capture_output=True,
             text=True,
             timeout=300,

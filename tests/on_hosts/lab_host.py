@@ -1,0 +1,39 @@
+"""The hosts of a running lab, and what is done on them, for the tests of all scenarios."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def running_hosts() -> dict[str, dict[str, Any]]:
+    """The variables by which Ansible reaches each host, by its name."""
+    listed = subprocess.run(
+        [ROOT / "lab/lab", "inventory", "--list"], capture_output=True, text=True, check=True
+    )
+    found: dict[str, dict[str, Any]] = json.loads(listed.stdout)["_meta"]["hostvars"]
+    return found
+
+
+def run_script(host: str, script: str, *, fails: bool = False) -> str:
+    """Run a script on a host, without SSH; fails unless it succeeds, or does not where it is to fail."""
+    done = subprocess.run(
+        [ROOT / "lab/lab", "exec", host, "bash", "-euo", "pipefail", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, f"{script}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def users_environment() -> dict[str, str]:
+    """The environment of a user's shell: what molecule sets for its own runs, colours too, is left out."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    return {**kept, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
