@@ -334,7 +334,7 @@ def _explain(error: Exception, limit: float) -> tuple[Literal["failed", "unreach
         return "unreachable", f"no connection within {CONNECT_SECONDS:g} s"
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
         return "failed", f"no answer within {limit:g} s"
-    if isinstance(error, httpx.RemoteProtocolError):
+    if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)):
         return "failed", "closed the connection without an answer"
     return _explain_system(error) or ("failed", str(clean(f"{type(error).__name__}: {error}", 120)))
 
