@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 from gateway_lab import ROOT, Load, Stack
@@ -13,6 +14,36 @@ def test_limits_are_exact_and_classes_overtake(stack: Stack) -> None:
     report = json.loads((ROOT / "reports/smoke.json").read_text())
     print("\n" + "\n".join(f"{check['name']}: {check['seen']}" for check in report["checks"]))
     assert [check["ok"] for check in report["checks"]] == [True, True, True]
+    handed = json.loads(stack("cat /var/lib/bedplate-dashboard/smoke.json"))
+    assert handed["checks"] == report["checks"]
+
+
+def test_the_gateway_counts_what_traffic_counted(stack: Stack) -> None:
+    """To the request and to the token, on the real engine."""
+
+    def counted() -> list[float]:
+        metrics = stack(f"curl --silent --fail {stack.metrics_url}")
+        counters = (
+            r'requests_total{alias="bench",.*path="/v1/chat/completions",status="200"}',
+            r'prompt_tokens_total{alias="bench",.*}',
+            r'completion_tokens_total{alias="bench",.*}',
+        )
+        return [
+            sum(map(float, re.findall(rf"^bedplate_gateway_{one} (.+)$", metrics, re.MULTILINE)))
+            for one in counters
+        ]
+
+    before = counted()
+    report = json.loads(
+        stack(
+            f"OPENAI_BASE_URL={stack.url}/v1 OPENAI_API_KEY={stack.key('bench')} "
+            "runuser --user nobody -- traffic run --concurrency 4 --requests 30 --max-tokens 12 --json -"
+        )
+    )
+    (ours,) = report["classes"]
+    assert ours["answered"] == 30
+    seen = [later - earlier for earlier, later in zip(before, counted(), strict=True)]
+    assert seen == [ours["answered"], ours["prompt_tokens"], ours["completion_tokens"]]
 
 
 def test_restart_and_reload_lose_no_request(stack: Stack) -> None:

@@ -22,7 +22,7 @@ SUPERFLUOUS = re.compile("<script.*?</script>|<!--.*?-->", re.DOTALL)
 MOST_DOTS = 800
 BINS = 60
 COLOURS = ("#2f6fde", "#e0672b", "#1f9d70", "#a24fc9", "#c93a5c", "#8a7a1c", "#2a9db5", "#6b7280")
-RATE_COLOURS = ("#98a2b3", "#2f6fde")
+RATE_COLOURS = ("#98a2b380", "#2f6fde")
 OUTCOMES = {
     "answered": "#1f9d70",
     "refused": "#e3a527",
@@ -73,15 +73,13 @@ def _card(one: ClassReport, index: int) -> str:
         facts.append(("within the SLO", f"{100 * one.good_ratio:.1f}<small> %</small>"))
     if one.queue_wait.count:
         facts.append(("queue, p95", seconds(one.queue_wait.p95)))
-    if one.refused:
-        facts.append(("refused", str(one.refused)))
-    if one.failed + one.unfinished + one.slots.missed:
-        facts.append(
-            (
-                "failed, unfinished, missed",
-                f"{one.failed + one.unfinished}<small> + {one.slots.missed}</small>",
-            )
-        )
+    bad = {
+        "refused": one.refused,
+        "failed": one.failed,
+        "unfinished": one.unfinished,
+        "slots missed": one.slots.missed,
+    }
+    facts += [(name, str(count)) for name, count in bad.items() if count]
     shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in facts)
     colour = COLOURS[index % len(COLOURS)]
     return (
@@ -120,14 +118,20 @@ def _plots(report: Report) -> Iterable[tuple[str, str]]:
     yield "End to end: a dot is an answer, at the moment it was due", _dots(by_class, _seconds)
     if any(one.first_token.count for one in report.classes):
         yield "First token", _dots(by_class, _first_token)
-    yield "How many answers are faster: end to end", _percentiles(by_class, _seconds)
+    yield "Share of answers within a time: end to end", _percentiles(by_class, _seconds)
     if any(one.first_token.count for one in report.classes):
-        yield "How many answers are faster: first token", _percentiles(by_class, _first_token)
+        yield (
+            "Share of answers within a time: first token",
+            _percentiles(by_class, _first_token),
+        )
     yield "What became of the requests, by the moment they were due", _outcomes(report)
     if any(one.queue_wait.count for one in report.classes):
         yield "Wait in the gateway's queue", _dots(by_class, lambda one: one.queue_wait)
     yield "Requests a second: due, and really sent", _rates(report)
-    yield "Send lag: how late requests left", _percentiles(by_class, _lag, "milliseconds")
+    yield (
+        "Share of requests within a send lag",
+        _percentiles(by_class, _lag, "milliseconds"),
+    )
 
 
 def _seconds(request: RequestReport) -> float | None:
@@ -208,7 +212,8 @@ def _rates(report: Report) -> str:
             for index, count in enumerate(counts)
             for edge in (index * width, (index + 1) * width)
         ]
-        chart.add(name, steps)
+        # The area is what was due, so that it shows also where both are the same.
+        chart.add(name, steps, fill=name == "due")
     return _svg(chart, ("due", "sent"), RATE_COLOURS)
 
 
@@ -243,12 +248,13 @@ def _chart(kind: Any, colours: Sequence[str] = COLOURS, **options: Any) -> Any:
         style=style,
         # Its script for tooltips would come from elsewhere.
         js=[],
-        width=860,
-        height=380,
+        width=640,
+        height=300,
         margin=8,
         show_legend=False,
         no_data_text="nothing to show",
         include_x_axis=True,
+        truncate_label=-1,
         **options,
     )
 
