@@ -312,6 +312,21 @@ def test_promtool_takes_the_configuration(stack: Stack, tmp_path: Path, repo_roo
     assert set(limits.values()) == {5000}
 
 
+def test_prometheus_is_encrypted_where_others_reach_it_and_only_there(stack: Stack) -> None:
+    (rendered,) = (rendered for rendered in stack.hosts.values() if "prometheus.yml" in rendered.files)
+    encrypted = stack.name == "two-engines"
+    unit = rendered.units["prometheus.service"]
+    assert ("--web.config.file=/etc/bedplate/prometheus/web.yml" in unit) == encrypted
+    assert ("\nLoadCredential=password:" in unit) == encrypted
+    dashboard = rendered.units["bedplate-dashboard.service"]
+    assert ("\nLoadCredential=prometheus-password:" in dashboard) == encrypted
+    # The password goes to Prometheus alone.
+    jobs = yaml.safe_load(rendered.files["prometheus.yml"])["scrape_configs"]
+    asked = {job["job_name"] for job in jobs if "basic_auth" in job}
+    assert asked == ({"prometheus"} if encrypted else set())
+    assert asked == {job["job_name"] for job in jobs if job.get("scheme") == "https"}
+
+
 @pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
 def test_alertmanager_tells_everybody_that_is_named(stack: Stack) -> None:
     rendered = stack.hosts["front"]
