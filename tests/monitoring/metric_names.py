@@ -1,4 +1,4 @@
-"""Which metrics the repository asks for: rules, alerts, Grafana, the documents, the dashboard."""
+"""Which metrics the repository asks for: rules, alerts, Grafana, the documents, dashboard, canary."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ SOURCES = (
     "grafana/bedplate.json",
     "docs/*.md",
     "dashboard_app/src/*/*.py",
+    "traffic/src/*/*.py",
 )
-# Two settings have names of the same kind.
+# Some settings have names of the same kind.
 NAME = re.compile(
     r"\b(bedplate_(?:gateway|ollama|gpu|host|dashboard|traffic)_(?!address\b)[a-z0-9_]+"
-    r"|node_(?!exporter)\w+|bedplate:[a-z0-9_:]+)\b"
+    r"|node_(?!exporter(?!_build_info))\w+|bedplate:[a-z0-9_:]+)\b"
 )
 HISTOGRAM = ("_bucket", "_sum", "_count")
 
