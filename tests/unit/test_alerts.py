@@ -51,6 +51,7 @@ SERVES = f'bedplate_gateway_engine_serves{{engine="box", {MODEL}}}'
 IN_GPU = f'bedplate_ollama_model_gpu_memory_bytes{{host="box", {MODEL}}}'
 IN_ALL = f'bedplate_ollama_model_memory_bytes{{host="box", {MODEL}}}'
 GPUS = 'bedplate_gpu_devices{host="box", vendor="nvidia"}'
+EXPECTED_GPUS = 'bedplate_gpu_expected{host="box", vendor="nvidia"}'
 NO_GPUS = 'bedplate_gpu_devices{host="box", vendor="amd"}'
 GPU_FAILED = 'bedplate_gpu_failed{host="box", vendor="nvidia"}'
 DRIVER = 'bedplate_gpu_driver_matches{host="box", vendor="nvidia"}'
@@ -104,6 +105,13 @@ CASES = [
         "4m",
         about="EngineOnCpu",
     ),
+    Case(
+        "a driver never came up, and the engine computes on the CPU",
+        {IN_GPU: "0x5", IN_ALL: "100x5", GPUS: "0x5", EXPECTED_GPUS: "1x5"},
+        "4m",
+        ("EngineOnCpu warning", "GpuLost critical"),
+    ),
+    Case("all GPUs answer", {GPUS: "2x5", EXPECTED_GPUS: "2x5"}, "4m", about="GpuLost"),
     Case("one of two GPUs falls off", {GPUS: "2x5 1x5"}, "8m", ("GpuLost critical",)),
     Case("the driver does not answer", {GPU_FAILED: "0 1x5"}, "4m", ("GpuLost critical",)),
     Case("a GPU was added", {GPUS: "1x5 2x5", GPU_FAILED: "0x10"}, "8m", about="GpuLost"),
