@@ -98,7 +98,7 @@ def test_the_kiosk_and_the_range(look: Looker) -> None:
         assert page.card("chain").is_visible()
         assert page.troubles == []
     with look("?range=1d") as page:
-        assert page.card("history").locator("canvas").first.is_visible()
+        page.card("history").locator("canvas").first.wait_for()
         page.page.get_by_role("link", name="hour").first.click()
         page.page.wait_for_url("**range=1h**")
         page.card("history").locator("canvas").first.wait_for()

@@ -80,35 +80,6 @@ def test_a_hung_engine_that_is_still_listed(stack: Stack, page: WatchedPage, tim
         assert stack.model in listed(stack), "the gateway was quicker: this shows nothing"
 
 
-def test_an_engine_that_is_listed_and_cannot_answer(stack: Stack, page: WatchedPage, times: Times) -> None:
-    weights = "weights=$(find /var/lib/ollama/models/blobs -size +10M -name 'sha256-*')\n"
-
-    def break_it() -> None:
-        stack(
-            f"{weights}ollama stop {stack.model};"
-            " cp --archive $weights /root/kept; truncate --size=20M $weights"
-        )
-        with stack.client(stack.key("bench")) as client:
-            assert stack.chat(client).status_code >= 500
-
-    def mend() -> None:
-        stack(f"{weights}cp --archive /root/kept $weights; rm /root/kept")
-        with stack.client(stack.key("bench")) as client:
-            assert stack.chat(client).status_code == 200
-
-    expected = ("Degraded", r"journalctl -u ollama -n 50")
-    with told(
-        page, times, "engine dead: lists the model, cannot answer", expected, break_it=break_it, mend=mend
-    ):
-        assert stack.model in listed(stack)
-        row = page.live.locator(f"[data-model='{stack.model}']").first
-        states = {
-            truth: row.locator(f"[data-truth={truth}]").first.get_attribute("data-state")
-            for truth in ("listed", "present", "answered")
-        }
-        assert states == {"listed": "ok", "present": "ok", "answered": "bad"}
-
-
 def test_a_removed_model(stack: Stack, page: WatchedPage, times: Times) -> None:
     expected = ("Down", r"does not have smollm2:135m[\s\S]*ansible-playbook site\.yml --tags ollama")
     with told(
@@ -196,6 +167,36 @@ def test_a_full_disk(page: WatchedPage, times: Times) -> None:
         mend=lambda: lab_fault("unfill", "one", "/srv"),
     ):
         assert "/srv" in page.card("machines").inner_text()
+
+
+def test_an_engine_that_is_listed_and_cannot_answer(stack: Stack, page: WatchedPage, times: Times) -> None:
+    # Not beside another fault of the engine: what fails within 10 s of one is put down to it.
+    weights = "weights=$(find /var/lib/ollama/models/blobs -size +10M -name 'sha256-*')\n"
+
+    def break_it() -> None:
+        stack(
+            f"{weights}ollama stop {stack.model};"
+            " cp --archive $weights /root/kept; truncate --size=20M $weights"
+        )
+        with stack.client(stack.key("bench")) as client:
+            assert stack.chat(client).status_code >= 500
+
+    def mend() -> None:
+        stack(f"{weights}cp --archive /root/kept $weights; rm /root/kept")
+        with stack.client(stack.key("bench")) as client:
+            assert stack.chat(client).status_code == 200
+
+    expected = ("Degraded", r"journalctl -u ollama -n 50")
+    with told(
+        page, times, "engine dead: lists the model, cannot answer", expected, break_it=break_it, mend=mend
+    ):
+        assert stack.model in listed(stack)
+        row = page.live.locator(f"[data-model='{stack.model}']").first
+        states = {
+            truth: row.locator(f"[data-truth={truth}]").first.get_attribute("data-state")
+            for truth in ("listed", "present", "answered")
+        }
+        assert states == {"listed": "ok", "present": "ok", "answered": "bad"}
 
 
 @pytest.fixture
