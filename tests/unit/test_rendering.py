@@ -162,6 +162,7 @@ def test_ollama_opens_the_devices_that_it_computes_with_and_waits_for_them(stack
         assert ("\nDevicePolicy=closed\n" in unit) == (backend != "cpu")
         assert ("\nPrivateDevices=yes\n" in unit) == (backend == "cpu")
         assert ("\nAfter=gpu-devices.service\n" in unit) == (backend != "cpu")
+        assert ("gpu-devices.service" in rendered.units) == (backend != "cpu")
         assert ("\nSupplementaryGroups=render video\n" in unit) == (backend == "rocm")
         exporter = rendered.units["bedplate-exporter.service"]
         assert ("char-nvidiactl" in exporter) == (backend == "cuda")

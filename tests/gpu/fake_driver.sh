@@ -1,0 +1,22 @@
+#!/bin/sh
+# Installs packages that have the names and versions of Debian 13's NVIDIA driver, and nothing in them that works.
+# Argument: the kernel release whose module they seem to be.
+set -eu
+kernel=$1
+version=550.163.01
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+libraries="libcuda1/usr/lib/$(uname -m)-linux-gnu"
+
+mkdir -p "$work/$libraries" "$work/nvidia-kernel-dkms/usr/lib/modules/$kernel/updates/dkms" \
+  "$work/nvidia-kernel-dkms/usr/lib/modules/$kernel/build" "$work/nvidia-kernel-dkms/usr/lib/modules/$kernel/kernel"
+touch "$work/$libraries/libcuda.so.$version" "$work/nvidia-kernel-dkms/usr/lib/modules/$kernel/updates/dkms/nvidia-current.ko"
+ln -s "libcuda.so.$version" "$work/$libraries/libcuda.so.1"
+
+for name in nvidia-kernel-dkms nvidia-open-kernel-dkms libcuda1 libnvidia-cfg1 nvidia-smi nvidia-persistenced; do
+  mkdir -p "$work/$name/DEBIAN"
+  printf 'Package: %s\nVersion: %s-2\nArchitecture: %s\nMaintainer: nobody <nobody@example.net>\nDescription: fake, only a name\n' \
+    "$name" "$version" "$(dpkg --print-architecture)" >"$work/$name/DEBIAN/control"
+  dpkg-deb --root-owner-group --build "$work/$name" "$work/$name.deb" >/dev/null
+done
+dpkg --install "$work"/*.deb >/dev/null

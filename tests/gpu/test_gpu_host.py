@@ -1,0 +1,197 @@
+"""A host that seems to have a card, with a driver that is nothing but names: what is decided, done and told.
+
+The engine is the real one and computes on the CPU, which is what all of it must notice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from typing import Any
+
+import pytest
+from alert_watch import AlertWatch
+from gateway_lab import Stack
+
+CARD = "/sys/bus/pci/devices/0000:01:00.0"
+SECOND = "/sys/bus/pci/devices/0000:02:00.0"
+SMI = "/etc/fake-nvidia-smi"
+MODEL = "smollm2:135m"
+
+
+def run(stack: Stack, playbook: str, settings: dict[str, Any], *arguments: str) -> tuple[str, bool]:
+    """Run a playbook; returns its output in one line, and whether it passed."""
+    try:
+        stack.play(*arguments, playbook=playbook, settings=settings)
+    except AssertionError as failed:
+        return " ".join(str(failed).split()), False
+    return "", True
+
+
+def verified(stack: Stack) -> dict[str, dict[str, Any]]:
+    """The lines of the last verify, as the dashboard got them."""
+    report = json.loads(stack("cat /var/lib/bedplate-dashboard/verify.json"))
+    return {check["name"]: check for check in report["checks"]}
+
+
+def state(stack: Stack) -> dict[str, Any]:
+    """What the exporter tells the dashboard."""
+    found: dict[str, Any] = json.loads(stack("curl --silent --fail http://127.0.0.1:9101/state.json"))
+    return found
+
+
+def metrics(stack: Stack) -> str:
+    return stack("curl --silent --fail http://127.0.0.1:9101/metrics | grep ^bedplate_gpu")
+
+
+def test_the_driver_is_adopted_and_held(stack: Stack) -> None:
+    assert "nvidia-persistenced" in stack("apt-mark showhold").split()
+    assert "\nblacklist nouveau\n" in stack("cat /etc/modprobe.d/bedplate-gpu.conf")
+    assert stack("cat /etc/modules-load.d/bedplate-gpu.conf").endswith("\nnvidia\nnvidia_uvm\n")
+    assert "Pin: version 550.*" in stack("cat /etc/apt/preferences.d/bedplate-gpu")
+    assert stack("systemctl is-enabled gpu-devices").strip() == "enabled"
+
+
+def test_the_engine_may_open_the_card_and_nothing_else(stack: Stack) -> None:
+    shown = stack("systemctl show ollama --property=DevicePolicy,PrivateDevices,DeviceAllow,After,Wants")
+    assert "DevicePolicy=closed\n" in shown
+    assert "PrivateDevices=no\n" in shown
+    allowed = re.findall(r"^DeviceAllow=(\S+) (\S+)$", shown, re.MULTILINE)
+    assert {name for name, _ in allowed} == {
+        "char-nvidiactl",
+        "char-nvidia-frontend",
+        "char-nvidia-uvm",
+        "char-nvidia-caps",
+    }
+    assert shown.count("gpu-devices.service") == 2
+
+
+def test_the_engine_starts_without_its_card(stack: Stack) -> None:
+    assert stack("systemctl is-active ollama").strip() == "active"
+    assert "failed" in stack("systemctl is-failed gpu-devices || true")
+
+
+def test_a_second_run_changes_nothing(stack: Stack, settings: dict[str, Any]) -> None:
+    assert stack.play("--skip-tags", "verify", settings=settings) == 0
+
+
+def test_verify_fails_and_says_that_the_model_runs_on_the_cpu(stack: Stack, settings: dict[str, Any]) -> None:
+    said, passed = run(stack, "playbooks/verify.yml", settings)
+    assert not passed
+    assert "the kernel module nvidia is not loaded" in said
+    found = verified(stack)
+    seen = {name: (check["ok"], check["seen"]) for name, check in found.items()}
+    assert seen["the card's kernel module is loaded"] == (False, "the kernel module nvidia is not loaded")
+    libraries = seen["Ollama has the libraries for the card"]
+    assert libraries[0] is False
+    assert libraries[1].endswith("/lib/ollama has no cuda_v12")
+    assert seen["Ollama's user can open the card's device nodes in its sandbox"] == (
+        False,
+        "missing: /dev/nvidiactl, /dev/nvidia-uvm, /dev/nvidia[0-9]*",
+    )
+    assert seen["Ollama found the card"] == (
+        False,
+        "it computes with cpu, not with cuda: it fell back to the CPU",
+    )
+    assert seen["a model that answers lies wholly on the card"] == (False, f"{MODEL} runs on the CPU")
+    assert seen["the engine's runner computes on the card"][0] is False
+    assert seen["every GPU of nvidia answers its driver"] == (True, "1 of 1")
+    assert all(check["next"] for check in found.values() if check["ok"] is False)
+
+
+def test_a_node_that_is_there_and_does_not_open(stack: Stack, settings: dict[str, Any]) -> None:
+    """The nodes are real ones of a driver that does not run; the sandbox does not know its numbers."""
+    stack(
+        "cd /dev; mknod nvidiactl c 195 255; mknod nvidia0 c 195 0; mknod nvidia-uvm c 511 0; chmod 666 nv*"
+    )
+    run(stack, "playbooks/verify.yml", settings)
+    stack("rm /dev/nvidia*")
+    found = verified(stack)["Ollama's user can open the card's device nodes in its sandbox"]
+    assert found["ok"] is False
+    assert "/dev/nvidiactl: Operation not permitted" in found["seen"]
+
+
+def test_the_card_in_metrics_and_state(stack: Stack) -> None:
+    told = metrics(stack)
+    assert 'bedplate_gpu_expected{vendor="nvidia"} 1.0' in told
+    assert 'bedplate_gpu_devices{vendor="nvidia"} 1.0' in told
+    assert 'bedplate_gpu_info{gpu="0",name="NVIDIA GeForce RTX 4090",vendor="nvidia"} 1.0' in told
+    assert 'library_version="550.163.01",module_version="",vendor="nvidia"' in told
+    found = state(stack)
+    assert [(gpu["name"], gpu["throttling"]) for gpu in found["gpus"]] == [
+        ("NVIDIA GeForce RTX 4090", "power")
+    ]
+    assert [driver["expected"] for driver in found["drivers"]] == [1]
+
+
+def test_alerts(stack: Stack, alerts: AlertWatch) -> None:
+    alerts.fault(
+        "the engine computes on the CPU",
+        lambda: stack("systemctl restart ollama-preload"),
+        lambda: stack(f"ollama stop {MODEL}"),
+        f"EngineOnCpu {MODEL}",
+    )
+    for fault, expected in (
+        ("lost", {"GpuLost nvidia"}),
+        ("mismatch", {"GpuLost nvidia", "GpuDriverMismatch nvidia"}),
+        ("hang", {"GpuLost nvidia"}),
+    ):
+        alerts.fault(
+            f"nvidia-smi: {fault}",
+            partial(stack, f"echo {fault} >{SMI}"),
+            lambda: stack(f"rm {SMI}; pkill --full 'sleep 600' || true"),
+            *expected,
+        )
+
+
+def test_a_card_that_falls_off_is_missed_by_verify(stack: Stack, settings: dict[str, Any]) -> None:
+    stack(f"echo lost >{SMI}; mv {CARD} /root/card")
+    _, passed = run(stack, "playbooks/verify.yml", settings)
+    stack(f"rm {SMI}; mv /root/card {CARD}")
+    assert not passed
+    found = verified(stack)["every GPU of nvidia answers its driver"]
+    assert (found["ok"], found["seen"]) == (False, "0 of 1; the driver does not answer as it should")
+
+
+@pytest.mark.parametrize(
+    ("script", "mend", "said"),
+    [
+        (f"echo 0x1180 >{CARD}/device", f"echo 0x2684 >{CARD}/device", "is older than Maxwell"),
+        (
+            f"cp -r {CARD} {SECOND}; cd {SECOND}; echo 0x1002 >vendor; echo 0x744c >device",
+            f"rm -r {SECOND}",
+            "gpu_driver_vendor",
+        ),
+        ("touch /usr/bin/nvidia-uninstall", "rm /usr/bin/nvidia-uninstall", "/usr/bin/nvidia-uninstall"),
+    ],
+)
+def test_what_is_refused(stack: Stack, settings: dict[str, Any], script: str, mend: str, said: str) -> None:
+    stack(script)
+    output, passed = run(stack, "playbooks/preflight.yml", settings)
+    stack(mend)
+    assert not passed
+    assert said in output
+    assert "gpu_driver_enabled: false" in output
+    assert re.search(r"one : ok=\d+ changed=0 ", output)
+
+
+def test_without_the_driver_all_is_as_on_a_host_without_a_card(
+    stack: Stack, settings: dict[str, Any]
+) -> None:
+    off = settings | {"gpu_driver_enabled": False}
+    stack.play(playbook="playbooks/gpu_uninstall.yml", settings=off)
+    stack.play("--tags", "gpu_driver,ollama,exporter", settings=off)
+    assert (
+        stack("ls /etc/bedplate/gpu_driver /etc/systemd/system/gpu-devices.service 2>&1 || true").count(
+            "No such"
+        )
+        == 2
+    )
+    assert stack("apt-mark showhold") == ""
+    assert "PrivateDevices=yes" in stack("systemctl show ollama --property=PrivateDevices")
+    assert 'bedplate_gpu_expected{vendor="nvidia"} 0.0' in metrics(stack)
+    _, passed = run(stack, "playbooks/verify.yml", off)
+    assert passed
+    found = verified(stack)["models run where they should"]
+    assert found["seen"] == "gpu_driver_enabled is false: models run on the CPU"
