@@ -78,6 +78,7 @@ def host(release: str, *cards: str) -> dict[str, Any]:
         "kernels": [running(kernel)],
         "kernel_kinds": [kind],
         "kernel_candidates": {kind: kernel},
+        "package_lists": True,
         "signed_modules": [
             f"linux-modules-nvidia-580-server{flavour}-{end}"
             for flavour in ("", "-open")
@@ -432,6 +433,12 @@ BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str, str]] = {
         {"held": ["libcuda1"]},
         "On hold: libcuda1, so that the driver cannot be installed as a whole.",
         "Run apt-mark unhold libcuda1",
+    ),
+    "empty package lists": (
+        ("Debian 13", "10de:2684"),
+        {"package_lists": False},
+        "The package lists are empty, so there is no telling which driver fits the kernels.",
+        "Run apt-get update",
     ),
     "a kernel without headers": (
         ("Debian 13", "10de:2684"),

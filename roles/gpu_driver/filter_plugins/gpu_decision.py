@@ -301,6 +301,11 @@ def nvidia(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[
         driver = {"source": "installed", "branch": version.split(".")[0], "version": version}
         why = f"the driver {version} that is installed stays (Ollama needs {minimum} or newer)"
     else:
+        if not own and not host["package_lists"]:
+            raise RefusedError(
+                "The package lists are empty, so there is no telling which driver fits the kernels.",
+                "Run apt-get update",
+            )
         offer = nvidia_offer(host, own or offers, flavours[0], minimum, kernels)
         if offer["build"] == "dkms":
             check_secure_boot(host, settings)

@@ -101,6 +101,10 @@ kernel_candidates:
   description: For each of these kinds, the version that the package sources would install next.
   returned: always
   type: dict
+package_lists:
+  description: Whether apt has lists of what its sources hold; without them nothing is available.
+  returned: always
+  type: bool
 signed_modules:
   description: Packages of ready signed NVIDIA modules in the sources, for these kernels and kinds.
   returned: always
@@ -393,6 +397,7 @@ def main() -> None:
         kernels=found,
         kernel_kinds=kinds,
         kernel_candidates=candidates(kinds),
+        package_lists=any((ROOT / "var/lib/apt/lists").glob("*_Packages*")),
         signed_modules=signed_modules([kernel["release"] for kernel in found], kinds),
         modules=loaded(),
         packages=installed,
