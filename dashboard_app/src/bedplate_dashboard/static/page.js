@@ -5,7 +5,7 @@
 
 const PERIOD = 2000; // ms between two looks of the server
 const LOST_AFTER = 4000; // two missed looks; one look takes up to 1.5 s
-const STALE_AFTER = 6500; // a look of this age says nothing about now
+const STALE_AFTER = 5500; // the server's own bound (STALE_SECONDS in state.py)
 const RECONNECT_AFTER = 30000; // as the server asks for when it has no stream left
 
 const main = document.getElementById("live");
