@@ -33,6 +33,7 @@ def test_no_secret_is_printed(runs: dict[str, Future[Run]]) -> None:
     for case in ("placeholder key", "long placeholder key"):
         (key,) = REFUSED[case]["settings"]["litellm_keys"]
         assert key["secret"] not in runs[case].result().output
+    assert "shortword" not in runs["a short password of the page"].result().output
 
 
 def test_what_the_inventory_sets_is_found_too(control: Control, plain: Host) -> None:

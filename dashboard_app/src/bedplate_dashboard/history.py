@@ -60,7 +60,11 @@ QUERIES = {
     "slots_busy": "sum(bedplate_gateway_slots_busy)",
     "gpu_utilization_ratio": "max(bedplate_gpu_utilization_ratio)",
 }
-DAYS_LEFT = "node_filesystem_avail_bytes / -deriv(node_filesystem_avail_bytes[6h]) / 86400 > 0"
+# Not from the first hours, in which packages and models come.
+DAYS_LEFT = (
+    "node_filesystem_avail_bytes / -deriv(node_filesystem_avail_bytes[6h]) / 86400 > 0 "
+    "and node_filesystem_avail_bytes offset 3h"
+)
 
 
 class History:
