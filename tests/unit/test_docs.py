@@ -64,7 +64,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_verbs_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     verbs = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
-    services = "ollama|litellm|prometheus|alertmanager|(bedplate-)?(node-)?exporter|(bedplate-)?dashboard"
+    (units,) = re.findall(r"^UNITS := (.+)$", makefile, re.MULTILINE)
+    services = "|".join(units.replace("bedplate-", "(bedplate-)?").split())
     for verb in re.findall(r"(?:^|`)make ([a-z][a-z-]*)", page.read_text(), re.MULTILINE):
         assert verb in verbs or re.fullmatch(
             rf"(start|stop|restart|status|logs|health)-({services})", verb
