@@ -89,6 +89,7 @@ def host(release: str, *cards: str) -> dict[str, Any]:
         "packages": {},
         "broken": {},
         "held": [],
+        "requested": [],
         "runfile": "",
         "written": [],
     }

@@ -284,14 +284,18 @@ def nvidia(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[
         )
     kernels = kernels_of(host, settings)
     offers = [
-        offer
+        (flavour, offer)
+        for flavour in flavours
         for offer in tables["nvidia_sources"].get(host["release"], [])
-        if settings["source"] in ("auto", offer["source"])
+        if flavour in offer["packages"] and settings["source"] in ("auto", offer["source"])
     ]
+    # What an earlier run of the role began stays decided.
+    requested, here = set(host["requested"]), {*host["requested"], *host["packages"]}
     own = [
-        offer
-        for offer in offers
-        if offer["packages"][flavours[0]][0] in host["packages"]
+        (flavour, offer)
+        for flavour, offer in offers
+        if requested & set(offer["packages"][flavour])
+        and here >= set(offer["packages"][flavour])
         and number(offer["version"]) >= number(minimum)
     ]
     there = nvidia_installed(host)
@@ -306,7 +310,7 @@ def nvidia(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[
                 "The package lists are empty, so there is no telling which driver fits the kernels.",
                 "Run apt-get update",
             )
-        offer = nvidia_offer(host, own or offers, flavours[0], minimum, kernels)
+        offer = nvidia_offer(host, own or offers, minimum, kernels)
         if offer["build"] == "dkms":
             check_secure_boot(host, settings)
         driver = {key: offer[key] for key in ("source", "branch", "version", "flavour", "build")}
@@ -396,28 +400,21 @@ def nvidia_adopted(there: Row, flavours: Sequence[str], minimum: str) -> str:
 
 
 def nvidia_offer(
-    host: Row, offers: Sequence[Row], flavour: str, minimum: str, kernels: Sequence[Row]
+    host: Row, offers: Sequence[tuple[str, Row]], minimum: str, kernels: Sequence[Row]
 ) -> dict[str, Any]:
-    """Return the first offer new enough, its packages and addresses filled in for this host."""
-    old = []
-    for offer in offers:
-        if number(offer["version"]) < number(minimum):
-            old.append(f"the {offer['source']} of {host['release']} has {offer['version']} only")
-            continue
-        limit = offer.get("kernels_below", "9999")
-        coming = [kernel["release"] for kernel in kernels] + list(host["kernel_candidates"].values())
-        if max(map(number, coming)) >= number(limit):
-            old.append(
-                f"{offer['version']} of the {offer['source']} of {host['release']} does not build on "
-                f"Linux {limit} and newer"
-            )
-            continue
+    """Return the first offer (kernel modules and source) that fits, filled in for this host."""
+    unfit: list[str] = []
+    for flavour, offer in offers:
+        why = nvidia_unfit(host, offer, minimum, kernels)
         packages = list(offer["packages"][flavour])
         headers: list[str] = []
+        if why:
+            unfit.append(why)
+            continue
         if offer["build"] == "signed":
             kinds = [*host["kernel_kinds"], *(kernel["release"] for kernel in kernels)]
             ready = [offer["modules"][flavour].format(kernel=kind) for kind in kinds]
-            if not set(ready) <= set(host["signed_modules"]):
+            if not set(ready) <= {*host["signed_modules"], *host["packages"]}:
                 continue
             packages += ready
         else:
@@ -430,14 +427,26 @@ def nvidia_offer(
             "packages": headers + packages,
             "hold": offer["packages"][flavour],
             "headers": headers,
-            "notes": [f"Not the better source, since {listed(old)}."] if old else [],
+            "notes": [f"Not the better source, since {listed(unfit)}."] if unfit else [],
             "repository": {key: value.format(machine=machine) for key, value in repository.items()},
         }
     raise RefusedError(
         f"Ollama with this card needs NVIDIA's driver {minimum} or newer, and "
-        f"{listed(old) or 'Bedplate knows none for ' + host['release']}.",
+        f"{listed(dict.fromkeys(unfit)) or 'Bedplate knows none for ' + host['release']}.",
         "Set gpu_driver_source: auto, or install such a driver yourself and run again",
     )
+
+
+def nvidia_unfit(host: Row, offer: Row, minimum: str, kernels: Sequence[Row]) -> str:
+    """Say why an offer's driver does not do; nothing where it does."""
+    where = f"the {offer['source']} of {host['release']}"
+    if number(offer["version"]) < number(minimum):
+        return f"{where} has {offer['version']} only"
+    limit = offer.get("kernels_below", "9999")
+    coming = [kernel["release"] for kernel in kernels] + list(host["kernel_candidates"].values())
+    if max(map(number, coming)) >= number(limit):
+        return f"{offer['version']} of {where} does not build on Linux {limit} and newer"
+    return ""
 
 
 def nvidia_part(cards: Sequence[Row], version: str, tables: Row) -> str:

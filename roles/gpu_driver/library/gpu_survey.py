@@ -127,6 +127,11 @@ held:
   returned: always
   type: list
   elements: str
+requested:
+  description: The packages that the role gpu_driver asked for in an earlier run.
+  returned: always
+  type: list
+  elements: str
 runfile:
   description: The uninstaller that NVIDIA's .run file leaves; empty where there is none.
   returned: always
@@ -163,6 +168,8 @@ EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 IMAGE_SECURITY = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
 WRITTEN = ("etc/modprobe.d/bedplate-gpu.conf", "etc/modules-load.d/bedplate-gpu.conf")
+REQUESTED = "etc/bedplate/gpu_driver/requested"
+"""The packages that the role asked for and that were not there before, one a line."""
 OWN_HOLDS = "etc/bedplate/gpu_driver/held"
 """The packages that the role itself put on hold, one a line."""
 
@@ -403,6 +410,7 @@ def main() -> None:
         packages=installed,
         broken=broken,
         held=held,
+        requested=text(ROOT / REQUESTED).split(),
         runfile=runfile(),
         written=[f"/{path}" for path in WRITTEN if (ROOT / path).exists()],
     )
