@@ -40,22 +40,21 @@ def _quantile(share: float, buckets: str) -> str:
     return f"histogram_quantile({share}, sum by (le) (rate({buckets}[$window])))"
 
 
-def _refused(status: int) -> str:
-    refused = f'bedplate_gateway_requests_total{{model!="-",status="{status}"}}'
-    # Nobody was ever refused: that is 0 where the gateway tells its numbers.
-    return f"sum(rate({refused}[$window])) or 0 * count(bedplate_gateway_slots)"
+def _rate(counter: str) -> str:
+    # What never happened since the gateway's start is 0, where it tells its numbers.
+    return f"sum(rate({counter}[$window])) or 0 * count(bedplate_gateway_slots)"
 
 
 QUERIES = {
-    "requests_per_second": 'sum(rate(bedplate_gateway_requests_total{model!="-"}[$window]))',
-    "tokens_in_per_second": "sum(rate(bedplate_gateway_prompt_tokens_total[$window]))",
-    "tokens_out_per_second": "sum(rate(bedplate_gateway_completion_tokens_total[$window]))",
+    "requests_per_second": _rate('bedplate_gateway_requests_total{model!="-"}'),
+    "tokens_in_per_second": _rate("bedplate_gateway_prompt_tokens_total"),
+    "tokens_out_per_second": _rate("bedplate_gateway_completion_tokens_total"),
     "ttft_p50_seconds": _quantile(0.5, "bedplate_gateway_time_to_first_token_seconds_bucket"),
     "ttft_p95_seconds": _quantile(0.95, "bedplate_gateway_time_to_first_token_seconds_bucket"),
     "latency_p50_seconds": _quantile(0.5, "bedplate_gateway_request_seconds_bucket"),
     "latency_p95_seconds": _quantile(0.95, "bedplate_gateway_request_seconds_bucket"),
-    "refused_429_per_second": _refused(429),
-    "refused_503_per_second": _refused(503),
+    "refused_429_per_second": _rate('bedplate_gateway_requests_total{model!="-",status="429"}'),
+    "refused_503_per_second": _rate('bedplate_gateway_requests_total{model!="-",status="503"}'),
     "queue_waiting": "sum(bedplate_gateway_queue_requests)",
     "slots_busy": "sum(bedplate_gateway_slots_busy)",
     "gpu_utilization_ratio": "max(bedplate_gpu_utilization_ratio)",
