@@ -333,8 +333,9 @@ def test_an_unknown_card_of_the_other_vendor_can_be_left_alone(decide: Decide) -
 # --- What is there already
 
 
+VOLTA = "10de:1db4"
 OWN = {
-    "nvidia-open-kernel-dkms": "550.163.01-2",
+    "nvidia-kernel-dkms": "550.163.01-2",
     "libcuda1": "550.163.01-2",
     "libnvidia-cfg1": "550.163.01-2",
     "nvidia-smi": "550.163.01-2",
@@ -346,14 +347,32 @@ WRITTEN = ["/etc/modprobe.d/bedplate-gpu.conf", "/etc/modules-load.d/bedplate-gp
 
 
 def test_what_is_installed_stays_decided_and_changes_nothing(decide: Decide) -> None:
-    first = decide("Debian 13", "10de:2684")
-    second = decide("Debian 13", "10de:2684", packages=OWN, written=WRITTEN, modules={"nvidia": "550.163.01"})
+    first = decide("Debian 13", VOLTA)
+    loaded = {"nvidia": "550.163.01"}
+    seen = {"packages": OWN, "requested": [*OWN], "written": WRITTEN, "modules": loaded}
+    second = decide("Debian 13", VOLTA, **seen)
     assert second["changes"] == []
     assert {**second, "changes": []} == {**first, "changes": []}
 
 
+def test_an_installation_cut_short_goes_on(decide: Decide) -> None:
+    wanted = decide("Debian 13", VOLTA)
+    some = {"nvidia-kernel-dkms": "550.163.01-2"}
+    again = decide("Debian 13", VOLTA, packages=some, requested=wanted["packages"])
+    assert (again["driver"], again["packages"]) == (wanted["driver"], wanted["packages"])
+    # Somebody else's is left alone.
+    assert decide("Debian 13", VOLTA, packages=some)["driver"]["source"] == "installed"
+
+
+def test_the_archive_where_the_user_prefers_it(decide: Decide) -> None:
+    decision = decide("Debian 13", "10de:2684", user={"source": "archive"})
+    assert (decision["driver"]["flavour"], decision["driver"]["branch"]) == ("proprietary", "550")
+    assert decision["parts"] == ["cuda_v12"]
+    assert decide("Debian 13", "10de:2b85", user={"source": "archive"})["action"] == "refused"
+
+
 def test_the_changes_are_told(decide: Decide) -> None:
-    told = decide("Debian 13", "10de:2684", modules={"nouveau": ""})
+    told = decide("Debian 13", VOLTA, modules={"nouveau": ""})
     assert told["reboot"] is True
     assert [line.split(":")[0].split(",")[0] for line in told["changes"]] == [
         "Package sources",
@@ -366,8 +385,8 @@ def test_the_changes_are_told(decide: Decide) -> None:
 
 def test_another_module_than_the_library_needs_a_restart(decide: Decide) -> None:
     loaded = {"nvidia": "550.144.03"}
-    assert decide("Debian 13", "10de:2684", packages=OWN, modules=loaded)["reboot"] is True
-    assert decide("Debian 13", "10de:2684", packages=OWN, modules={"nvidia": "550.163.01"})["reboot"] is False
+    assert decide("Debian 13", VOLTA, packages=OWN, modules=loaded)["reboot"] is True
+    assert decide("Debian 13", VOLTA, packages=OWN, modules={"nvidia": "550.163.01"})["reboot"] is False
 
 
 FULL = {"nvidia-driver-580-open": "580.95.05-0ubuntu1", "libnvidia-compute-580": "580.95.05-0ubuntu1"}
@@ -533,11 +552,12 @@ def test_an_unknown_release(module: ModuleType, release: str) -> None:
 
 
 def test_our_own_holds_and_finished_packages_are_no_hindrance(decide: Decide) -> None:
-    assert decide("Debian 13", "10de:2684", packages=OWN, held=["libcuda1"])["action"] == "install"
+    seen = {"packages": OWN, "requested": [*OWN], "held": ["libcuda1"]}
+    assert decide("Debian 13", VOLTA, **seen)["action"] == "install"
 
 
 def test_a_driver_that_the_next_kernel_breaks_is_not_begun(decide: Decide) -> None:
-    decision = decide("Debian 13", "10de:2684", kernel_candidates={"amd64": "6.12.118-1"})
+    decision = decide("Debian 13", VOLTA, kernel_candidates={"amd64": "6.12.118-1"})
     assert decision["driver"]["source"] == "vendor"
     assert decision["repository"]["key_fingerprint"] == "02182E60104FCDC26EAE1B8597A5D4CB8793F200"
     assert decision["notes"] == [
