@@ -174,7 +174,7 @@ class Client:
                 method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 reply.status, reply.headers = response.status, response.headers
-                async for piece in response.content.iter_any():
+                while piece := await response.content.readany():
                     if (error := take(response.status, piece)) is not None:
                         response.close()
                         return error

@@ -14,6 +14,7 @@ from traffic.report import ClassReport, Outcome, RequestReport, RetryAfter, Slot
 
 MOST_ERRORS = 20
 DIGITS = 6
+NO_SLO = Slo()
 FRACTION = re.compile(r"\d+\.\d+(?= s\b)")
 
 
@@ -76,7 +77,7 @@ class End:
 
 
 def _good(slo: Slo, reply: Reply, intended: float, seconds: float, outcome: Outcome) -> bool | None:
-    if slo == Slo() or outcome == "cancelled":
+    if slo == NO_SLO or outcome == "cancelled":
         return None
     times = reply.answer.token_times
     return (
