@@ -145,6 +145,7 @@ lint-types: $(VENV)/.dev
 	MYPYPATH=tests/unit:gateway/src:dashboard_app/src mypy --explicit-package-bases tests/unit/*.py
 	MYPYPATH=tests/refusals:tests/on_hosts mypy --explicit-package-bases tests/refusals/*.py
 	MYPYPATH=tests/monitoring:tests/gateway:tests/on_hosts mypy --explicit-package-bases tests/monitoring/*.py
+	MYPYPATH=tests/gpu:tests/monitoring:tests/gateway:tests/on_hosts mypy --explicit-package-bases tests/gpu/*.py
 	MYPYPATH=tests/gateway:tests/on_hosts mypy --explicit-package-bases tests/gateway/*.py tests/on_hosts/*.py
 	MYPYPATH=tests/dashboard:tests/gateway:tests/on_hosts:gateway/src:dashboard_app/src:dashboard_app/tests mypy --explicit-package-bases tests/dashboard/*.py
 	mypy grafana/generate.py roles/node_exporter/files/host_facts.py
@@ -174,8 +175,8 @@ lab-test: $(VENV)/.dev lab-ready ## The lab's own promises, on hosts that it boo
 
 # Two at a time: `default` leaves the host that the others of its row start from. A scenario's output comes when it ends.
 molecule: $(VENV)/.dev lab-ready ## What users are promised, on lab hosts with the real services
-	@echo 'Ten scenarios, two at a time; each tells its story when it ends.'
-	$(MAKE) --jobs 2 --output-sync=target molecule-dashboard molecule-models
+	@echo 'Eleven scenarios, two at a time; each tells its story when it ends.'
+	$(MAKE) --jobs 2 --output-sync=target molecule-dashboard molecule-gpu
 molecule-faults: molecule-default
 molecule-installs: molecule-faults
 molecule-gateway: molecule-installs
@@ -184,6 +185,7 @@ molecule-several_hosts: molecule-debian12
 molecule-refusals: molecule-several_hosts
 molecule-monitoring: molecule-refusals
 molecule-models: molecule-monitoring
+molecule-gpu: molecule-models
 molecule-%:
 	ANSIBLE_HOME=$(CURDIR)/.ansible molecule test --scenario-name $*
 

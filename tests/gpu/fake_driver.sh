@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs packages that have the names and versions of Debian 13's NVIDIA driver, and nothing in them that works.
+# Installs packages that have the names and versions of Debian 13's NVIDIA driver, and nothing in them that works, and
+# leaves the role's record of having done so.
 # Argument: the kernel release whose module they seem to be.
 set -eu
 kernel=$1
@@ -13,10 +14,17 @@ mkdir -p "$work/$libraries" "$work/nvidia-kernel-dkms/usr/lib/modules/$kernel/up
 touch "$work/$libraries/libcuda.so.$version" "$work/nvidia-kernel-dkms/usr/lib/modules/$kernel/updates/dkms/nvidia-current.ko"
 ln -s "libcuda.so.$version" "$work/$libraries/libcuda.so.1"
 
-for name in nvidia-kernel-dkms nvidia-open-kernel-dkms libcuda1 libnvidia-cfg1 nvidia-smi nvidia-persistenced; do
+set -- nvidia-kernel-dkms libcuda1 libnvidia-cfg1 nvidia-smi nvidia-persistenced
+for name in "$@"; do
   mkdir -p "$work/$name/DEBIAN"
   printf 'Package: %s\nVersion: %s-2\nArchitecture: %s\nMaintainer: nobody <nobody@example.net>\nDescription: fake, only a name\n' \
     "$name" "$version" "$(dpkg --print-architecture)" >"$work/$name/DEBIAN/control"
   dpkg-deb --root-owner-group --build "$work/$name" "$work/$name.deb" >/dev/null
 done
 dpkg --install "$work"/*.deb >/dev/null
+
+# As if the role had installed them.
+mkdir -p /etc/bedplate/gpu_driver
+for record in requested installed; do
+  printf '%s\n' "$@" >"/etc/bedplate/gpu_driver/$record"
+done

@@ -45,7 +45,7 @@ def metrics(stack: Stack) -> str:
     return stack("curl --silent --fail http://127.0.0.1:9101/metrics | grep ^bedplate_gpu")
 
 
-def test_the_driver_is_adopted_and_held(stack: Stack) -> None:
+def test_the_driver_is_held_and_loaded_at_boot(stack: Stack) -> None:
     assert "nvidia-persistenced" in stack("apt-mark showhold").split()
     assert "\nblacklist nouveau\n" in stack("cat /etc/modprobe.d/bedplate-gpu.conf")
     assert stack("cat /etc/modules-load.d/bedplate-gpu.conf").endswith("\nnvidia\nnvidia_uvm\n")
