@@ -93,7 +93,7 @@ class Metrics:
         )
         self._last_request = Gauge(
             "bedplate_gateway_last_request_timestamp_seconds",
-            "When a request last ended with an answer, or for want of one.",
+            "When a request that had a slot last ended with an answer, or for want of one.",
             ["alias", "model", "result"],
             registry=registry,
         )
@@ -114,10 +114,10 @@ class Metrics:
         self._requests.labels(alias, model, record.path, str(record.status)).inc()
         if record.reason != NONE:
             self._refusals.labels(record.reason, str(record.status)).inc()
-        if result := _result(record):
-            self._last_request.labels(alias, model, result).set(time.time())
         if record.wait is None:
             return
+        if result := _result(record):
+            self._last_request.labels(alias, model, result).set(time.time())
         self._wait.labels(record.priority_class).observe(record.wait)
         self._prompt.labels(alias, model).inc(record.prompt_tokens)
         self._completion.labels(alias, model).inc(record.completion_tokens)
@@ -141,8 +141,8 @@ class Metrics:
 
 
 def _result(record: Record) -> str | None:
-    """Tell whether the model answered; None where that was not asked of it: refused, or the client left."""
-    if record.model == NONE or record.reason == "client_left":
+    """Tell whether the model answered; None where the client left, or what it sent was no good."""
+    if record.reason == "client_left":
         return None
     if record.status >= 500 or (record.status == 200 and record.reason != NONE):
         return "failed"
