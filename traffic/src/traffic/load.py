@@ -172,8 +172,10 @@ async def _run(
         console.print(
             f"{url}, {profile.description or 'a load given by options'}", markup=False, soft_wrap=True
         )
-        if profile.before.idle_seconds or profile.before.whole_limit:
-            console.print("waiting for what the profile needs before", markup=False)
+        if profile.before.idle_seconds:
+            console.print(f"waiting {profile.before.idle_seconds:g} s, so that an idle model is unloaded")
+        if profile.before.whole_limit:
+            console.print(f"waiting until the whole limit of {profile.before.whole_limit} may be used")
         await ran.prepare()
         shown = asyncio.create_task(progress.follow(ran, console))
         try:
