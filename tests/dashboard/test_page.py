@@ -67,6 +67,16 @@ def test_a_screen_reader_is_told_the_sentence(page: WatchedPage) -> None:
     assert page.page.locator("[role=status] [data-age], [aria-live] [data-age]").count() == 0
 
 
+def test_without_a_stream_it_asks(look: Looker) -> None:
+    with look() as page:
+        page.page.route("**/events", lambda route: route.abort())
+        with page.page.expect_request("**/live", timeout=10000):
+            page.open()
+        # Longer than a page waits before it says that it hears nothing.
+        page.page.wait_for_timeout(7000)
+        assert page.word == "Healthy"
+
+
 def test_without_scripts(look: Looker, stack: Stack) -> None:
     with look(java_script_enabled=False) as page:
         assert "can be served" in page.sentence.inner_text()
