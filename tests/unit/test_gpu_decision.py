@@ -490,7 +490,7 @@ BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str, str]] = {
         "Set gpu_driver_source: auto, or install such a driver yourself and run again",
     ),
     "an archive whose driver does not build": (
-        ("Debian 13", "10de:2684"),
+        ("Debian 13", "10de:1db4"),
         {"user": {"source": "archive"}, "kernels": [running("6.12.118+deb13-amd64")]},
         "Ollama with this card needs NVIDIA's driver 550 or newer, and 550.163.01 of the archive of "
         "Debian 13 does not build on Linux 6.12.118 and newer.",

@@ -287,15 +287,15 @@ def nvidia(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[
         (flavour, offer)
         for flavour in flavours
         for offer in tables["nvidia_sources"].get(host["release"], [])
-        if flavour in offer["packages"] and settings["source"] in ("auto", offer["source"])
+        if settings["source"] in ("auto", offer["source"])
     ]
     # What an earlier run of the role began stays decided.
     requested, here = set(host["requested"]), {*host["requested"], *host["packages"]}
     own = [
         (flavour, offer)
         for flavour, offer in offers
-        if requested & set(offer["packages"][flavour])
-        and here >= set(offer["packages"][flavour])
+        if requested & set(names := offer["packages"].get(flavour, []))
+        and here >= set(names)
         and number(offer["version"]) >= number(minimum)
     ]
     there = nvidia_installed(host)
@@ -405,12 +405,12 @@ def nvidia_offer(
     """Return the first offer (kernel modules and source) that fits, filled in for this host."""
     unfit: list[str] = []
     for flavour, offer in offers:
-        why = nvidia_unfit(host, offer, minimum, kernels)
-        packages = list(offer["packages"][flavour])
-        headers: list[str] = []
+        why = nvidia_unfit(host, offer, flavour, minimum, kernels)
         if why:
             unfit.append(why)
             continue
+        packages = list(offer["packages"][flavour])
+        headers: list[str] = []
         if offer["build"] == "signed":
             kinds = [*host["kernel_kinds"], *(kernel["release"] for kernel in kernels)]
             ready = [offer["modules"][flavour].format(kernel=kind) for kind in kinds]
@@ -437,11 +437,13 @@ def nvidia_offer(
     )
 
 
-def nvidia_unfit(host: Row, offer: Row, minimum: str, kernels: Sequence[Row]) -> str:
+def nvidia_unfit(host: Row, offer: Row, flavour: str, minimum: str, kernels: Sequence[Row]) -> str:
     """Say why an offer's driver does not do; nothing where it does."""
     where = f"the {offer['source']} of {host['release']}"
     if number(offer["version"]) < number(minimum):
         return f"{where} has {offer['version']} only"
+    if flavour not in offer["packages"]:
+        return f"{where} has no {flavour} kernel modules that build"
     limit = offer.get("kernels_below", "9999")
     coming = [kernel["release"] for kernel in kernels] + list(host["kernel_candidates"].values())
     if max(map(number, coming)) >= number(limit):
