@@ -16,8 +16,9 @@ from gateway_lab import ROOT, Load, Stack
 from metric_names import missing
 
 MODEL = "smollm2:135m"
-TWO_GPUS = "0, Fake GPU, 5, 100, 2000, 40, 60\n1, Fake GPU, 5, 100, 2000, 40, 60"
-ONE_GPU = "0, Fake GPU, 5, 100, 2000, 40, 60\nUnable to determine the device handle for GPU1: GPU is lost."
+FAKE_GPU = "Fake GPU, 5, 100, 2000, 40, 60, 550.163.01, 0x0000000000000000"
+TWO_GPUS = f"0, {FAKE_GPU}\n1, {FAKE_GPU}"
+ONE_GPU = f"0, {FAKE_GPU}\nUnable to determine the device handle for GPU1: GPU is lost."
 OTHER_LIBRARY = "Failed to initialize NVML: Driver/library version mismatch"
 
 
