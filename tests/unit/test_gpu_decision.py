@@ -238,6 +238,9 @@ def test_the_table_is_whole() -> None:
 def test_no_card_is_said_plainly(decide: Decide) -> None:
     decision = decide("Debian 13")
     assert (decision["action"], decision["reason"]) == ("none", "No GPU.")
+    assert decide("Debian 13", container=True)["reason"] == "No GPU."
+    expecting = decide("Debian 13", "10de:2684", container=True, user={"expected_cards": 1})
+    assert expecting["action"] == "refused"
     told = decide("Debian 13", "8086:4680")["reason"]
     assert told == "No GPU: only Intel device 4680 (for the screen only)."
 

@@ -86,9 +86,7 @@ def gpu_decision(host: Row, tables: Row, settings: Row) -> dict[str, Any]:
 
 def decide(host: Row, tables: Row, settings: Row, cards: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the keys that differ from NOTHING, or raise RefusedError; sets the roles of the cards."""
-    if host["container"]:
-        return {"reason": "No GPU of its own: this is a container, cards belong to the machine below."}
-    used = computing(cards, tables, settings)
+    used = [] if host["container"] else computing(cards, tables, settings)
     expected, count = settings["expected_cards"], len(used)
     if count < expected:
         raise RefusedError(
@@ -96,6 +94,8 @@ def decide(host: Row, tables: Row, settings: Row, cards: list[dict[str, Any]]) -
             "can be used here.",
             "Look for the card with lspci -nn and in the machine, correct the number",
         )
+    if host["container"] and cards:
+        return {"reason": "No GPU of its own: this is a container, cards belong to the machine below."}
     if not used:
         others = [f"{card['name']} ({card['note']})" for card in cards]
         return {"reason": f"No GPU{': only ' + listed(others) if others else ''}."}
