@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from http.server import ThreadingHTTPServer
 
 from bedplate_dashboard import exposition
 from bedplate_dashboard.collect import GATEWAY_METRICS, NODE_METRICS, Contact
@@ -35,3 +36,9 @@ def gateway_metrics(*lines: str) -> Exposition:
 def node_metrics(*lines: str) -> Exposition:
     """What a node exporter says."""
     return exposition.read("\n".join(lines).encode(), NODE_METRICS)
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Takes as many connections at once as the dashboard makes, which is more than five."""
+
+    request_queue_size = 64

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bedplate_dashboard import collect
 from bedplate_dashboard.collect import Observation, ReportFile, read_report
 from bedplate_dashboard.foreign import clean
 from bedplate_dashboard.settings import Secrets, Settings
+from observed import FakeServer
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 ALERT = {
@@ -84,7 +85,7 @@ class FakeStack:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = FakeServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(
             target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True

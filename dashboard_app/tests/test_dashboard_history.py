@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,7 +16,7 @@ import pytest
 from bedplate_dashboard import collect, history
 from bedplate_dashboard.history import QUERIES, SPANS, History
 from bedplate_dashboard.settings import Settings
-from observed import SECRETS
+from observed import SECRETS, FakeServer
 
 
 class FakePrometheus:
@@ -47,7 +47,7 @@ class FakePrometheus:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = FakeServer(("127.0.0.1", 0), Handler)
         threading.Thread(
             target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
         ).start()
