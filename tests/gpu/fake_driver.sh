@@ -9,9 +9,12 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 libraries="libcuda1/usr/lib/$(uname -m)-linux-gnu"
 
-mkdir -p "$work/$libraries" "$work/nvidia-kernel-dkms/usr/lib/modules/$kernel/updates/dkms" \
-  "$work/nvidia-kernel-dkms/usr/lib/modules/$kernel/build" "$work/nvidia-kernel-dkms/usr/lib/modules/$kernel/kernel"
-touch "$work/$libraries/libcuda.so.$version" "$work/nvidia-kernel-dkms/usr/lib/modules/$kernel/updates/dkms/nvidia-current.ko"
+modules="nvidia-kernel-dkms/usr/lib/modules/$kernel"
+
+# /etc/modprobe.d is kmod's, which each machine with a driver has.
+mkdir -p "$work/$libraries" "$work/$modules/updates/dkms" "$work/$modules/build" "$work/$modules/kernel" \
+  "$work/nvidia-kernel-dkms/etc/modprobe.d"
+touch "$work/$libraries/libcuda.so.$version" "$work/$modules/updates/dkms/nvidia-current.ko"
 ln -s "libcuda.so.$version" "$work/$libraries/libcuda.so.1"
 
 set -- nvidia-kernel-dkms libcuda1 libnvidia-cfg1 nvidia-smi nvidia-persistenced

@@ -57,12 +57,14 @@ def test_the_engine_may_open_the_card_and_nothing_else(stack: Stack) -> None:
     shown = stack("systemctl show ollama --property=DevicePolicy,PrivateDevices,DeviceAllow,After,Wants")
     assert "DevicePolicy=closed\n" in shown
     assert "PrivateDevices=no\n" in shown
-    allowed = re.findall(r"^DeviceAllow=(\S+) (\S+)$", shown, re.MULTILINE)
-    assert {name for name, _ in allowed} == {
-        "char-nvidiactl",
-        "char-nvidia-frontend",
-        "char-nvidia-uvm",
-        "char-nvidia-caps",
+    allowed = re.findall(r"^DeviceAllow=(.*)$", shown, re.MULTILINE)
+    assert set(allowed) == {
+        "char-nvidiactl rw",
+        "char-nvidia-frontend rw",
+        "char-nvidia-uvm rw",
+        "char-nvidia-caps rw",
+        # It comes with ProtectClock.
+        "char-rtc r",
     }
     assert shown.count("gpu-devices.service") == 2
 
