@@ -27,7 +27,6 @@ threads = MOST_STREAMS + 30
 worker_connections = threads + 100  # those beyond the threads wait for their turn
 limit_request_line = 1024
 limit_request_fields = 50
-limit_request_field_size = 4096
 preload_app = False  # the poller's thread must start in the worker: threads do not survive a fork
 worker_tmp_dir = "/dev/shm"  # noqa: S108 - gunicorn unlinks its heartbeat file at once; it must lie in memory
 control_socket_disable = True  # it would lie in a home directory
