@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLES = yaml.safe_load((ROOT / "roles/gpu_driver/vars/main.yml").read_text())["__gpu_driver_tables"]
 CARDS = yaml.safe_load((ROOT / "tests/unit/gpu/cards.yml").read_text())
 PCI_IDS = yaml.safe_load((ROOT / "tests/unit/gpu/pci_ids.yml").read_text())
-# As the mirrors had them on 2026-11-25; of Debian 13 the newest kernel that its driver builds on.
+# As the mirrors had them on 2026-11-25.
 KERNELS = {
     "Debian 12": "6.1.0-56-amd64",
-    "Debian 13": "6.12.117+deb13-amd64",
+    "Debian 13": "6.12.118+deb13-amd64",
     "Ubuntu 22.04": "5.15.0-204-generic",
     "Ubuntu 24.04": "6.8.0-151-generic",
     "Ubuntu 26.04": "7.0.0-44-generic",
@@ -77,7 +77,6 @@ def host(release: str, *cards: str) -> dict[str, Any]:
         "cards": [card(number, one) for number, one in enumerate(cards, 1)],
         "kernels": [running(kernel)],
         "kernel_kinds": [kind],
-        "kernel_candidates": {kind: kernel},
         "package_lists": True,
         "signed_modules": [
             f"linux-modules-nvidia-580-server{flavour}-{end}"
@@ -343,8 +342,8 @@ OWN = {
     "libnvidia-cfg1": "550.163.01-2",
     "nvidia-smi": "550.163.01-2",
     "nvidia-persistenced": "550.163.01-1",
-    "linux-headers-amd64": "6.12.117-1",
-    "linux-headers-6.12.117+deb13-amd64": "6.12.117-1",
+    "linux-headers-amd64": "6.12.118-1",
+    "linux-headers-6.12.118+deb13-amd64": "6.12.118-1",
 }
 WRITTEN = ["/etc/modprobe.d/bedplate-gpu.conf", "/etc/modules-load.d/bedplate-gpu.conf"]
 
@@ -492,11 +491,11 @@ BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str, str]] = {
         "535.309.01 only.",
         "Set gpu_driver_source: auto, or install such a driver yourself and run again",
     ),
-    "an archive whose driver does not build": (
-        ("Debian 13", "10de:1db4"),
-        {"user": {"source": "archive"}, "kernels": [running("6.12.118+deb13-amd64")]},
-        "Ollama with this card needs NVIDIA's driver 550 or newer, and 550.163.01 of the archive of "
-        "Debian 13 does not build on Linux 6.12.118 and newer.",
+    "an archive too old for the card": (
+        ("Debian 13", "10de:2b85"),
+        {"user": {"source": "archive"}},
+        "Ollama with this card needs NVIDIA's driver 570 or newer, and the archive of Debian 13 has "
+        "550.163.01 only.",
         "Set gpu_driver_source: auto, or install such a driver yourself and run again",
     ),
     "no source": (
@@ -514,8 +513,8 @@ BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str, str]] = {
     ),
     "a kernel for clouds": (
         ("Debian 13", "1002:744c"),
-        {"kernels": [running("6.12.117+deb13-cloud-amd64", amdgpu=False)]},
-        "The kernel 6.12.117+deb13-cloud-amd64 has no module amdgpu, as kernels for clouds have not.",
+        {"kernels": [running("6.12.118+deb13-cloud-amd64", amdgpu=False)]},
+        "The kernel 6.12.118+deb13-cloud-amd64 has no module amdgpu, as kernels for clouds have not.",
         "Run apt-get install linux-image-amd64 and restart with that kernel",
     ),
     "an old AMD card": (
@@ -559,27 +558,26 @@ def test_our_own_holds_and_finished_packages_are_no_hindrance(decide: Decide) ->
     assert decide("Debian 13", VOLTA, **seen)["action"] == "install"
 
 
-def test_a_driver_that_the_next_kernel_breaks_is_not_begun(decide: Decide) -> None:
-    decision = decide("Debian 13", VOLTA, kernel_candidates={"amd64": "6.12.118-1"})
+def test_why_the_better_source_is_not_taken(decide: Decide) -> None:
+    decision = decide("Debian 13", "10de:2684")
     assert decision["driver"]["source"] == "vendor"
     assert decision["repository"]["key_fingerprint"] == "02182E60104FCDC26EAE1B8597A5D4CB8793F200"
     assert decision["notes"] == [
-        "Not the better source, since 550.163.01 of the archive of Debian 13 does not build on Linux "
-        "6.12.118 and newer."
+        "Not the better source, since the archive of Debian 13 has no open kernel modules that build."
     ]
 
 
 def test_an_ubuntu_kernel_without_signed_modules_builds_its_own(decide: Decide) -> None:
     kernel = running("6.8.0-9999-custom", headers="installed")
-    decision = decide("Ubuntu 24.04", "10de:2684", kernels=[kernel], kernel_kinds=[], kernel_candidates={})
+    decision = decide("Ubuntu 24.04", "10de:2684", kernels=[kernel], kernel_kinds=[])
     assert decision["driver"]["build"] == "dkms"
     assert decision["packages"] == ["nvidia-headless-580-server-open", "nvidia-utils-580-server"]
 
 
 def test_kernels_that_the_user_names(decide: Decide) -> None:
-    kernels = [running("6.18.44-guest", headers="missing"), running("6.12.117+deb13-amd64", running=False)]
+    kernels = [running("6.18.44-guest", headers="missing"), running("6.12.118+deb13-amd64", running=False)]
     assert decide("Debian 13", "10de:2684", kernels=kernels)["action"] == "refused"
-    named = ["6.12.117+deb13-amd64"]
+    named = ["6.12.118+deb13-amd64"]
     decision = decide("Debian 13", "10de:2684", kernels=kernels, user={"kernels": named})
     assert (decision["action"], decision["kernels"]) == ("install", named)
 

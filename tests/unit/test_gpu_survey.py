@@ -199,12 +199,6 @@ def test_signed_modules(survey: ModuleType, monkeypatch: pytest.MonkeyPatch) -> 
     assert asked[1][2:] == (known[0], known[1])
 
 
-def test_candidates(survey: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"linux-image-amd64": "linux-image-amd64:\n  Installed: 6.12.74-1\n  Candidate: 6.12.118-1\n"}
-    monkeypatch.setattr(survey, "said", lambda *command: said.get(command[-1], "  Candidate: (none)\n"))
-    assert survey.candidates(["amd64", "cloud-amd64"]) == {"amd64": "6.12.118-1"}
-
-
 def test_loaded_modules_and_a_run_file(survey: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "sys/module/nvidia").mkdir(parents=True)
     (tmp_path / "sys/module/nvidia/version").write_text("550.163.01\n")

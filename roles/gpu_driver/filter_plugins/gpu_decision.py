@@ -405,7 +405,7 @@ def nvidia_offer(
     """Return the first offer (kernel modules and source) that fits, filled in for this host."""
     unfit: list[str] = []
     for flavour, offer in offers:
-        why = nvidia_unfit(host, offer, flavour, minimum, kernels)
+        why = nvidia_unfit(host, offer, flavour, minimum)
         if why:
             unfit.append(why)
             continue
@@ -437,17 +437,13 @@ def nvidia_offer(
     )
 
 
-def nvidia_unfit(host: Row, offer: Row, flavour: str, minimum: str, kernels: Sequence[Row]) -> str:
+def nvidia_unfit(host: Row, offer: Row, flavour: str, minimum: str) -> str:
     """Say why an offer's driver does not do; nothing where it does."""
     where = f"the {offer['source']} of {host['release']}"
     if number(offer["version"]) < number(minimum):
         return f"{where} has {offer['version']} only"
     if flavour not in offer["packages"]:
         return f"{where} has no {flavour} kernel modules that build"
-    limit = offer.get("kernels_below", "9999")
-    coming = [kernel["release"] for kernel in kernels] + list(host["kernel_candidates"].values())
-    if max(map(number, coming)) >= number(limit):
-        return f"{offer['version']} of {where} does not build on Linux {limit} and newer"
     return ""
 
 

@@ -97,10 +97,6 @@ kernel_kinds:
   returned: always
   type: list
   elements: str
-kernel_candidates:
-  description: For each of these kinds, the version that the package sources would install next.
-  returned: always
-  type: dict
 package_lists:
   description: Whether apt has lists of what its sources hold; without them nothing is available.
   returned: always
@@ -342,13 +338,6 @@ def kernels(
     ]
 
 
-def candidates(kinds: Iterable[str]) -> dict[str, str]:
-    """Return for each kind of kernel the version that an upgrade would bring."""
-    policies = {kind: said("apt-cache", "policy", f"linux-image-{kind}") for kind in kinds}
-    found = {kind: re.search(r"Candidate: (\d\S*)", policy) for kind, policy in policies.items()}
-    return {kind: match[1] for kind, match in found.items() if match}
-
-
 def signed_modules(releases: Iterable[str], kinds: Iterable[str]) -> list[str]:
     """Return the packages of signed NVIDIA modules in the sources for these kernels and kinds of kernels."""
     ends = "|".join(re.escape(end) for end in (*releases, *kinds))
@@ -403,7 +392,6 @@ def main() -> None:
         cards=cards(),
         kernels=found,
         kernel_kinds=kinds,
-        kernel_candidates=candidates(kinds),
         package_lists=any((ROOT / "var/lib/apt/lists").glob("*_Packages*")),
         signed_modules=signed_modules([kernel["release"] for kernel in found], kinds),
         modules=loaded(),
