@@ -12,7 +12,10 @@ from pathlib import Path
 TIMEOUT_SECONDS = 5.0
 """nvidia-smi takes up to 2 s where no persistence daemon keeps the driver awake."""
 
-STALE_SECONDS = 15.0
+WAIT_SECONDS = 2.0
+"""A scrape is given up after 3 s at the shortest interval; who waits less gets the last answer that ended."""
+
+STALE_SECONDS = 60.0
 """An answer older than this stands for nothing: something below hangs."""
 
 VENDORS = ("nvidia", "amd")
@@ -84,7 +87,7 @@ class Gpus:
         self._running: Future[None] | None = None
         self._last: tuple[float, tuple[Answer, ...]] = (float("-inf"), ())
 
-    def poll(self, wait_seconds: float = TIMEOUT_SECONDS + 1) -> tuple[Answer, ...]:
+    def poll(self, wait_seconds: float = WAIT_SECONDS) -> tuple[Answer, ...]:
         """Return each vendor's answer: of a new poll, or after `wait_seconds` of the last one that ended.
 
         Where none ended lately there is no telling, which is an answer that failed.
