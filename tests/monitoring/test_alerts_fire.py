@@ -141,7 +141,11 @@ def test_what_dies_again_and_again_what_is_full_and_what_ends(stack: Stack, aler
 
 
 def test_gpus(stack: Stack, alerts: AlertWatch) -> None:
-    """With a fake nvidia-smi; the engine is the real one and computes on the CPU."""
+    """With a fake nvidia-smi and a fake libcuda; the engine is the real one and computes on the CPU."""
+    stack(
+        "cd /usr/lib/$(uname -m)-linux-gnu; touch libcuda.so.550.163.01;"
+        " ln -sf libcuda.so.550.163.01 libcuda.so.1"
+    )
     stack("systemctl start ollama-preload")
     alerts.fault(
         "there are GPUs, the engine computes on the CPU",
