@@ -10,12 +10,10 @@ import re
 from functools import partial
 from typing import Any
 
-import pytest
 from alert_watch import AlertWatch
 from gateway_lab import Stack
 
 CARD = "/sys/bus/pci/devices/0000:01:00.0"
-SECOND = "/sys/bus/pci/devices/0000:02:00.0"
 SMI = "/etc/fake-nvidia-smi"
 MODEL = "smollm2:135m"
 
@@ -156,26 +154,15 @@ def test_a_card_that_falls_off_is_missed_by_verify(stack: Stack, settings: dict[
     assert (found["ok"], found["seen"]) == (False, "0 of 1; the driver does not answer as it should")
 
 
-@pytest.mark.parametrize(
-    ("script", "mend", "said"),
-    [
-        (f"echo 0x1180 >{CARD}/device", f"echo 0x2684 >{CARD}/device", "is older than Maxwell"),
-        (
-            f"cp -r {CARD} {SECOND}; cd {SECOND}; echo 0x1002 >vendor; echo 0x744c >device",
-            f"rm -r {SECOND}",
-            "gpu_driver_vendor",
-        ),
-        ("touch /usr/bin/nvidia-uninstall", "rm /usr/bin/nvidia-uninstall", "/usr/bin/nvidia-uninstall"),
-    ],
-)
-def test_what_is_refused(stack: Stack, settings: dict[str, Any], script: str, mend: str, said: str) -> None:
-    stack(script)
-    output, passed = run(stack, "playbooks/preflight.yml", settings)
-    stack(mend)
+def test_a_card_that_is_too_old_is_refused(stack: Stack, settings: dict[str, Any]) -> None:
+    """The other refusals are the scenario `refusals`' work."""
+    stack(f"echo 0x1180 >{CARD}/device")
+    said, passed = run(stack, "playbooks/preflight.yml", settings)
+    stack(f"echo 0x2684 >{CARD}/device")
     assert not passed
-    assert said in output
-    assert "gpu_driver_enabled: false" in output
-    assert re.search(r"one : ok=\d+ changed=0 ", output)
+    assert "is older than Maxwell" in said
+    assert "gpu_driver_enabled: false" in said
+    assert re.search(r"one : ok=\d+ changed=0 ", said)
 
 
 def test_without_the_driver_all_is_as_on_a_host_without_a_card(
