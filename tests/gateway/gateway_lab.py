@@ -41,7 +41,11 @@ class Stack:
         return run_script(self.name, script, fails=fails)
 
     def play(
-        self, *arguments: str, playbook: str = "site.yml", settings: dict[str, Any] | None = None
+        self,
+        *arguments: str,
+        playbook: str = "site.yml",
+        settings: dict[str, Any] | None = None,
+        seconds: float = 600,
     ) -> int:
         """Run a playbook as a user does; returns how many tasks changed something."""
         done = subprocess.run(
@@ -54,7 +58,7 @@ class Stack:
             env=users_environment(),
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=seconds,
             check=False,
         )
         output = done.stdout + done.stderr

@@ -58,7 +58,8 @@ def installed(stack: Stack, settings: dict[str, Any], before: tuple[dict[str, st
     assert before
     started = time.monotonic()
     try:
-        stack.play("--limit", "one", settings=settings)
+        # A module takes 4 minutes to build on two cores that have nothing else to do.
+        stack.play("--limit", "one", settings=settings, seconds=3600)
     except AssertionError as failed:
         said = " ".join(str(failed).split())
     else:
