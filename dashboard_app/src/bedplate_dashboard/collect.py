@@ -24,6 +24,7 @@ from . import __version__, exposition
 from .exposition import Exposition
 from .foreign import ActiveAlert, AlertList, BuildInfo, EngineState, ModelList, Report, clean
 from .settings import InferenceHost, NodeExporter, Secrets, Settings
+from .traffic import COUNTERS
 
 ANSWER_SECONDS = 1.5
 """The exporter gives its engine 1 s, so that a hung engine does not look like a hung exporter."""
@@ -38,14 +39,8 @@ NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 GATEWAY_METRICS = frozenset(
     {
         "process_start_time_seconds",
+        *COUNTERS,
         "bedplate_gateway_info",
-        "bedplate_gateway_requests_total",
-        "bedplate_gateway_refusals_total",
-        "bedplate_gateway_prompt_tokens_total",
-        "bedplate_gateway_completion_tokens_total",
-        "bedplate_gateway_service_seconds_sum",
-        "bedplate_gateway_time_to_first_token_seconds_bucket",
-        "bedplate_gateway_request_seconds_bucket",
         "bedplate_gateway_last_request_timestamp_seconds",
         "bedplate_gateway_last_answer_tokens_per_second",
         "bedplate_gateway_engine_serves",

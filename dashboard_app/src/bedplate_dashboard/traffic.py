@@ -16,6 +16,7 @@ WINDOW_SECONDS = 60.0
 RECENT_SECONDS = 10.0
 """How long a refusal counts as going on."""
 
+# Of the last minute their growth is told.
 COUNTERS = (
     "bedplate_gateway_requests_total",
     "bedplate_gateway_refusals_total",
