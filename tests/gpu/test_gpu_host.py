@@ -10,6 +10,7 @@ import re
 from functools import partial
 from typing import Any
 
+import httpx
 from alert_watch import AlertWatch
 from gateway_lab import Stack
 
@@ -123,6 +124,12 @@ def test_the_card_in_metrics_and_state(stack: Stack) -> None:
         ("NVIDIA GeForce RTX 4090", "power")
     ]
     assert [driver["expected"] for driver in found["drivers"]] == [1]
+
+
+def test_the_card_on_the_dashboard(stack: Stack) -> None:
+    answer = httpx.get(stack.url.replace(":8000", ":3001") + "/api/status.json", trust_env=False)
+    shown = answer.json()["gpus"]
+    assert [(gpu["name"], gpu["throttling"]) for gpu in shown] == [("NVIDIA GeForce RTX 4090", "power")]
 
 
 def test_alerts(stack: Stack, alerts: AlertWatch) -> None:
