@@ -8,13 +8,15 @@ from . import parts
 from .collect import HostAnswer, Observation
 from .faults import gpu_faults, slow_or_refused
 from .settings import Settings
-from .status import Health, Hop, ModelStatus, Queue, Traffic
+from .status import Health, Hop, HostStatus, ModelStatus, Queue, Traffic
 
 
 def hops(
     settings: Settings,
     seen: Observation,
+    *,
     models: tuple[ModelStatus, ...],
+    hosts: tuple[HostStatus, ...],
     queue: Queue | None,
     traffic: Traffic | None,
 ) -> Iterator[Hop]:
@@ -22,7 +24,7 @@ def hops(
     yield _clients_hop(settings, traffic)
     yield _gateway_hop(settings, seen, models)
     yield _queue_hop(queue)
-    yield from _host_hops(settings, seen)
+    yield from _host_hops(seen, hosts)
 
 
 def _clients_hop(settings: Settings, traffic: Traffic | None) -> Hop:
@@ -38,9 +40,7 @@ def _clients_hop(settings: Settings, traffic: Traffic | None) -> Hop:
 
 def _gateway_hop(settings: Settings, seen: Observation, models: tuple[ModelStatus, ...]) -> Hop:
     contact = seen.gateway.contact
-    version = next(
-        (pin.running for pin in parts.versions(settings, seen) if pin.component == "LiteLLM"), None
-    )
+    version = parts.gateway_version(seen)
     listed = sum(model.listed is True for model in models)
     detail = f"lists {listed} of {len(models)} models" if contact.ok else f"at {settings.gateway_url}"
     state: Health = "bad"
@@ -71,30 +71,29 @@ def _queue_hop(queue: Queue | None) -> Hop:
     )
 
 
-def _host_hops(settings: Settings, seen: Observation) -> Iterator[Hop]:
-    for host, answer in zip(settings.inference_hosts, seen.hosts, strict=True):
+def _host_hops(seen: Observation, hosts: tuple[HostStatus, ...]) -> Iterator[Hop]:
+    for told, answer in zip(hosts, seen.hosts, strict=True):
         state = answer.state
         if state is None:
             health: Health = "bad" if answer.contact.outcome == "unreachable" else "unknown"
-            yield Hop("host", host.name, health, "its exporter does not answer", error=answer.contact.error)
-            yield Hop("gpu", host.name, "unknown", "not seen")
+            yield Hop("host", told.name, health, "its exporter does not answer", error=answer.contact.error)
+            yield Hop("gpu", told.name, "unknown", "not seen")
             continue
         engine = state.engine
-        told = parts.host_status(host, answer, ok=True)
         if not engine.up:
-            yield Hop("host", host.name, "bad", "the engine does not answer", error=engine.error)
+            yield Hop("host", told.name, "bad", "the engine does not answer", error=engine.error)
         else:
             lacks = (told.models_present or 0) < told.models_declared
             yield Hop(
                 "host",
-                host.name,
+                told.name,
                 "bad" if lacks else "ok",
                 f"has {told.models_present} of {told.models_declared} models, {told.models_loaded} loaded",
                 engine.version,
                 engine.latency_seconds,
                 "a model is missing" if lacks else None,
             )
-        yield _gpu_hop(host.name, answer)
+        yield _gpu_hop(told.name, answer)
 
 
 def _gpu_hop(name: str, answer: HostAnswer) -> Hop:

@@ -8,7 +8,7 @@ from . import parts
 from .collect import HostAnswer, Observation
 from .parts import engine_name
 from .settings import InferenceHost, Settings
-from .status import Fault, ModelStatus, Queue, Refusals
+from .status import Fault, Machine, ModelStatus, Queue, Refusals
 
 LONG_WAIT_SECONDS = 30.0
 """How long the oldest request of a class may wait; low ones may wait, that is what they are for."""
@@ -28,7 +28,9 @@ MONITORING_HOST = "the monitoring host"
 def find(
     settings: Settings,
     seen: Observation,
+    *,
     models: tuple[ModelStatus, ...],
+    machines: tuple[Machine, ...],
     queue: Queue | None,
     refusals: tuple[Refusals, ...],
 ) -> Iterator[Fault]:
@@ -38,7 +40,7 @@ def find(
         yield from host_faults(host, answer, seen)
     yield from _failed_requests(seen, models)
     yield from slow_or_refused(queue, refusals)
-    yield from _machine_faults(settings, seen)
+    yield from _machine_faults(settings, seen, machines)
     yield from _monitoring_faults(settings, seen)
 
 
@@ -149,9 +151,9 @@ def slow_or_refused(queue: Queue | None, refusals: tuple[Refusals, ...]) -> Iter
             yield Fault(what, "journalctl -u litellm -n 50", GATEWAY_HOST, about=f"wait {waiting.name}")
 
 
-def _machine_faults(settings: Settings, seen: Observation) -> Iterator[Fault]:
+def _machine_faults(settings: Settings, seen: Observation, machines: tuple[Machine, ...]) -> Iterator[Fault]:
     asked = {"litellm", "ollama", "prometheus", "bedplate-exporter", "bedplate-dashboard", "node-exporter"}
-    for answer in seen.machines:
+    for answer, told in zip(seen.machines, machines, strict=True):
         name = answer.name
         if not answer.contact.ok:
             if not _is_gone(name, settings, seen):
@@ -161,7 +163,6 @@ def _machine_faults(settings: Settings, seen: Observation) -> Iterator[Fault]:
                 )
                 yield Fault(what, "journalctl -u node-exporter -n 50", name, about=f"node exporter {name}")
             continue
-        told = parts.machine(answer, {})
         for disk in filter(parts.is_full, told.disks):
             what = f"{disk.mountpoint} on {name} is full ({disk.available_bytes / 1e9:.1f} GB left)"
             command = f"du -xh --max-depth 2 {disk.mountpoint} | sort -h | tail"

@@ -277,13 +277,19 @@ def report(file: ReportFile) -> ReportStatus:
     )
 
 
+def gateway_version(seen: Observation) -> str | None:
+    """Tell the version of LiteLLM in the gateway; None where its metrics do not."""
+    info = next(iter(seen.gateway.metrics["bedplate_gateway_info"]), None)
+    return word(info.labels.get("litellm", "")) if info else None
+
+
 def versions(settings: Settings, seen: Observation) -> tuple[Version, ...]:
     """Tell each part's version as declared and as it runs; distributions pin their own packages."""
     running: dict[tuple[str, str], str | None] = {
         ("Ollama", answer.name): answer.state.engine.version for answer in seen.hosts if answer.state
     }
-    for sample in seen.gateway.metrics["bedplate_gateway_info"]:
-        running["LiteLLM", settings.gateway] = word(sample.labels.get("litellm", ""))
+    if (version := gateway_version(seen)) is not None:
+        running["LiteLLM", settings.gateway] = version
     pinned: dict[tuple[str, str], str] = {
         (pin.component, pin.host): pin.version for pin in settings.pinned_versions
     }

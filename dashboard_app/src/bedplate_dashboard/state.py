@@ -71,9 +71,16 @@ def judge(
     counted = seen.gateway.metrics_contact.ok
     queue = parts.queue(seen.gateway.metrics) if counted else None
     traffic = lately.traffic if counted else None
+    machines = tuple(parts.machine(answer, days_left) for answer in seen.machines)
+    hosts = tuple(
+        parts.host_status(host, answer, ok=not list(faults.host_faults(host, answer, seen)))
+        for host, answer in zip(settings.inference_hosts, seen.hosts, strict=True)
+    )
     found = tuple(
         replace(fault, since=memory.faults.get(fault.about, seen.at))
-        for fault in faults.find(settings, seen, models, queue, lately.refusals)
+        for fault in faults.find(
+            settings, seen, models=models, machines=machines, queue=queue, refusals=lately.refusals
+        )
     )
     state: State = "healthy"
     if models and all(model.can_be_served is False for model in models):
@@ -87,19 +94,17 @@ def judge(
         faults=found,
         gateway=parts.part(seen.gateway.contact),
         prometheus=parts.part(seen.prometheus.contact),
-        hosts=tuple(
-            parts.host_status(host, answer, ok=not list(faults.host_faults(host, answer, seen)))
-            for host, answer in zip(settings.inference_hosts, seen.hosts, strict=True)
-        ),
+        hosts=hosts,
         models=models,
         chain=tuple(
-            _with_last_error(hop, seen, memory) for hop in chain.hops(settings, seen, models, queue, traffic)
+            _with_last_error(hop, seen, memory)
+            for hop in chain.hops(settings, seen, models=models, hosts=hosts, queue=queue, traffic=traffic)
         ),
         gpus=parts.gpus(seen),
         traffic=traffic,
         limits=parts.limits(seen.gateway.metrics) if counted else None,
         queue=queue,
-        machines=tuple(parts.machine(answer, days_left) for answer in seen.machines),
+        machines=machines,
         operations=operations,
     )
 
@@ -271,11 +276,8 @@ def _served(models: tuple[ModelStatus, ...]) -> str:
     if served == total:
         return f"{models[0].name if total == 1 else f'All {total} declared models'} can be served"
     if lost == total:
-        return (
-            f"{models[0].name} cannot" + " be served"
-            if total == 1
-            else f"None of {total} declared models can be served"
-        )
+        nothing = f"{models[0].name} cannot" if total == 1 else f"None of {total} declared models can"
+        return f"{nothing} be served"
     if not served:
         return f"It is unknown whether {models[0].name if total == 1 else 'models'} can be served"
     return f"{served} of {total} declared models can be served"

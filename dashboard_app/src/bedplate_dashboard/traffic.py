@@ -83,53 +83,52 @@ class Window:
 
     def lately(self, now: float) -> Lately:
         """Sum up."""
-        recent = self._grown(now, RECENT_SECONDS)
-        return Lately(self._traffic(now), _refusals(recent), self._tokens_per_second(now))
-
-    def _traffic(self, now: float) -> Traffic | None:
-        """Tell the last minute's; None before the second look."""
-        if not self._growth:
-            return None
-        seconds = min(WINDOW_SECONDS, now - self._began)
         grown = self._grown(now, WINDOW_SECONDS)
-        statuses: Counter[int] = Counter()
-        for sample in grown["bedplate_gateway_requests_total"]:
-            if sample.labels.get("model", NO_MODEL) != NO_MODEL:
-                statuses[_status(sample)] += round(sample.value)
-        requests = statuses.total()
-        failed = sum(count for status, count in statuses.items() if status >= 500)
-        tokens_in = round(_sum(grown["bedplate_gateway_prompt_tokens_total"]))
-        tokens_out = round(_sum(grown["bedplate_gateway_completion_tokens_total"]))
-        first = _buckets(grown["bedplate_gateway_time_to_first_token_seconds_bucket"])
-        latency = _buckets(grown["bedplate_gateway_request_seconds_bucket"])
-        return Traffic(
-            window_seconds=seconds,
-            requests=requests,
-            prompt_tokens=tokens_in,
-            completion_tokens=tokens_out,
-            requests_per_second=requests / seconds,
-            tokens_in_per_second=tokens_in / seconds,
-            tokens_out_per_second=tokens_out / seconds,
-            ttft_p50_seconds=quantile(first, 0.5),
-            ttft_p95_seconds=quantile(first, 0.95),
-            latency_p50_seconds=quantile(latency, 0.5),
-            latency_p95_seconds=quantile(latency, 0.95),
-            success_ratio=1 - failed / requests if requests else None,
-            refused_429=statuses[429],
-            refused_503=statuses[503],
-            refusals=_refusals(grown),
-        )
+        # Before the second look there is nothing to tell.
+        traffic = _traffic(grown, min(WINDOW_SECONDS, now - self._began)) if self._growth else None
+        return Lately(traffic, _refusals(self._grown(now, RECENT_SECONDS)), _tokens_per_second(grown))
 
-    def _tokens_per_second(self, now: float) -> dict[str, float]:
-        """Tell the last minute's tokens out for each second of an engine's time, by model."""
-        grown = self._grown(now, WINDOW_SECONDS)
-        seconds: dict[str, float] = defaultdict(float)
-        tokens: dict[str, float] = defaultdict(float)
-        for sample in grown["bedplate_gateway_service_seconds_sum"]:
-            seconds[sample.labels.get("model", NO_MODEL)] += sample.value
-        for sample in grown["bedplate_gateway_completion_tokens_total"]:
-            tokens[sample.labels.get("model", NO_MODEL)] += sample.value
-        return {model: tokens[model] / spent for model, spent in seconds.items() if spent and tokens[model]}
+
+def _traffic(grown: Exposition, seconds: float) -> Traffic:
+    """Tell what grew in `seconds`."""
+    statuses: Counter[int] = Counter()
+    for sample in grown["bedplate_gateway_requests_total"]:
+        if sample.labels.get("model", NO_MODEL) != NO_MODEL:
+            statuses[_status(sample)] += round(sample.value)
+    requests = statuses.total()
+    failed = sum(count for status, count in statuses.items() if status >= 500)
+    tokens_in = round(_sum(grown["bedplate_gateway_prompt_tokens_total"]))
+    tokens_out = round(_sum(grown["bedplate_gateway_completion_tokens_total"]))
+    first = _buckets(grown["bedplate_gateway_time_to_first_token_seconds_bucket"])
+    latency = _buckets(grown["bedplate_gateway_request_seconds_bucket"])
+    return Traffic(
+        window_seconds=seconds,
+        requests=requests,
+        prompt_tokens=tokens_in,
+        completion_tokens=tokens_out,
+        requests_per_second=requests / seconds,
+        tokens_in_per_second=tokens_in / seconds,
+        tokens_out_per_second=tokens_out / seconds,
+        ttft_p50_seconds=quantile(first, 0.5),
+        ttft_p95_seconds=quantile(first, 0.95),
+        latency_p50_seconds=quantile(latency, 0.5),
+        latency_p95_seconds=quantile(latency, 0.95),
+        success_ratio=1 - failed / requests if requests else None,
+        refused_429=statuses[429],
+        refused_503=statuses[503],
+        refusals=_refusals(grown),
+    )
+
+
+def _tokens_per_second(grown: Exposition) -> dict[str, float]:
+    """Tell the tokens out for each second of an engine's time, by model."""
+    seconds: dict[str, float] = defaultdict(float)
+    tokens: dict[str, float] = defaultdict(float)
+    for sample in grown["bedplate_gateway_service_seconds_sum"]:
+        seconds[sample.labels.get("model", NO_MODEL)] += sample.value
+    for sample in grown["bedplate_gateway_completion_tokens_total"]:
+        tokens[sample.labels.get("model", NO_MODEL)] += sample.value
+    return {model: tokens[model] / spent for model, spent in seconds.items() if spent and tokens[model]}
 
 
 def quantile(buckets: Mapping[float, float], share: float) -> float | None:

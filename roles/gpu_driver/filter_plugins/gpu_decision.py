@@ -483,7 +483,8 @@ def amd(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[str
     here, least = (dkms, tables["rocm_dkms"]) if dkms else (kernel, tables["rocm_kernel"])
     said = f"amdgpu-dkms {dkms}" if dkms else f"the kernel's own driver ({kernel})"
     recent = number(here) >= number(least)
-    amd_kernel(cards, kernels, "" if dkms else kernel, newer, "modules" in source)
+    bare = [one["release"] for one in kernels if one["installed"] and not one["amdgpu"]]
+    amd_kernel(cards, "" if dkms else kernel, newer, [] if "modules" in source else bare)
     for card in cards:
         if card["family"] in tables["amd_rocm_only"] and not recent:
             raise RefusedError(
@@ -492,7 +493,6 @@ def amd(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[str
             )
     rest = [card for card in cards if card["target"] not in tables["rocm_targets"] or not recent]
     parts = ["rocm"] * (len(rest) < len(cards)) + ["vulkan"] * bool(rest)
-    bare = [one["release"] for one in kernels if one["installed"] and not one["amdgpu"]]
     packages = [
         *source["packages"],
         *(source["modules"].format(kernel=name) for name in bare),
@@ -530,10 +530,8 @@ def amd(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[str
     }
 
 
-def amd_kernel(
-    cards: Sequence[Row], kernels: Sequence[Row], kernel: str, newer: str, extra_package: bool
-) -> None:
-    """Refuse a kernel (empty: another driver is there) that does not drive the cards, or has no amdgpu."""
+def amd_kernel(cards: Sequence[Row], kernel: str, newer: str, bare: Sequence[str]) -> None:
+    """Refuse a kernel (empty: another driver is there) that does not drive the cards, and bare ones."""
     known = str(max((card["row"].get("kernel", "0") for card in cards), key=number))
     if kernel and number(kernel) < number(known):
         raise RefusedError(
@@ -541,8 +539,7 @@ def amd_kernel(
             f"which needs {known} or newer.",
             f"For a newer kernel, {newer}, and restart",
         )
-    bare = [one["release"] for one in kernels if one["installed"] and not one["amdgpu"]]
-    if bare and not extra_package:
+    if bare:
         raise RefusedError(
             f"The kernel {bare[0]} has no module amdgpu, as kernels for clouds have not.",
             "Run apt-get install linux-image-amd64 and restart with that kernel",
