@@ -15,9 +15,9 @@ ADHOC = $(VENV)/bin/ansible --inventory $(INVENTORY) --become
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # Which group runs which unit; a verb may name the service with or without its prefix.
-UNITS := ollama litellm prometheus alertmanager node-exporter bedplate-exporter bedplate-dashboard traffic-canary
+UNITS := ollama bedplate-gateway prometheus alertmanager node-exporter bedplate-exporter bedplate-dashboard traffic-canary
 group_ollama := inference
-group_litellm := gateway
+group_bedplate-gateway := gateway
 group_prometheus := monitoring
 group_alertmanager := monitoring
 group_node-exporter := inference:gateway:monitoring
@@ -78,7 +78,7 @@ hosts: install
 	@$(VENV)/bin/ansible --inventory $(INVENTORY) $(EVERYWHERE) --list-hosts 2>/dev/null | grep 'hosts ([1-9]' >/dev/null \
 	  || { echo 'There is no host in $(INVENTORY): run make up for the lab, or name your machines with INVENTORY=inventory/mine.' >&2; exit 1; }
 
-##@ Day to day (add -SERVICE for one: make restart-litellm)
+##@ Day to day (add -SERVICE for one: make restart-gateway)
 .PHONY: start stop restart status health logs
 start: hosts ## Start every service
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl start bedplate.target'
@@ -116,7 +116,7 @@ key: hosts ## Print one key: make key ALIAS=batch
 	@$(call client,key)
 rotate-key: hosts ## Make a new secret, the old one ends in 24 h: make rotate-key ALIAS=batch
 	$(if $(filter file,$(origin ALIAS)),$(error name the key: make rotate-key ALIAS=batch))
-	$(PLAY) site.yml --tags keys --extra-vars litellm_rotate=$(ALIAS)
+	$(PLAY) site.yml --tags keys --extra-vars gateway_rotate=$(ALIAS)
 lab-addresses: hosts
 	@$(call client,addresses)
 traffic-quick: hosts ## Ask three questions as a client would
@@ -217,7 +217,7 @@ bench-dashboard: $(VENV)/.dev lab-ready browser ## The dashboard's weight, first
 	PYTHONPATH=bench/gateway:tests/dashboard $(VENV)/bin/python bench/dashboard/run.py
 
 lock: $(VENV)/.control ## Make the locks of requirements/ anew
-	for lock in control litellm bench aiperf guidellm locust clients aider exporter traffic dashboard dev; do \
+	for lock in control gateway bench aiperf guidellm locust clients aider exporter traffic dashboard dev; do \
 	  uv pip compile --quiet --universal --python-version $$([ $$lock = exporter ] && echo 3.10 || echo 3.11) --generate-hashes --no-emit-index-url --no-header \
 	    --no-emit-package litellm-enterprise "requirements/$$lock.in" --output-file "requirements/$$lock.txt"; \
 	done

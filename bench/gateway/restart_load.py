@@ -24,12 +24,12 @@ from servers import engine, fake_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB_HOST = "bedplate"
-SETTINGS = "/etc/bedplate/litellm/gateway.json"
+SETTINGS = "/etc/bedplate/bedplate-gateway/gateway.json"
 ACTIONS = {
     "nothing": "true",
-    "reload": "systemctl reload litellm",
-    "restart": "systemctl restart litellm",
-    "kill -9": "systemctl kill --signal=KILL litellm",
+    "reload": "systemctl reload bedplate-gateway",
+    "restart": "systemctl restart bedplate-gateway",
+    "kill -9": "systemctl kill --signal=KILL bedplate-gateway",
 }
 MESSAGES = [{"role": "user", "content": "Count to five."}]
 MAY_FAIL = {"kill -9"}
@@ -139,7 +139,7 @@ async def measure(
     await asyncio.sleep(4)
     for _ in range(times):
         # Else five starts within a minute are the start limit.
-        for command in ("systemctl reset-failed litellm", ACTIONS[action]):
+        for command in ("systemctl reset-failed bedplate-gateway", ACTIONS[action]):
             doing = await asyncio.create_subprocess_exec(*target.remote, *shlex.split(command))
             if await doing.wait():
                 sys.exit(f"{command} failed")
@@ -172,12 +172,12 @@ def lab_target() -> Iterator[Target]:
         settings["engines"] = [engine(fake.url.replace("127.0.0.1", machine), slots=16)]
         try:
             on_host("tee", SETTINGS, text=json.dumps(settings))
-            on_host("systemctl", "reload", "litellm")
+            on_host("systemctl", "reload", "bedplate-gateway")
             url = f"http://{settings['api']['address']}:{settings['api']['port']}"
             yield Target(url, key, "fake", remote, {"max_tokens": 16})
         finally:
             on_host("tee", SETTINGS, text=before)
-            on_host("systemctl", "reload", "litellm")
+            on_host("systemctl", "reload", "bedplate-gateway")
 
 
 async def run(target: Target, actions: list[str], times: int, clients: int) -> bool:

@@ -105,7 +105,7 @@ def get(url: str, key: str | None = None, seconds: float = 10.0) -> tuple[int, s
 def environment(name: str) -> Path:
     """Return the Python of the environment of requirements/<name>.txt, which is made where it is missing.
 
-    The gateway's (`litellm`) has the gateway of this checkout in it.
+    The gateway's (`gateway`) has the gateway of this checkout in it.
     """
     lock = ROOT / "requirements" / f"{name}.txt"
     place = CACHE / f"{name}-{hashlib.sha256(lock.read_bytes() + bytes(ROOT)).hexdigest()[:12]}"
@@ -124,7 +124,7 @@ def environment(name: str) -> Path:
             "--compile-bytecode",
         ]
         subprocess.run([*install, "--python", str(interpreter), "--requirement", str(lock)], check=True)
-        if name == "litellm":
+        if name == "gateway":
             itself = [str(UV), "pip", "install", "--quiet", "--no-deps", "--python", str(interpreter)]
             subprocess.run([*itself, "--editable", str(ROOT / "gateway")], check=True)
         (place / "complete").touch()
@@ -200,7 +200,7 @@ def gateway(
     **settings: Any,
 ) -> Iterator[Server]:
     """Run the gateway of this repository; each key's secret is in `Server.keys` under its alias."""
-    python = environment("litellm")
+    python = environment("gateway")
     api, metrics = free_port(), free_port()
     secrets = {key["alias"]: f"sk-bench-{key['alias']}-{'0' * 24}" for key in keys}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
@@ -220,7 +220,7 @@ def gateway(
             **settings,
         }
         (folder / "gateway.json").write_text(json.dumps(document, indent=1))
-        command = [str(python.parent / "bedplate-litellm"), str(folder / "gateway.json")]
+        command = [str(python.parent / "bedplate-gateway"), str(folder / "gateway.json")]
         environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         ready = f"http://127.0.0.1:{api}/health/readiness"
         with _running(command, folder, ready, environ, "gateway") as server:
@@ -286,7 +286,7 @@ def stock(
 def library(engine_url: str) -> Iterator[Server]:
     """Run `library_app.py`: the LiteLLM library behind uvicorn, without LiteLLM's proxy."""
     port = free_port()
-    command = [str(environment("litellm")), "-m", "uvicorn", "--no-access-log"]
+    command = [str(environment("gateway")), "-m", "uvicorn", "--no-access-log"]
     command += ["--port", str(port), "library_app:app"]
     environ = {
         "PYTHONPATH": str(Path(__file__).parent),
@@ -360,7 +360,7 @@ def real_engine(slots: int = 2) -> Iterator[str]:
 def versions() -> str:
     """Return what ran, in one line: Python, LiteLLM, cores, processor."""
     python = subprocess.run(
-        [environment("litellm"), "-V"], capture_output=True, text=True, check=True
+        [environment("gateway"), "-V"], capture_output=True, text=True, check=True
     ).stdout.strip()
     litellm = next(
         line.split()[0].removeprefix("litellm==")

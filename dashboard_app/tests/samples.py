@@ -98,7 +98,7 @@ def host(name: str = "gpu1", **changes: object) -> HostStatus:
 
 
 SERVICES = (
-    Service("litellm", "active", 0),
+    Service("bedplate-gateway", "active", 0),
     Service("ollama", "active", 0),
     Service("bedplate-exporter", "active", 0),
     Service("bedplate-dashboard", "active", 0),
@@ -197,7 +197,7 @@ OPERATIONS = Operations(
     ),
     versions=(
         Version("Ollama", "gpu1", "0.24.0", "0.24.0", True),
-        Version("LiteLLM", "gpu1", "1.106.2", "1.106.2", True),
+        Version("Gateway", "gpu1", "0.1.0", "0.1.0", True),
         Version("Prometheus", "gpu1", None, "2.53.3", None),
         Version("Dashboard", "gpu1", "0.1.0", "0.1.0", True),
     ),
@@ -395,7 +395,7 @@ DEGRADED = status(
             versions=(
                 Version("Ollama", "gpu1", "0.24.0", "0.24.0", True),
                 Version("Ollama", "gpu2", "0.24.0", "0.23.1", False),
-                Version("LiteLLM", "gpu1", "1.106.2", "1.106.2", True),
+                Version("Gateway", "gpu1", "0.1.0", "0.1.0", True),
             ),
             alerts=None,
         ),
@@ -441,7 +441,7 @@ ALERTING = status(
 
 _GATEWAY = Fault(
     "the gateway does not work (connection refused)",
-    "journalctl -u litellm -n 50",
+    "journalctl -u bedplate-gateway -n 50",
     "the gateway host",
     before(seconds=9),
 )
@@ -477,7 +477,9 @@ DOWN = status(
         traffic=None,
         limits=None,
         queue=None,
-        machines=(machine(state="bad", services=(Service("litellm", "inactive", 0), *SERVICES[1:])),),
+        machines=(
+            machine(state="bad", services=(Service("bedplate-gateway", "inactive", 0), *SERVICES[1:])),
+        ),
     ),
     since=before(seconds=9),
 )

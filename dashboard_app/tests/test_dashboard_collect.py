@@ -30,7 +30,7 @@ ALERT = {
     "value": "4e-02",
 }
 METRICS = b"""# HELP bedplate_gateway_info Always 1.
-bedplate_gateway_info{litellm="1.106.2"} 1.0
+bedplate_gateway_info{version="0.1.0"} 1.0
 bedplate_gateway_slots{engine="gpu1",model="small:1b"} 2.0
 node_memory_MemTotal_bytes 8.0e+09
 somebody_elses{broken

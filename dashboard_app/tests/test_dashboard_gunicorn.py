@@ -67,7 +67,7 @@ def test_it_starts_and_polls(start: Start, socket_path: Path) -> None:
             if socket_path.exists():
                 status = client.get("http://dashboard/api/status.json").json()
         assert status["state"] == "down"
-        assert status["next"] == "journalctl -u litellm -n 50"
+        assert status["next"] == "journalctl -u bedplate-gateway -n 50"
         assert client.get("http://dashboard/healthz").text == "ok\n"
 
 

@@ -132,18 +132,18 @@ def test_the_canary(settings: Settings, all_well: Observation) -> None:
 
 def test_versions_beside_their_pins(settings: Settings, all_well: Observation) -> None:
     gateway = dataclasses.replace(
-        all_well.gateway, metrics=gateway_metrics('bedplate_gateway_info{litellm="1.106.2"} 1')
+        all_well.gateway, metrics=gateway_metrics('bedplate_gateway_info{version="0.1.0"} 1')
     )
     node = machine('node_exporter_build_info{version="1.9.0"} 1')
     pins = [{"component": "Ollama", "host": "gpu1", "version": "0.23.0"}]
     wanted = Settings.model_validate(
         settings.model_dump()
-        | {"pinned_versions": [*pins, {"component": "LiteLLM", "host": "door", "version": "1.106.2"}]}
+        | {"pinned_versions": [*pins, {"component": "Gateway", "host": "door", "version": "0.1.0"}]}
     )
     told = parts.versions(wanted, dataclasses.replace(all_well, gateway=gateway, machines=(node,)))
     assert told == (
         Version("Ollama", "gpu1", "0.23.0", "0.24.0", False),
-        Version("LiteLLM", "door", "1.106.2", "1.106.2", True),
+        Version("Gateway", "door", "0.1.0", "0.1.0", True),
         Version("Ollama", "gpu2", None, "0.24.0", None),
         Version("Node exporter", "gpu1", None, "1.9.0", None),
         Version("Prometheus", "eye", None, "2.53.3", None),

@@ -121,14 +121,14 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         [gateway("failed", "connection refused")],
         "down",
         "None of 2 declared models can be served: the gateway does not work (connection refused).",
-        "journalctl -u litellm -n 50",
+        "journalctl -u bedplate-gateway -n 50",
         "the gateway host",
     ),
     "gateway's host gone": (
         [gateway("unreachable", "no route to the host")],
         "down",
         "None of 2 declared models can be served: the gateway does not work (no route to the host).",
-        "journalctl -u litellm -n 50",
+        "journalctl -u bedplate-gateway -n 50",
         "the gateway host",
     ),
     "key refused": (
@@ -142,14 +142,14 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         [gateway("answered", None, "small:1b")],
         "degraded",
         "1 of 2 declared models can be served: the gateway does not list embed.",
-        "ansible-playbook site.yml --tags litellm",
+        "ansible-playbook site.yml --tags gateway",
         "the control machine",
     ),
     "no model listed": (
         [gateway("answered", None, "other")],
         "down",
         "None of 2 declared models can be served: the gateway does not list small:1b, embed.",
-        "ansible-playbook site.yml --tags litellm",
+        "ansible-playbook site.yml --tags gateway",
         "the control machine",
     ),
     "spare host's engine down": (
@@ -227,7 +227,7 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         "degraded",
         "All 2 declared models can be served, but the gateway does not tell its metrics (HTTP 403), "
         "so traffic and limits are not seen.",
-        "journalctl -u litellm -n 50",
+        "journalctl -u bedplate-gateway -n 50",
         "the gateway host",
     ),
     "a disk is full": (
@@ -317,7 +317,7 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         ],
         "degraded",
         "All 2 declared models can be served, but requests of class normal wait 31 s for a slot.",
-        "journalctl -u litellm -n 50",
+        "journalctl -u bedplate-gateway -n 50",
         "the gateway host",
     ),
     "those who may wait do": (
@@ -373,7 +373,7 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         "down",
         "None of 2 declared models can be served: the gateway does not work (no answer within 2 s), "
         "and 2 more faults.",
-        "journalctl -u litellm -n 50",
+        "journalctl -u bedplate-gateway -n 50",
         "the gateway host",
     ),
 }
@@ -465,8 +465,8 @@ def test_before_the_first_look() -> None:
 
 def test_one_sentence_says_in_what_state_the_unit_is(settings: Settings, all_well: Observation) -> None:
     here = settings.model_copy(update={"gateway": "gpu1"})
-    stopped = units(litellm="failed")(gateway("failed", "connection refused")(all_well))
-    assert "(litellm is failed, connection refused)" in judge(here, stopped).reason
+    stopped = units(**{"bedplate-gateway": "failed"})(gateway("failed", "connection refused")(all_well))
+    assert "(bedplate-gateway is failed, connection refused)" in judge(here, stopped).reason
 
 
 def test_a_model_of_another_server(settings: Settings, all_well: Observation) -> None:

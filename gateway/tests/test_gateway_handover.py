@@ -331,7 +331,7 @@ def test_a_process_of_another_version_is_left_as_it_is(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         server = await asyncio.start_unix_server(greet, tmp_path / "handover.socket")
-        with pytest.raises(StartError, match="systemctl restart litellm"):
+        with pytest.raises(StartError, match="systemctl restart bedplate-gateway"):
             await asyncio.to_thread(fetch, tmp_path)
         server.close()
 
@@ -339,7 +339,7 @@ def test_a_process_of_another_version_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_there_is_nothing_to_take_over(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="systemctl restart litellm"):
+    with pytest.raises(StartError, match="systemctl restart bedplate-gateway"):
         fetch(tmp_path)
 
 

@@ -166,7 +166,7 @@ def test_check_says_in_one_sentence_what_is_wrong(systemd: StubSystemd) -> None:
     (systemd.folder / "keys.json").write_text("{")
     status, output = check(systemd)
     assert status == EXIT_CONFIGURATION
-    assert output.startswith(f"bedplate-litellm: {systemd.folder}/keys.json, the file: Invalid JSON")
+    assert output.startswith(f"bedplate-gateway: {systemd.folder}/keys.json, the file: Invalid JSON")
     assert output.endswith(": deploy it again.\n")
     assert output.count("\n") == 1
     (systemd.folder / "gateway.json").unlink()
@@ -256,7 +256,7 @@ def test_a_reload_that_cannot_be_leaves_the_old_process_as_it_is(systemd: StubSy
     deploy_key(systemd.folder, "sk-2")
     port = json.loads((systemd.folder / "gateway.json").read_text())["api"]["port"]
     wrong: dict[str, Any] = {
-        "systemctl restart litellm": lambda: configure(systemd.folder, port, "0.0.0.0"),  # noqa: S104 - never used
+        "systemctl restart bedplate-gateway": lambda: configure(systemd.folder, port, "0.0.0.0"),  # noqa: S104 - never used
         "Invalid JSON": lambda: (systemd.folder / "keys.json").write_text("{"),
     }
     for sentence, make in wrong.items():
@@ -274,4 +274,4 @@ def test_a_reload_without_a_process_says_what_to_do(systemd: StubSystemd) -> Non
     reload = systemd.run("--replace")
     output, _ = reload.communicate(timeout=20)
     assert reload.returncode == 1
-    assert "systemctl restart litellm" in output
+    assert "systemctl restart bedplate-gateway" in output

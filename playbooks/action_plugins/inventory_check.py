@@ -41,8 +41,8 @@ author: Bedplate
 EXAMPLES = r"""
 - name: Look for names that the inventory should not set
   inventory_check:
-    known: [ollama_models, litellm_extra_backends]
-    wired: {litellm_engines: litellm_extra_backends}
+    known: [ollama_models, gateway_extra_backends]
+    wired: {gateway_engines: gateway_extra_backends}
   delegate_to: localhost
   run_once: true
   register: preflight_names
@@ -75,7 +75,7 @@ PREFIXES = (
     "dashboard_",
     "exporter_",
     "gpu_driver_",
-    "litellm_",
+    "gateway_",
     "node_exporter_",
     "ollama_",
     "prometheus_",

@@ -92,7 +92,7 @@ def check_models(gateway: Gateway, listed: Answer, key: str, declared: list[str]
         name,
         False,
         f"{', '.join(names) or 'no model'}; {missing[0]}: {gateway.seen(why)}",
-        "ansible-playbook site.yml --tags litellm" if why.status == 404 else LOOK,
+        "ansible-playbook site.yml --tags gateway" if why.status == 404 else LOOK,
     )
 
 

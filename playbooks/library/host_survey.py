@@ -60,9 +60,9 @@ author: Bedplate
 EXAMPLES = r"""
 - name: Look at the host
   host_survey:
-    ports: [{port: 8000, unit: litellm}]
+    ports: [{port: 8000, unit: bedplate-gateway}]
     paths: [/var/lib/ollama/models]
-    stat_paths: [/etc/bedplate/litellm/keys.json]
+    stat_paths: [/etc/bedplate/bedplate-gateway/keys.json]
   register: preflight_host
 """
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 # A question waits in the queue and for the engine.
 ANSWER_SECONDS = 150.0
 LIST_SECONDS = 10.0
-LOOK = "journalctl -u litellm -n 50"
+LOOK = "journalctl -u bedplate-gateway -n 50"
 Check = dict[str, Any]
 
 

@@ -95,43 +95,43 @@ def test_a_removed_model(stack: Stack, page: WatchedPage, times: Times) -> None:
 
 
 def test_a_stopped_gateway(stack: Stack, page: WatchedPage, times: Times) -> None:
-    expected = ("Down", r"gateway does not work[\s\S]*journalctl -u litellm -n 50")
+    expected = ("Down", r"gateway does not work[\s\S]*journalctl -u bedplate-gateway -n 50")
     with told(
         page,
         times,
-        "LiteLLM stopped",
+        "gateway stopped",
         expected,
-        break_it=lambda: stack("systemctl stop litellm"),
-        mend=lambda: stack("systemctl start litellm"),
+        break_it=lambda: stack("systemctl stop bedplate-gateway"),
+        mend=lambda: stack("systemctl start bedplate-gateway"),
     ):
         pass
 
 
 def test_a_gateway_that_dies_again_and_again(stack: Stack, page: WatchedPage, times: Times) -> None:
-    program = "/opt/bedplate/litellm/current"
-    expected = ("Down", r"gateway does not work[\s\S]*journalctl -u litellm -n 50")
+    program = "/opt/bedplate/bedplate-gateway/current"
+    expected = ("Down", r"gateway does not work[\s\S]*journalctl -u bedplate-gateway -n 50")
     with told(
         page,
         times,
-        "LiteLLM restarting, again and again",
+        "gateway restarting, again and again",
         expected,
         break_it=lambda: stack(
-            f"systemctl reset-failed litellm; mv {program} {program}-kept;"
-            " systemctl kill --kill-who=main --signal=KILL litellm"
+            f"systemctl reset-failed bedplate-gateway; mv {program} {program}-kept;"
+            " systemctl kill --kill-who=main --signal=KILL bedplate-gateway"
         ),
         mend=lambda: stack(f"mv {program}-kept {program}"),
     ):
         page.wait_until(
-            lambda: re.search(r"litellm\D+[1-9] ", page.card("machines").inner_text()) is not None, 5
+            lambda: re.search(r"bedplate-gateway\D+[1-9] ", page.card("machines").inner_text()) is not None, 5
         )
     # A start by hand counts anew, so that verify sees no crash.
-    stack("systemctl restart litellm")
+    stack("systemctl restart bedplate-gateway")
 
 
 def test_a_restart_that_loses_no_request_frightens_nobody(stack: Stack, page: WatchedPage) -> None:
     page.wait_until(lambda: page.word == "Healthy", HEALTHY_AGAIN_SECONDS)
     began = time.monotonic()
-    stack("systemctl restart litellm")
+    stack("systemctl restart bedplate-gateway")
     waited = time.monotonic() - began
     words = set()
     for _ in range(60):

@@ -92,7 +92,7 @@ class Stack:
 
     def main_pid(self) -> str:
         """The gateway's main process."""
-        return self("systemctl show --property=MainPID --value litellm").strip()
+        return self("systemctl show --property=MainPID --value bedplate-gateway").strip()
 
 
 def stack_of(scenario: str) -> Stack:

@@ -53,11 +53,11 @@ def test_it_loads_nothing(stack: Stack) -> None:
 
 
 def test_a_gateway_that_is_stopped_is_a_failure(stack: Stack) -> None:
-    stack("systemctl stop litellm")
+    stack("systemctl stop bedplate-gateway")
     try:
         assert result(stack) == "failed"
     finally:
-        stack("systemctl start litellm")
+        stack("systemctl start bedplate-gateway")
 
 
 def test_who_does_not_want_it_has_nothing_of_it(stack: Stack) -> None:

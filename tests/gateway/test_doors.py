@@ -35,7 +35,7 @@ def test_metrics_are_for_monitoring_alone(stack: Stack) -> None:
 def test_every_request_has_its_line_in_the_journal(stack: Stack) -> None:
     with stack.client(stack.key("bench")) as client:
         answer = stack.chat(client, messages=[{"role": "user", "content": "marked-prompt-4711"}])
-    shown = stack("journalctl --unit litellm --no-pager --lines 50")
+    shown = stack("journalctl --unit bedplate-gateway --no-pager --lines 50")
     (line,) = [line for line in shown.splitlines() if answer.headers["x-request-id"] in line]
     for part in (
         "status=200",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 from gateway_lab import Stack, wait_for
 
-SETTINGS = "/etc/bedplate/litellm/gateway.json"
+SETTINGS = "/etc/bedplate/bedplate-gateway/gateway.json"
 
 
 def ready(stack: Stack) -> int:
@@ -40,16 +40,16 @@ def test_a_stopped_engine_is_said_and_restarts_nothing(stack: Stack) -> None:
 
 
 def test_a_stopped_gateway_stays_stopped(stack: Stack) -> None:
-    stack("systemctl stop litellm")
+    stack("systemctl stop bedplate-gateway")
     try:
         assert not answers(stack)
         # The dashboard gets its new secret by the same run, or the verify that follows would tell.
-        rotation = {"litellm_rotate": "dashboard", "litellm_rotation_grace_hours": 0}
+        rotation = {"gateway_rotate": "dashboard", "gateway_rotation_grace_hours": 0}
         stack.play("--tags", "keys", settings=rotation)
-        assert stack("systemctl is-active litellm", fails=True).strip() == "inactive"
+        assert stack("systemctl is-active bedplate-gateway", fails=True).strip() == "inactive"
         assert not answers(stack)
     finally:
-        stack("systemctl start litellm")
+        stack("systemctl start bedplate-gateway")
     assert answers(stack)
 
 
@@ -57,15 +57,15 @@ def test_failed_starts_leave_no_closed_port_behind(stack: Stack) -> None:
     stack(f'cp --archive {SETTINGS} /root/gateway.json && sed -i \'s/"share"/"shared"/\' {SETTINGS}')
     try:
         # What runs is not harmed by a reload that cannot succeed.
-        stack("systemctl reload litellm", fails=True)
+        stack("systemctl reload bedplate-gateway", fails=True)
         assert answers(stack)
-        stack("systemctl restart litellm", fails=True)
+        stack("systemctl restart bedplate-gateway", fails=True)
         for _ in range(5):
-            stack("systemctl start litellm", fails=True)
+            stack("systemctl start bedplate-gateway", fails=True)
         assert "shared: Extra inputs are not permitted: deploy it again." in stack(
-            "journalctl --unit litellm --lines 50"
+            "journalctl --unit bedplate-gateway --lines 50"
         )
     finally:
         stack(f"cp --archive /root/gateway.json {SETTINGS} && rm /root/gateway.json")
-    stack("systemctl reset-failed litellm && systemctl start litellm")
+    stack("systemctl reset-failed bedplate-gateway && systemctl start bedplate-gateway")
     assert answers(stack)

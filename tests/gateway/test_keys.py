@@ -12,7 +12,7 @@ import yaml
 from gateway_lab import ROOT, Load, Stack
 
 LAB_KEYS: list[dict[str, Any]] = yaml.safe_load((ROOT / "inventory/lab/group_vars/all.yml").read_text())[
-    "litellm_keys"
+    "gateway_keys"
 ]
 REVOKED = "This API key was revoked: ask for a new one."
 
@@ -25,7 +25,7 @@ def _lab_keys_again(stack: Stack) -> Iterator[None]:
 
 def declare(stack: Stack, *keys: dict[str, Any], **settings: Any) -> int:
     """Deploy the lab's keys and these."""
-    return stack.play("--tags", "keys", settings={"litellm_keys": [*LAB_KEYS, *keys], **settings})
+    return stack.play("--tags", "keys", settings={"gateway_keys": [*LAB_KEYS, *keys], **settings})
 
 
 def test_keys_are_added_while_streams_are_under_way(stack: Stack) -> None:
@@ -51,11 +51,11 @@ def test_a_second_run_changes_nothing(stack: Stack) -> None:
 
 def test_a_rotated_key_has_two_secrets_until_its_grace_ends(stack: Stack) -> None:
     first = stack.key("team")
-    declare(stack, {"alias": "team"}, litellm_rotate="team")
+    declare(stack, {"alias": "team"}, gateway_rotate="team")
     second = stack.key("team")
     assert first != second
     assert [stack.said(secret) for secret in (first, second)] == ["ok", "ok"]
-    declare(stack, {"alias": "team"}, litellm_rotate="team", litellm_rotation_grace_hours=0)
+    declare(stack, {"alias": "team"}, gateway_rotate="team", gateway_rotation_grace_hours=0)
     third = stack.key("team")
     assert stack.said(third) == "ok"
     for secret in (first, second):

@@ -51,7 +51,7 @@ def test_restart_and_reload_lose_no_request(stack: Stack) -> None:
     with load.running():
         for verb in ("reload", "restart", "reload", "restart"):
             time.sleep(2)
-            stack(f"systemctl {verb} litellm")
+            stack(f"systemctl {verb} bedplate-gateway")
         time.sleep(2)
     assert load.failed() == []
 
@@ -59,10 +59,10 @@ def test_restart_and_reload_lose_no_request(stack: Stack) -> None:
 def test_limits_survive_a_restart_and_a_kill(stack: Stack) -> None:
     with stack.client(stack.key("ratelimit")) as client:
         left = int(stack.chat(client).headers["x-ratelimit-remaining-requests"])
-        stack("systemctl restart litellm")
+        stack("systemctl restart bedplate-gateway")
         assert int(stack.chat(client).headers["x-ratelimit-remaining-requests"]) == left - 1
-    stack("systemctl kill --kill-who=main --signal=KILL litellm")
+    stack("systemctl kill --kill-who=main --signal=KILL bedplate-gateway")
     with stack.client(stack.key("ratelimit")) as client:
         assert int(stack.chat(client).headers["x-ratelimit-remaining-requests"]) == left - 2
     # A start by hand counts anew, so that verify sees no crash.
-    stack("systemctl restart litellm")
+    stack("systemctl restart bedplate-gateway")

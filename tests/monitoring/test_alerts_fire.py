@@ -115,12 +115,12 @@ def test_what_dies_again_and_again_what_is_full_and_what_ends(stack: Stack, aler
             "openssl req -x509 -key /etc/ssl/private/lab.key -subj /CN=one -days 5 -out /etc/ssl/lab.pem;"
             " systemctl start host-facts"
         )
-        stack("systemctl stop litellm; systemctl start traffic-canary")
+        stack("systemctl stop bedplate-gateway; systemctl start traffic-canary")
         kill()
         kill()
 
     def mend() -> None:
-        stack("systemctl start litellm; systemctl start traffic-canary; systemctl restart bedplate-dashboard")
+        stack("systemctl start bedplate-gateway traffic-canary; systemctl restart bedplate-dashboard")
         fault("unfill", "one", "/srv")
         stack(
             "openssl req -x509 -key /etc/ssl/private/lab.key -subj /CN=one -days 90 -out /etc/ssl/lab.pem;"
@@ -131,8 +131,8 @@ def test_what_dies_again_and_again_what_is_full_and_what_ends(stack: Stack, aler
         "the gateway is stopped, the dashboard killed twice, a disk full, a certificate about to end",
         break_it,
         mend,
-        "ServiceDown litellm.service",
-        "TargetDown litellm",
+        "ServiceDown bedplate-gateway.service",
+        "TargetDown gateway",
         f"CanaryFailing {MODEL}",
         "ServiceRestarting bedplate-dashboard.service",
         "DiskFull /srv",

@@ -49,7 +49,7 @@ def test_debians_prometheus_is_handed_over(control: Control, inventory: Path, ot
     control.run(inventory).accepted()
 
 
-def test_a_litellm_unit_is_handed_over(control: Control, inventory: Path, other: Host) -> None:
+def test_a_gateway_unit_is_handed_over(control: Control, inventory: Path, other: Host) -> None:
     other(f"cat >/etc/systemd/system/litellm.service <<'END'\n{UNIT.format(name='LiteLLM')}END")
     other("systemctl daemon-reload && systemctl enable --now litellm")
     hand_over(control.run(inventory), other, {"litellm.service": "/etc/systemd/system/litellm.service"})

@@ -130,13 +130,13 @@ def test_a_small_disk_for_models_is_a_warning(control: Control, plain: Host) -> 
 
 
 def test_a_host_with_keys_needs_their_file(control: Control, one_box: Path, plain: Host) -> None:
-    plain("mkdir -p /etc/bedplate/litellm && echo '{}' >/etc/bedplate/litellm/keys.json")
+    plain("mkdir -p /etc/bedplate/bedplate-gateway && echo '{}' >/etc/bedplate/bedplate-gateway/keys.json")
     try:
         assert control.run(one_box).refused() == (
             f"plain has API keys, but their file {control.keys} is missing on this control machine: "
-            "restore it from your backup, or make new keys for every client with -e litellm_keys_reset=true."
+            "restore it from your backup, or make new keys for every client with -e gateway_keys_reset=true."
         )
-        control.run(one_box, {"litellm_keys_reset": True}).accepted()
+        control.run(one_box, {"gateway_keys_reset": True}).accepted()
         assert not control.keys.exists()
         control.keys.parent.mkdir(parents=True, mode=0o700)
         control.keys.write_text('{"schema": 1, "keys": {}}')

@@ -31,7 +31,7 @@ def test_a_wrong_setting_is_refused(case: str, runs: dict[str, Future[Run]]) -> 
 
 def test_no_secret_is_printed(runs: dict[str, Future[Run]]) -> None:
     for case in ("placeholder key", "long placeholder key"):
-        (key,) = REFUSED[case]["settings"]["litellm_keys"]
+        (key,) = REFUSED[case]["settings"]["gateway_keys"]
         assert key["secret"] not in runs[case].result().output
     assert "shortword" not in runs["a short password of the page"].result().output
 
@@ -85,7 +85,7 @@ def test_a_certificate_that_does_not_serve(control: Control, plain: Host, tmp_pa
 
 
 def test_site_stops_where_preflight_refuses(control: Control, one_box: Path) -> None:
-    for settings in ({"litellm_prot": 8001}, {"dashboard_port": 70000}):
+    for settings in ({"gateway_prot": 8001}, {"dashboard_port": 70000}):
         run = control.run(one_box, settings, "site.yml")
         run.refused()
         assert "PLAY [Every host]" not in run.output
@@ -93,7 +93,7 @@ def test_site_stops_where_preflight_refuses(control: Control, one_box: Path) -> 
 
 def test_good_settings_pass_and_make_no_keys(control: Control, one_box: Path) -> None:
     control.run(one_box).accepted()
-    control.run(one_box, {"litellm_port": "8001", "bedplate_name": "rack-2"}).accepted()
+    control.run(one_box, {"gateway_port": "8001", "bedplate_name": "rack-2"}).accepted()
     assert not control.keys.parent.exists()
 
 

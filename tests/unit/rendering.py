@@ -47,7 +47,7 @@ def render(name: str, checkout: Path) -> Stack:
     # group_vars are found beside the play's real place, so the play is a copy and the rest are links.
     shutil.copy(RENDER / "render.yml", playbooks)
     (playbooks / "group_vars").symlink_to(ROOT / "playbooks" / "group_vars")
-    for folder in ("requirements", "roles", "templates"):
+    for folder in ("gateway", "requirements", "roles", "templates"):
         (checkout / folder).symlink_to(ROOT / folder)
     inventory = RENDER / "inventories" / f"{name}.yml"
     extra = {

@@ -46,7 +46,7 @@ def first_token(le: str) -> str:
 
 
 UP = 'up{job="ollama", host="box"}'
-RESTARTS = 'node_systemd_service_restart_total{host="box", name="litellm.service"}'
+RESTARTS = 'node_systemd_service_restart_total{host="box", name="bedplate-gateway.service"}'
 SERVES = f'bedplate_gateway_engine_serves{{engine="box", {MODEL}}}'
 IN_GPU = f'bedplate_ollama_model_gpu_memory_bytes{{host="box", {MODEL}}}'
 IN_ALL = f'bedplate_ollama_model_memory_bytes{{host="box", {MODEL}}}'

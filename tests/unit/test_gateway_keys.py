@@ -24,7 +24,7 @@ Run = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def plugin(load_source: Callable[[str], ModuleType]) -> ModuleType:
-    return load_source("roles/litellm/library/gateway_keys.py")
+    return load_source("roles/gateway/library/gateway_keys.py")
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_all_terms_reach_the_gateway(keys: Run) -> None:
 @pytest.mark.parametrize("expires", ["2027-01-31", "2027-01-31T00:00:00", "soon", 20270131])
 def test_an_end_without_a_zone_is_refused(keys: Run, path: Path, expires: object) -> None:
     assert keys({"alias": "team", "expires": expires})["msg"] == (
-        f"litellm_keys: the key team expires at '{expires}'; "
+        f"gateway_keys: the key team expires at '{expires}'; "
         "give a time with its zone, such as 2027-01-31T00:00:00Z."
     )
     assert not path.exists()
@@ -177,7 +177,7 @@ def test_a_given_secret_is_rotated_by_a_new_one(keys: Run) -> None:
     old, new = {"alias": "batch", "secret": GIVEN}, {"alias": "batch", "secret": OTHER}
     keys(old)
     assert keys(old, rotate="batch")["msg"] == (
-        "litellm_rotate is batch, but litellm_keys gives that key its secret and it is the old one: "
+        "gateway_rotate is batch, but gateway_keys gives that key its secret and it is the old one: "
         "put the new one there first."
     )
     (now, before) = keys(new, rotate="batch", grace_hours=1)["entries"][0]["secrets"]
@@ -191,7 +191,7 @@ def test_a_given_secret_is_rotated_by_a_new_one(keys: Run) -> None:
 
 def test_a_key_that_does_not_exist_is_not_rotated(keys: Run) -> None:
     assert keys("default", "team", rotate="taem")["msg"] == (
-        "litellm_rotate is taem, but there is no such key: known are default, team."
+        "gateway_rotate is taem, but there is no such key: known are default, team."
     )
 
 
@@ -216,7 +216,7 @@ def test_lost_keys_are_not_replaced_by_chance(keys: Run, path: Path) -> None:
     refused = keys("default", host_has_hashes=True)
     assert refused["msg"] == (
         f"{path} is missing while the gateway host already holds keys; restore the file from a backup, "
-        "or make new keys for every client with -e litellm_keys_reset=true."
+        "or make new keys for every client with -e gateway_keys_reset=true."
     )
     assert not path.exists()
     first = keys("default", host_has_hashes=True, reset=True)
@@ -279,7 +279,7 @@ def test_a_corrupt_file_is_refused_and_left(keys: Run, path: Path, text: str, re
         ("<your secret key for this one>", "is not plain printable ASCII without spaces"),
         ("<secret-from-the-vault>", "is a placeholder"),
         ("sk-xxxxxxxxxxxxxxxxxxxxxxx-abcdefg", "is a placeholder"),
-        ("{{vault_litellm_default_key}}", "is a placeholder"),
+        ("{{vault_gateway_default_key}}", "is a placeholder"),
         ("your-api-key-goes-in-here", "is a placeholder"),
         ("sk-ünïcödé-ünïcödé-ünïcödé", "is not plain printable ASCII without spaces"),
         (12345678901234567890, "is not plain printable ASCII without spaces"),
@@ -287,7 +287,7 @@ def test_a_corrupt_file_is_refused_and_left(keys: Run, path: Path, text: str, re
 )
 def test_weak_secrets_are_refused_unshown(keys: Run, path: Path, secret: object, reason: str) -> None:
     refused = keys({"alias": "default", "secret": secret})
-    assert refused["msg"].startswith(f"litellm_keys: the secret of key default {reason}")
+    assert refused["msg"].startswith(f"gateway_keys: the secret of key default {reason}")
     assert not secret or str(secret) not in refused["msg"]
     assert not path.parent.exists()
 
@@ -297,13 +297,13 @@ def test_weak_secrets_are_refused_unshown(keys: Run, path: Path, secret: object,
     [
         (
             ["default", "default"],
-            "litellm_keys: the alias default stands there twice; give each key its own.",
+            "gateway_keys: the alias default stands there twice; give each key its own.",
         ),
-        ([{"rpm": 1}], "litellm_keys: entry 1 has the alias None; use 1 to 63"),
-        (["a", "two words"], "litellm_keys: entry 2 has the alias 'two words'; use 1 to 63"),
+        ([{"rpm": 1}], "gateway_keys: entry 1 has the alias None; use 1 to 63"),
+        (["a", "two words"], "gateway_keys: entry 2 has the alias 'two words'; use 1 to 63"),
         (
             [{"alias": "a", "secret": GIVEN}, {"alias": "b", "secret": GIVEN}],
-            "litellm_keys: the keys a and b have the same secret; give each its own.",
+            "gateway_keys: the keys a and b have the same secret; give each its own.",
         ),
     ],
 )
@@ -365,7 +365,7 @@ def test_plays_at_once_make_the_same_keys(repo_root: Path, path: Path) -> None:
         sys.executable,
         "-c",
         PLAY,
-        str(repo_root / "roles/litellm/library/gateway_keys.py"),
+        str(repo_root / "roles/gateway/library/gateway_keys.py"),
         str(path),
     ]
     plays = [

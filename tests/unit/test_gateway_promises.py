@@ -105,7 +105,7 @@ def test_a_dead_engine_is_told_from_an_old_configuration(checks: Checks, gateway
     gateway.ready = 503
     found = checks()
     assert failed(found) == {LISTED: f"no model; {MODEL}: status 503 engine_unavailable", READY: "status 503"}
-    assert found[LISTED]["next"] == "journalctl -u litellm -n 50"
+    assert found[LISTED]["next"] == "journalctl -u bedplate-gateway -n 50"
     assert [found[name]["ok"] for name in (OVER_LIMIT, HEADERS)] == [None, None]
 
 

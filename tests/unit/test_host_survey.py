@@ -76,11 +76,11 @@ def test_a_port_of_ours_and_one_of_somebody_else(survey: ModuleType, proc: FakeP
     proc.socket(9090, 12, table="tcp6")
     proc.socket(22, 13)
     proc.socket(8000, 14, state="01")
-    proc.process(7, "python3", "0::/system.slice/litellm.service\n", 11)
+    proc.process(7, "python3", "0::/system.slice/bedplate-gateway.service\n", 11)
     proc.process(9, "nginx", "0::/system.slice/nginx.service\n", 12, 13)
-    found = survey.listeners({8000: "litellm", 9090: "prometheus.service", 3001: "x"}, [], proc.path)
+    found = survey.listeners({8000: "bedplate-gateway", 9090: "prometheus.service", 3001: "x"}, [], proc.path)
     assert found == [
-        {"port": 8000, "pid": 7, "process": "python3", "unit": "litellm.service", "ours": True},
+        {"port": 8000, "pid": 7, "process": "python3", "unit": "bedplate-gateway.service", "ours": True},
         {"port": 9090, "pid": 9, "process": "nginx", "unit": "nginx.service", "ours": False},
     ]
 
@@ -125,14 +125,14 @@ def test_a_socket_that_waits_in_systemd(
 def test_a_socket_that_systemd_stores_for_a_service(
     survey: ModuleType, proc: FakeProc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = {"litellm.service": "NFileDescriptorStore=2\n"}
+    shown = {"bedplate-gateway.service": "NFileDescriptorStore=2\n"}
     monkeypatch.setattr(survey, "systemctl_show", lambda names, _: shown.get(names[0], ""))
     proc.socket(8000, 11)
     proc.process(1, "systemd", "0::/init.scope\n", 11)
-    (found,) = survey.listeners({8000: "litellm"}, [], proc.path)
-    assert (found["unit"], found["ours"]) == ("litellm.service", True)
-    shown["litellm.service"] = "NFileDescriptorStore=0\n"
-    (found,) = survey.listeners({8000: "litellm"}, [], proc.path)
+    (found,) = survey.listeners({8000: "bedplate-gateway"}, [], proc.path)
+    assert (found["unit"], found["ours"]) == ("bedplate-gateway.service", True)
+    shown["bedplate-gateway.service"] = "NFileDescriptorStore=0\n"
+    (found,) = survey.listeners({8000: "bedplate-gateway"}, [], proc.path)
     assert (found["unit"], found["ours"]) == (None, False)
 
 
@@ -143,14 +143,14 @@ def block(
 
 
 def test_whose_unit_it_is(survey: ModuleType, tmp_path: Path) -> None:
-    ours = tmp_path / "litellm.service"
+    ours = tmp_path / "bedplate-gateway.service"
     ours.write_text("# Managed by Bedplate.\n[Unit]\n")
     theirs = tmp_path / "ollama.service"
     theirs.write_text("[Unit]\nDescription=not # Managed by Bedplate.\n")
     shown = "\n".join(
         [
             block("ollama.service", theirs),
-            block("litellm.service", ours, active="active", file="enabled"),
+            block("bedplate-gateway.service", ours, active="active", file="enabled"),
             block("node_exporter.service", "/etc/systemd/system/node_exporter.service", active="activating"),
             block("prometheus.service", "/usr/lib/systemd/system/prometheus.service"),
             block(
@@ -193,7 +193,7 @@ def test_the_whole_module_here(
         six.listen()
         ports = [server.getsockname()[1], six.getsockname()[1]]
         params = {
-            "ports": [{"port": port, "unit": "litellm"} for port in ports],
+            "ports": [{"port": port, "unit": "bedplate-gateway"} for port in ports],
             "paths": [str(tmp_path / "models"), "/"],
             "stat_paths": [str(tmp_path), str(tmp_path / "keys.json")],
             # The second is one for documentation, the third none at all.

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-KNOWN = ["ollama_context_length", "ollama_models", "litellm_extra_backends", "bedplate_bind_address"]
-WIRED = {"litellm_engines": "litellm_extra_backends", "exporter_targets": "name the host in group inference"}
+KNOWN = ["ollama_context_length", "ollama_models", "gateway_extra_backends", "bedplate_bind_address"]
+WIRED = {"gateway_engines": "gateway_extra_backends", "exporter_targets": "name the host in group inference"}
 
 PLAY = """
 - name: Check the names
@@ -58,7 +58,7 @@ class Site:
         self.out = path / "out.json"
         self.write("site.yml", "- name: Import\n  ansible.builtin.import_playbook: playbooks/check.yml\n")
         self.write("playbooks/check.yml", PLAY.format(known=KNOWN, wired=json.dumps(WIRED), out=self.out))
-        self.write("playbooks/group_vars/all.yml", "litellm_engines: [ours]\nollama_from_the_playbook: 1\n")
+        self.write("playbooks/group_vars/all.yml", "gateway_engines: [ours]\nollama_from_the_playbook: 1\n")
         self.write("group_vars/all.yml", "ollama_from_the_root: 1\n")
         plugins = path / "playbooks/action_plugins"
         plugins.mkdir()
@@ -127,10 +127,10 @@ def test_edits(plugin: ModuleType, left: str, right: str, distance: int) -> None
             "remove it or rename it.",
         ),
         (
-            "litellm_engines",
+            "gateway_engines",
             "wired",
-            "litellm_engines is set for group inference, but Bedplate sets it itself; "
-            "set litellm_extra_backends instead.",
+            "gateway_engines is set for group inference, but Bedplate sets it itself; "
+            "set gateway_extra_backends instead.",
         ),
         (
             "exporter_targets",
@@ -157,7 +157,7 @@ def test_names_that_are_fine(plugin: ModuleType, name: str) -> None:
 
 
 def test_a_wired_name_stays_wired_where_it_is_also_known(plugin: ModuleType) -> None:
-    found = plugin.check_names({"litellm_engines": ["host a"]}, [*KNOWN, "litellm_engines"], WIRED)
+    found = plugin.check_names({"gateway_engines": ["host a"]}, [*KNOWN, "gateway_engines"], WIRED)
     assert [finding.kind for finding in found] == ["wired"]
 
 
@@ -181,16 +181,16 @@ def test_group_names(plugin: ModuleType) -> None:
 def test_ini_inventory_and_its_group_vars(site: Site) -> None:
     site.write(
         "inventory/mine/hosts.ini",
-        "[inference]\ngpu1 litellm_engines=x\n[infrence]\ngpu2\n[inference:vars]\n"
+        "[inference]\ngpu1 gateway_engines=x\n[infrence]\ngpu2\n[inference:vars]\n"
         "ollama_context_lenght=4096\n[gateway]\ngpu1\n[monitering]\ngpu1\n",
     )
-    site.write("inventory/mine/group_vars/gateway/main.yml", "__litellm_port: 1\nollama_models: []\n")
+    site.write("inventory/mine/group_vars/gateway/main.yml", "__gateway_port: 1\nollama_models: []\n")
     site.write("inventory/mine/host_vars/gpu1.yml", "bedplate_bind_adress: 127.0.0.1\n")
     found = site.check("-i", "inventory/mine/hosts.ini")
     assert {name: (f["kind"], f["host_or_group"]) for name, f in found.items()} == {
-        "litellm_engines": ("wired", "host gpu1"),
+        "gateway_engines": ("wired", "host gpu1"),
         "ollama_context_lenght": ("typo", "group inference"),
-        "__litellm_port": ("internal", "group gateway"),
+        "__gateway_port": ("internal", "group gateway"),
         "bedplate_bind_adress": ("typo", "host gpu1"),
         "monitering": ("group", "group monitering"),
     }
@@ -199,7 +199,7 @@ def test_ini_inventory_and_its_group_vars(site: Site) -> None:
 
 def test_dynamic_inventory_and_extra_vars(site: Site) -> None:
     inventory = {
-        "inference": {"hosts": ["gpu1"], "vars": {"litellm_engines": []}},
+        "inference": {"hosts": ["gpu1"], "vars": {"gateway_engines": []}},
         "_meta": {"hostvars": {"gpu1": {"ollama_modells": []}}},
     }
     script = f"#!{sys.executable}\nimport json\nprint(json.dumps({inventory!r}))\n"
@@ -208,7 +208,7 @@ def test_dynamic_inventory_and_extra_vars(site: Site) -> None:
     extra = ("-e", "ollama_contxt_length=8", "-e", "@settings.yml", "-e", '{"ollama_models": []}')
     found = site.check("-i", "inventory/lab/hosts", *extra)
     assert {name: (f["kind"], f["host_or_group"]) for name, f in found.items()} == {
-        "litellm_engines": ("wired", "group inference"),
+        "gateway_engines": ("wired", "group inference"),
         "ollama_modells": ("typo", "host gpu1"),
         "ollama_contxt_length": ("typo", "extra vars"),
         "exporter_targets": ("wired", "extra vars"),

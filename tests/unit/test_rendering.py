@@ -84,9 +84,9 @@ def test_a_misspelt_directive_is_seen_in_every_unit(stack: Stack, verify: Verify
 )
 def test_a_wrong_value_is_seen(stack: Stack, verify: Verify, right: str, wrong: str) -> None:
     units = stack.hosts["box"].units
-    text = units["litellm.service"].replace(right, wrong)
-    assert text != units["litellm.service"]
-    assert "litellm.service" in verify({**units, "litellm.service": text})
+    text = units["bedplate-gateway.service"].replace(right, wrong)
+    assert text != units["bedplate-gateway.service"]
+    assert "bedplate-gateway.service" in verify({**units, "bedplate-gateway.service": text})
 
 
 def exposure(unit: Path) -> subprocess.CompletedProcess[str]:
@@ -112,7 +112,7 @@ def test_exposure_of_every_service(stack: Stack, tmp_path: Path) -> None:
 
 @ONE_BOX
 def test_a_service_without_its_sandbox_is_too_exposed(stack: Stack, tmp_path: Path) -> None:
-    unit = tmp_path / "litellm.service"
+    unit = tmp_path / "bedplate-gateway.service"
     unit.write_text(
         re.sub(
             r"^(Protect|Private|Restrict|Capability|System).*$",
@@ -239,9 +239,9 @@ def test_the_gateway_reads_its_settings(stack: Stack) -> None:
     rendered = gateway(stack)
     settings = Settings.model_validate_json(rendered.files["gateway.json"])
     dumped = settings.model_dump(exclude_defaults=True, mode="json")
-    assert list(dumped["engines"]) == rendered.wiring["litellm_engines"]
-    assert f"http://{settings.api.address}:{settings.api.port}" == rendered.wiring["litellm_url"]
-    assert settings.metrics.allowed_clients == {*rendered.wiring["litellm_metrics_allowed_clients"]}
+    assert list(dumped["engines"]) == rendered.wiring["gateway_engines"]
+    assert f"http://{settings.api.address}:{settings.api.port}" == rendered.wiring["gateway_url"]
+    assert settings.metrics.allowed_clients == {*rendered.wiring["gateway_metrics_allowed_clients"]}
     # The role's defaults and the gateway's are the same.
     more = {"api", "metrics", "engines", "keys_file", "state_dir"}
     if stack.name == "two-engines":

@@ -69,4 +69,4 @@ def test_every_unit_can_be_asked_for_its_health() -> None:
 def test_an_unknown_service_is_named() -> None:
     ran = said("logs-nginx")
     assert ran.returncode == 2
-    assert "no service is called 'nginx'; known: ollama litellm" in ran.stderr
+    assert "no service is called 'nginx'; known: ollama bedplate-gateway" in ran.stderr

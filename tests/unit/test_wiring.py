@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from typing import Any
 
 from rendering import ROOT, Stack
@@ -19,7 +20,7 @@ PLACES = {
     "bedplate_managed",
     "bedplate_template_dir",
     "bedplate_secrets_file",
-    "litellm_secrets_file",
+    "gateway_secrets_file",
     "prometheus_password_file",
     "prometheus_ca_file",
 }
@@ -48,13 +49,13 @@ ON_GPU: dict[str, dict[str, Any]] = {
 
 def pins(gateway: str, *engines: str) -> list[dict[str, str]]:
     """The versions that the playbooks install, as their files have them."""
-    (litellm,) = re.findall(r"^litellm==(\S+)$", (ROOT / "requirements/litellm.in").read_text(), re.MULTILINE)
+    project = tomllib.loads((ROOT / "gateway/pyproject.toml").read_text())["project"]
     (ollama,) = re.findall(
         r"^ollama_version: (\S+)$", (ROOT / "roles/ollama/defaults/main.yml").read_text(), re.MULTILINE
     )
     return [
         *({"component": "Ollama", "host": host, "version": ollama} for host in engines),
-        {"component": "LiteLLM", "host": gateway, "version": litellm},
+        {"component": "Gateway", "host": gateway, "version": project["version"]},
     ]
 
 
@@ -97,19 +98,19 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gpu_driver_engine_url": "http://127.0.0.1:11434",
             "gpu_driver_engine_models": ["smollm2:135m"],
             **ON_CPU,
-            "litellm_listen_address": "127.0.0.1",
-            "litellm_url": "http://127.0.0.1:8000",
-            "litellm_metrics_listen_address": "127.0.0.1",
-            "litellm_metrics_allowed_clients": ["127.0.0.1"],
-            "litellm_engines": [engine("box", "http://127.0.0.1:11434", SMALL)],
-            "litellm_service_keys": SERVICE_KEYS,
+            "gateway_listen_address": "127.0.0.1",
+            "gateway_url": "http://127.0.0.1:8000",
+            "gateway_metrics_listen_address": "127.0.0.1",
+            "gateway_metrics_allowed_clients": ["127.0.0.1"],
+            "gateway_engines": [engine("box", "http://127.0.0.1:11434", SMALL)],
+            "gateway_service_keys": SERVICE_KEYS,
             **canary("127.0.0.1:8000", "127.0.0.1:9464", "smollm2:135m"),
             "prometheus_listen_address": "127.0.0.1",
             "prometheus_url": "http://127.0.0.1:9090",
             "prometheus_password": "",
             "prometheus_ca": "",
             "prometheus_targets": [
-                {"job": "litellm", "host": "box", "address": "127.0.0.1:9464"},
+                {"job": "gateway", "host": "box", "address": "127.0.0.1:9464"},
                 {"job": "ollama", "host": "box", "address": "127.0.0.1:9101"},
                 {"job": "prometheus", "host": "box", "address": "127.0.0.1:9090"},
                 {"job": "dashboard", "host": "box", "address": "127.0.0.1:3001"},
@@ -150,14 +151,14 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
         },
         "door": {
             **all_hosts("10.1.0.2", ["10.1.0.3", "10.1.0.2"]),
-            "litellm_listen_address": "10.1.0.2",
-            "litellm_url": "http://10.1.0.2:8000",
-            "litellm_metrics_listen_address": "10.1.0.2",
-            "litellm_metrics_allowed_clients": ["127.0.0.1", "10.1.0.3", "10.1.0.2"],
-            "litellm_engines": [
+            "gateway_listen_address": "10.1.0.2",
+            "gateway_url": "http://10.1.0.2:8000",
+            "gateway_metrics_listen_address": "10.1.0.2",
+            "gateway_metrics_allowed_clients": ["127.0.0.1", "10.1.0.3", "10.1.0.2"],
+            "gateway_engines": [
                 engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})
             ],
-            "litellm_service_keys": SERVICE_KEYS,
+            "gateway_service_keys": SERVICE_KEYS,
             **canary("10.1.0.2:8000", "10.1.0.2:9464", "smollm2:135m"),
         },
         "eye": {
@@ -167,7 +168,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "prometheus_password": "",
             "prometheus_ca": "",
             "prometheus_targets": [
-                {"job": "litellm", "host": "door", "address": "10.1.0.2:9464"},
+                {"job": "gateway", "host": "door", "address": "10.1.0.2:9464"},
                 {"job": "ollama", "host": "gpu1", "address": "10.1.0.1:9101"},
                 {"job": "prometheus", "host": "eye", "address": "127.0.0.1:9090"},
                 {"job": "dashboard", "host": "eye", "address": "127.0.0.1:3001"},
@@ -222,11 +223,11 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
         "front": {
             **all_hosts("127.0.0.1", []),
             "bedplate_download_environment": {"https_proxy": "http://10.2.0.9:3128"},
-            "litellm_listen_address": "10.2.0.3",
-            "litellm_url": "http://10.2.0.3:18000",
-            "litellm_metrics_listen_address": "127.0.0.1",
-            "litellm_metrics_allowed_clients": ["127.0.0.1"],
-            "litellm_engines": [
+            "gateway_listen_address": "10.2.0.3",
+            "gateway_url": "http://10.2.0.3:18000",
+            "gateway_metrics_listen_address": "127.0.0.1",
+            "gateway_metrics_allowed_clients": ["127.0.0.1"],
+            "gateway_engines": [
                 engine("gpu1", "http://10.2.0.1:21434", SMALL, {**SMALL, "name": "llama3.2:3b"}, loaded=2),
                 engine("gpu2", "http://10.2.0.2:21434", SMALL),
                 {
@@ -243,7 +244,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                     "models": [{"name": "more", "slots": 4}],
                 },
             ],
-            "litellm_service_keys": SERVICE_KEYS,
+            "gateway_service_keys": SERVICE_KEYS,
             **canary("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "more"),
             "prometheus_listen_address": "10.2.0.3",
             "node_exporter_own_certificates": ["/etc/bedplate/prometheus/server.pem"],
@@ -252,7 +253,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "prometheus_password": "",
             "prometheus_ca": "",
             "prometheus_targets": [
-                {"job": "litellm", "host": "front", "address": "127.0.0.1:19464"},
+                {"job": "gateway", "host": "front", "address": "127.0.0.1:19464"},
                 {"job": "ollama", "host": "gpu1", "address": "10.2.0.1:19101"},
                 {"job": "ollama", "host": "gpu2", "address": "10.2.0.2:19101"},
                 {"job": "prometheus", "host": "front", "address": "10.2.0.3:19090"},

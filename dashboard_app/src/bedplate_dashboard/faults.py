@@ -48,12 +48,12 @@ def _gateway_faults(
     settings: Settings, seen: Observation, models: tuple[ModelStatus, ...]
 ) -> Iterator[Fault]:
     contact = seen.gateway.contact
-    journal = "journalctl -u litellm -n 50"
+    journal = "journalctl -u bedplate-gateway -n 50"
     if contact.outcome == "refused":
         what = f"the gateway refuses the dashboard's key ({contact.error})"
         yield Fault(what, "ansible-playbook site.yml --tags keys", CONTROL_MACHINE, about="key")
     elif not contact.ok:
-        unit = _unit(seen, settings.gateway, "litellm")
+        unit = _unit(seen, settings.gateway, "bedplate-gateway")
         yield Fault(
             f"the gateway does not work ({unit}{contact.error})", journal, GATEWAY_HOST, about="gateway"
         )
@@ -67,7 +67,7 @@ def _gateway_faults(
         ]
         if missing:
             what = f"the gateway does not list {_names(missing)}"
-            yield Fault(what, "ansible-playbook site.yml --tags litellm", CONTROL_MACHINE, about="listed")
+            yield Fault(what, "ansible-playbook site.yml --tags gateway", CONTROL_MACHINE, about="listed")
         metrics = seen.gateway.metrics_contact
         if not metrics.ok:
             what = (
@@ -144,15 +144,24 @@ def slow_or_refused(queue: Queue | None, refusals: tuple[Refusals, ...]) -> Iter
     if told:
         count = sum(refusal.count for refusal in refusals if refusal.reason in told)
         what = f"{count} request{'s were' if count > 1 else ' was'} just refused ({', '.join(told)})"
-        yield Fault(what, "journalctl -u litellm -n 50", GATEWAY_HOST, about="refusals")
+        yield Fault(what, "journalctl -u bedplate-gateway -n 50", GATEWAY_HOST, about="refusals")
     for waiting in queue.classes if queue else ():
         if waiting.name != PATIENT_CLASS and waiting.waiting and waiting.oldest_seconds > LONG_WAIT_SECONDS:
             what = f"requests of class {waiting.name} wait {waiting.oldest_seconds:.0f} s for a slot"
-            yield Fault(what, "journalctl -u litellm -n 50", GATEWAY_HOST, about=f"wait {waiting.name}")
+            yield Fault(
+                what, "journalctl -u bedplate-gateway -n 50", GATEWAY_HOST, about=f"wait {waiting.name}"
+            )
 
 
 def _machine_faults(settings: Settings, seen: Observation, machines: tuple[Machine, ...]) -> Iterator[Fault]:
-    asked = {"litellm", "ollama", "prometheus", "bedplate-exporter", "bedplate-dashboard", "node-exporter"}
+    asked = {
+        "bedplate-gateway",
+        "ollama",
+        "prometheus",
+        "bedplate-exporter",
+        "bedplate-dashboard",
+        "node-exporter",
+    }
     for answer, told in zip(seen.machines, machines, strict=True):
         name = answer.name
         if not answer.contact.ok:

@@ -278,9 +278,9 @@ def report(file: ReportFile) -> ReportStatus:
 
 
 def gateway_version(seen: Observation) -> str | None:
-    """Tell the version of LiteLLM in the gateway; None where its metrics do not."""
+    """Return the gateway's version; None where its metrics do not have it."""
     info = next(iter(seen.gateway.metrics["bedplate_gateway_info"]), None)
-    return word(info.labels.get("litellm", "")) if info else None
+    return word(info.labels.get("version", "")) if info else None
 
 
 def versions(settings: Settings, seen: Observation) -> tuple[Version, ...]:
@@ -289,7 +289,7 @@ def versions(settings: Settings, seen: Observation) -> tuple[Version, ...]:
         ("Ollama", answer.name): answer.state.engine.version for answer in seen.hosts if answer.state
     }
     if (version := gateway_version(seen)) is not None:
-        running["LiteLLM", settings.gateway] = version
+        running["Gateway", settings.gateway] = version
     pinned: dict[tuple[str, str], str] = {
         (pin.component, pin.host): pin.version for pin in settings.pinned_versions
     }

@@ -72,7 +72,7 @@ class NodeExporter(_Settings):
 class PinnedVersion(_Settings):
     """The version of a part that the playbooks install on a host."""
 
-    component: Literal["Ollama", "LiteLLM"]
+    component: Literal["Ollama", "Gateway"]
     host: HostName
     version: ShortText
 

@@ -1,1 +1,3 @@
-"""Bedplate's part of the gateway: who may call, and how LiteLLM is started."""
+"""Bedplate's gateway: API keys, exact limits and priorities in front of inference engines."""
+
+__version__ = "0.1.0"

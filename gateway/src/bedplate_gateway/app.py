@@ -347,7 +347,7 @@ MOVED = {"/health": READINESS, "/metrics": "port 9464, from a monitoring host"}
 INTERNAL_ERROR = ApiError(
     500,
     "internal_error",
-    "The gateway failed: try again; the operator sees why with: journalctl -u litellm -n 50",
+    "The gateway failed: try again; the operator sees why with: journalctl -u bedplate-gateway -n 50",
     type="server_error",
 )
 

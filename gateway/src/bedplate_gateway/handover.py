@@ -230,11 +230,14 @@ def fetch(state_dir: Path) -> Inheritance:
     except OSError as error:
         channel.close()
         raise StartError(
-            f"No running process answers on {state_dir / SOCKET} ({error}): systemctl restart litellm"
+            f"No running process answers on {state_dir / SOCKET} ({error}): "
+            "systemctl restart bedplate-gateway"
         ) from None
     version, *names = greeting.decode().split() or [""]
     if version != VERSION:
-        raise StartError("The running process cannot hand over to this release: systemctl restart litellm")
+        raise StartError(
+            "The running process cannot hand over to this release: systemctl restart bedplate-gateway"
+        )
     *listeners, connections = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     for inherited in (*listeners, connections):
         inherited.setblocking(False)

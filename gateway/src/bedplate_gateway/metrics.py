@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,6 +9,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from bedplate_gateway import __version__
 from bedplate_gateway.admission import LocalAdmission
 from bedplate_gateway.record import NONE, Record
 from bedplate_gateway.settings import CLASSES
@@ -165,8 +165,8 @@ class _Now(Collector):
         )
         running.add_metric([], self._in_flight())
         yield running
-        info = GaugeMetricFamily("bedplate_gateway_info", "Always 1.", labels=["litellm"])
-        info.add_metric([version("litellm")], 1)
+        info = GaugeMetricFamily("bedplate_gateway_info", "Always 1.", labels=["version"])
+        info.add_metric([__version__], 1)
         yield info
         slots = GaugeMetricFamily(
             "bedplate_gateway_slots", "Requests that run at a time at most.", labels=["engine", "model"]

@@ -1,4 +1,4 @@
-"""The command `bedplate-litellm`: checks its files, serves, takes over from a running process at a reload."""
+"""The command `bedplate-gateway`: checks its files, serves, takes over from a running process at a reload."""
 
 import argparse
 import asyncio
@@ -21,14 +21,14 @@ from bedplate_gateway.settings import Listener, Settings, SettingsError, read_se
 
 EXIT_CONFIGURATION = 78
 """sysexits' EX_CONFIG: what is wrong stays wrong until somebody mends it."""
-SETTINGS = Path("/etc/bedplate/litellm/gateway.json")
+SETTINGS = Path("/etc/bedplate/bedplate-gateway/gateway.json")
 START_SECONDS = 90.0
 """How long a reload's new process may take to start; less than systemd waits for the command."""
 
 
 def main() -> None:
     """Run the command; exits 78 with one sentence when settings or keys cannot be used."""
-    parser = argparse.ArgumentParser(prog="bedplate-litellm", description="The OpenAI-compatible gateway.")
+    parser = argparse.ArgumentParser(prog="bedplate-gateway", description="The OpenAI-compatible gateway.")
     parser.add_argument("settings", type=Path, nargs="?", default=SETTINGS, help=f"default: {SETTINGS}")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--check", action="store_true", help="only say whether settings and keys are right")
@@ -45,7 +45,7 @@ def main() -> None:
         listeners = _kept_or_new(settings)
         uvloop.run(serve(settings, keys, listeners))
     except (SettingsError, StartError) as error:
-        sys.stderr.write(f"bedplate-litellm: {error}\n")
+        sys.stderr.write(f"bedplate-gateway: {error}\n")
         sys.exit(EXIT_CONFIGURATION if isinstance(error, SettingsError) else 1)
 
 
@@ -107,7 +107,7 @@ def _replace(settings: Settings, keys: Keys) -> int:
 
         uvloop.run(serve(settings, keys, old | moved, inheritance, when_up))
     except StartError as error:
-        sys.stderr.write(f"bedplate-litellm: {error}\n")
+        sys.stderr.write(f"bedplate-gateway: {error}\n")
         report(1)
         return 1
     return 0
@@ -120,7 +120,7 @@ def _beside(old: socket.socket, place: Listener) -> socket.socket:
     except StartError:
         raise StartError(
             f"{place.address} port {place.port} cannot be had beside {old.getsockname()[0]}, "
-            "where the running process listens: systemctl restart litellm"
+            "where the running process listens: systemctl restart bedplate-gateway"
         ) from None
 
 

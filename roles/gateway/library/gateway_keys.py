@@ -38,7 +38,7 @@ options:
     type: path
     required: true
   keys:
-    description: The declared keys, as in litellm_keys.
+    description: The declared keys, as in gateway_keys.
     type: list
     elements: dict
     required: true
@@ -71,13 +71,13 @@ EXAMPLES = r"""
   delegate_to: localhost
   become: false
   no_log: true
-  register: litellm_key_store
+  register: gateway_key_store
   failed_when: false
 
 - name: Refuse keys that cannot be used
   ansible.builtin.fail:
-    msg: "{{ litellm_key_store.msg }}"
-  when: litellm_key_store.msg is defined
+    msg: "{{ gateway_key_store.msg }}"
+  when: gateway_key_store.msg is defined
 """
 
 RETURN = r"""
@@ -164,7 +164,7 @@ def declared_keys(keys: list[dict[str, Any]]) -> list[Declared]:
         alias = key.get("alias")
         if not isinstance(alias, str) or not ALIAS.fullmatch(alias):
             raise KeysError(
-                f"litellm_keys: entry {number} has the alias {alias!r}; "
+                f"gateway_keys: entry {number} has the alias {alias!r}; "
                 "use 1 to 63 letters, digits, dots, dashes or underscores."
             )
         secret = key.get("secret")
@@ -173,15 +173,15 @@ def declared_keys(keys: list[dict[str, Any]]) -> list[Declared]:
             wrong = "is a placeholder"
         if wrong:
             raise KeysError(
-                f"litellm_keys: the secret of key {alias} {wrong}; leave it out to have one made, "
+                f"gateway_keys: the secret of key {alias} {wrong}; leave it out to have one made, "
                 "or make one of at least 20 characters: openssl rand -hex 32"
             )
         if any(other.alias == alias for other in found):
-            raise KeysError(f"litellm_keys: the alias {alias} stands there twice; give each key its own.")
+            raise KeysError(f"gateway_keys: the alias {alias} stands there twice; give each key its own.")
         for other in found:
             if secret is not None and other.secret == secret:
                 raise KeysError(
-                    f"litellm_keys: the keys {other.alias} and {alias} have the same secret; "
+                    f"gateway_keys: the keys {other.alias} and {alias} have the same secret; "
                     "give each its own."
                 )
         found.append(Declared(alias, secret, terms(alias, key)))
@@ -210,7 +210,7 @@ def moment(alias: str, text: object) -> str | None:
         parsed = None
     if parsed is None or parsed.tzinfo is None:
         raise KeysError(
-            f"litellm_keys: the key {alias} expires at {str(text)!r}; "
+            f"gateway_keys: the key {alias} expires at {str(text)!r}; "
             "give a time with its zone, such as 2027-01-31T00:00:00Z."
         )
     return iso(parsed)
@@ -234,7 +234,7 @@ def read_store(path: Path) -> Store:
         return Store()
     except (OSError, UnicodeDecodeError) as error:
         raise KeysError(f"{path} cannot be read ({error}); restore it from a backup.") from None
-    remedy = "restore it from a backup, or move it away and run with -e litellm_keys_reset=true for new keys"
+    remedy = "restore it from a backup, or move it away and run with -e gateway_keys_reset=true for new keys"
     try:
         data = json.loads(text)
     except ValueError as error:
@@ -299,7 +299,7 @@ def locked(path: Path) -> Iterator[None]:
             raise KeysError(f"{folder} may be written by others; run: chmod 0700 {folder}")
         handle = os.open(folder / f".{path.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise KeysError(f"{folder} cannot be used ({error.strerror}); check litellm_keys' folder.") from None
+        raise KeysError(f"{folder} cannot be used ({error.strerror}); check gateway_keys' folder.") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -334,12 +334,12 @@ def refuse_rotation(rotate: str, declared: list[Declared], store: Store) -> None
     key = next((key for key in declared if key.alias == rotate), None)
     if key is None:
         raise KeysError(
-            f"litellm_rotate is {rotate}, but there is no such key: "
+            f"gateway_rotate is {rotate}, but there is no such key: "
             f"known are {', '.join(key.alias for key in declared)}."
         )
     if key.secret is not None and store.hash_of(rotate) == digest(key.secret):
         raise KeysError(
-            f"litellm_rotate is {rotate}, but litellm_keys gives that key its secret and it is the old one: "
+            f"gateway_rotate is {rotate}, but gateway_keys gives that key its secret and it is the old one: "
             "put the new one there first."
         )
 
@@ -376,7 +376,7 @@ def run(module: AnsibleModule, path: Path, declared: list[Declared]) -> dict[str
     if not path.exists() and module.params["host_has_hashes"] and not module.params["reset"]:
         raise KeysError(
             f"{path} is missing while the gateway host already holds keys; restore the file from a backup, "
-            "or make new keys for every client with -e litellm_keys_reset=true."
+            "or make new keys for every client with -e gateway_keys_reset=true."
         )
     rotate = module.params["rotate"]
     if rotate:
