@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control-side check of the names that an inventory and `-e` set: wired, internal or misspelt ones."""
+"""Control-side check of the names that an inventory and `-e` set: old, wired, internal or misspelt ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +37,26 @@ options:
         in words, or empty.
     type: dict
     default: {}
+  renamed:
+    description: Names of earlier releases.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      old:
+        description: The name of an earlier release.
+        type: str
+        required: true
+      new:
+        description: Its name today; absent for a name that went away.
+        type: str
+      why:
+        description: For a name that went away, what to do instead.
+        type: str
+      since:
+        description: The day of the change.
+        type: str
+        required: true
 author: Bedplate
 """
 
@@ -43,6 +65,7 @@ EXAMPLES = r"""
   inventory_check:
     known: [ollama_models, gateway_extra_backends]
     wired: {gateway_engines: gateway_extra_backends}
+    renamed: [{old: litellm_port, new: gateway_port, since: "2026-11-27"}]
   delegate_to: localhost
   run_once: true
   register: preflight_names
@@ -62,11 +85,15 @@ findings:
       description: The name.
       type: str
     kind:
-      description: One of wired, internal, typo (a variable) and group (a group's name).
+      description: One of renamed, wired, internal, typo (a variable) and group (a group's name).
       type: str
     message:
       description: One sentence for the user.
       type: str
+paste:
+  description: The shell command that replaces old names in the inventory's files; empty where there are none.
+  returned: always
+  type: str
 """
 
 PREFIXES = (
@@ -74,6 +101,7 @@ PREFIXES = (
     "bedplate_",
     "dashboard_",
     "exporter_",
+    "gateway_",
     "gpu_driver_",
     "gateway_",
     "node_exporter_",
@@ -86,8 +114,17 @@ MAX_EDITS = 2
 EXTRA_VARS = "extra vars"
 
 
+class Renamed(NamedTuple):
+    """A name of an earlier release: `new` is its name today, else `why` says what to do instead."""
+
+    old: str
+    since: str
+    new: str | None = None
+    why: str | None = None
+
+
 class Finding(NamedTuple):
-    """One name to complain about; `kind` is wired, internal, typo or group."""
+    """One name to complain about; `kind` is renamed, wired, internal, typo or group."""
 
     host_or_group: str
     name: str
@@ -128,16 +165,22 @@ def _placed(places: list[str]) -> str:
 
 
 def check_names(
-    places_by_name: Mapping[str, list[str]], known: Iterable[str], wired: Mapping[str, str]
+    places_by_name: Mapping[str, list[str]],
+    known: Iterable[str],
+    wired: Mapping[str, str],
+    renamed: Iterable[Renamed] = (),
 ) -> list[Finding]:
     """Judge variable names; `places_by_name` maps each to its places (`group x`, `host x`, EXTRA_VARS)."""
     public = set(known) - set(wired)
+    old_names = {row.old: row for row in renamed}
     findings = []
     for name, places in sorted(places_by_name.items()):
         where = f"{name} is set {_placed(places)}, but"
         if name in public or name.startswith("ansible_"):
             continue
-        if name in wired:
+        if row := old_names.get(name):
+            kind, message = "renamed", f"{where} {_renamed(row, wired)}"
+        elif name in wired:
             remedy = wired[name].strip().rstrip(".") or "remove it"
             remedy = f"set {remedy} instead" if remedy.isidentifier() else remedy
             kind, message = "wired", f"{where} Bedplate sets it itself; {remedy}."
@@ -151,6 +194,37 @@ def check_names(
             continue
         findings.append(Finding(places[0], name, kind, message))
     return findings
+
+
+def _renamed(row: Renamed, wired: Mapping[str, str]) -> str:
+    """Say what to write instead of a name of an earlier release."""
+    if row.new is None:
+        return f"it went away on {row.since}; {row.why}."
+    if row.new in wired:
+        return f"it is called {row.new} since {row.since} and Bedplate sets it itself; remove it."
+    return f"it is called {row.new} since {row.since}; write {row.new} instead."
+
+
+def inventory_files(sources: Iterable[Path]) -> Iterator[Path]:
+    """Iterate over the files from which Ansible reads an inventory's variables."""
+    for source in sources:
+        if source.is_dir():
+            yield from (path for path in sorted(source.rglob("*")) if path.is_file())
+            continue
+        yield source
+        for folder in ("group_vars", "host_vars"):
+            yield from (path for path in sorted((source.parent / folder).rglob("*")) if path.is_file())
+
+
+def renaming_command(new_names: Mapping[str, str], files: Iterable[Path]) -> str:
+    """Return the sed command that renames variables (old to new) in the files that have them, or nothing."""
+    pattern = re.compile(rf"\b({'|'.join(new_names)})\b")
+    found = {path: set(pattern.findall(path.read_text(errors="replace"))) for path in files if new_names}
+    old_names = sorted(set().union(*found.values()))
+    if not old_names:
+        return ""
+    script = "; ".join(rf"s/\b{old}\b/{new_names[old]}/g" for old in old_names)
+    return shlex.join(["sed", "-i", script, *(str(path) for path, names in found.items() if names)])
 
 
 def check_groups(sizes: Mapping[str, int]) -> list[Finding]:
@@ -199,6 +273,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
             {
                 "known": {"type": "list", "elements": "str", "required": True},
                 "wired": {"type": "dict", "default": {}},
+                "renamed": {
+                    "type": "list",
+                    "elements": "dict",
+                    "default": [],
+                    "options": {
+                        "old": {"type": "str", "required": True},
+                        "new": {"type": "str"},
+                        "why": {"type": "str"},
+                        "since": {"type": "str", "required": True},
+                    },
+                },
             }
         )
         sources = [str(source) for source in task_vars.get("ansible_inventory_sources") or []]
@@ -209,6 +294,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         )
         wired = {str(name): str(remedy or "") for name, remedy in args["wired"].items()}
         sizes = {name: len(group.get_hosts()) for name, group in inventory.groups.items()}
-        findings = check_names(names, args["known"], wired) + check_groups(sizes)
-        result.update(changed=False, findings=[finding._asdict() for finding in findings])
+        renamed = [Renamed(**row) for row in args["renamed"]]
+        findings = check_names(names, args["known"], wired, renamed) + check_groups(sizes)
+        new_names = {
+            row.old: row.new for row in renamed if row.old in names and row.new and row.new not in wired
+        }
+        paste = renaming_command(new_names, inventory_files(Path(source) for source in sources))
+        result.update(changed=False, findings=[finding._asdict() for finding in findings], paste=paste)
         return result

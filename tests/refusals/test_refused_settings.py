@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from refusing import MODEL, Control, Host, Run
+from refusing import MODEL, ROOT, Control, Host, Run
 
 MARK = Path("/var/lib/before-the-refusals")
 REFUSED: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "refused.yml").read_text())
@@ -42,6 +42,25 @@ def test_what_the_inventory_sets_is_found_too(control: Control, plain: Host) -> 
         "ollama_modles is set for group all, but Bedplate has no such variable; did you mean ollama_models? "
         "prometheus_targets is set for group all, but Bedplate sets it itself; "
         "set prometheus_extra_targets instead."
+    )
+
+
+def test_an_inventory_of_an_earlier_release_is_refused_with_all_new_names(
+    control: Control, plain: Host
+) -> None:
+    rows = yaml.safe_load((ROOT / "playbooks/renamed.yml").read_text())
+    settable = [row for row in rows if row["new"] in ("gateway_keys", "gateway_port", "gateway_rotate")]
+    inventory = control.one_box(plain, {row["old"]: "x" for row in settable} | {"ollama_models": [MODEL]})
+    script = "; ".join(rf"s/\b{row['old']}\b/{row['new']}/g" for row in settable)
+    assert control.run(inventory).refused() == " ".join(
+        [
+            *(
+                f"{row['old']} is set for group all, but it is called {row['new']} since {row['since']}; "
+                f"write {row['new']} instead."
+                for row in settable
+            ),
+            f"To rename them in your inventory, run: sed -i '{script}' {inventory}",
+        ]
     )
 
 

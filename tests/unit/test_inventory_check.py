@@ -15,6 +15,11 @@ from typing import Any
 import pytest
 
 KNOWN = ["ollama_context_length", "ollama_models", "gateway_extra_backends", "bedplate_bind_address"]
+RENAMED = [
+    {"old": "litellm_port", "new": "gateway_port", "since": "2026-11-27"},
+    {"old": "litellm_engines", "new": "gateway_engines", "since": "2026-11-27"},
+    {"old": "ollama_turbo_mode", "why": "set ollama_num_parallel", "since": "2026-11-27"},
+]
 WIRED = {"gateway_engines": "gateway_extra_backends", "exporter_targets": "name the host in group inference"}
 
 PLAY = """
@@ -31,6 +36,7 @@ PLAY = """
       inventory_check:
         known: {known}
         wired: {wired}
+        renamed: {renamed}
       run_once: true
       register: names
     - name: Tell
@@ -56,8 +62,10 @@ class Site:
     def __init__(self, path: Path, repo_root: Path) -> None:
         self.path = path
         self.out = path / "out.json"
+        self.paste = ""
         self.write("site.yml", "- name: Import\n  ansible.builtin.import_playbook: playbooks/check.yml\n")
-        self.write("playbooks/check.yml", PLAY.format(known=KNOWN, wired=json.dumps(WIRED), out=self.out))
+        play = PLAY.format(known=KNOWN, wired=json.dumps(WIRED), renamed=json.dumps(RENAMED), out=self.out)
+        self.write("playbooks/check.yml", play)
         self.write("playbooks/group_vars/all.yml", "gateway_engines: [ours]\nollama_from_the_playbook: 1\n")
         self.write("group_vars/all.yml", "ollama_from_the_root: 1\n")
         plugins = path / "playbooks/action_plugins"
@@ -80,6 +88,7 @@ class Site:
         assert run.returncode == 0, run.stdout + run.stderr
         result: dict[str, Any] = json.loads(self.out.read_text())
         assert result["changed"] is False
+        self.paste = result["paste"]
         return {finding["name"]: finding for finding in result["findings"]}
 
 
@@ -127,6 +136,24 @@ def test_edits(plugin: ModuleType, left: str, right: str, distance: int) -> None
             "remove it or rename it.",
         ),
         (
+            "litellm_port",
+            "renamed",
+            "litellm_port is set for group inference, but it is called gateway_port since 2026-11-27; "
+            "write gateway_port instead.",
+        ),
+        (
+            "litellm_engines",
+            "renamed",
+            "litellm_engines is set for group inference, but it is called gateway_engines since 2026-11-27 "
+            "and Bedplate sets it itself; remove it.",
+        ),
+        (
+            "ollama_turbo_mode",
+            "renamed",
+            "ollama_turbo_mode is set for group inference, but it went away on 2026-11-27; "
+            "set ollama_num_parallel.",
+        ),
+        (
             "gateway_engines",
             "wired",
             "gateway_engines is set for group inference, but Bedplate sets it itself; "
@@ -147,7 +174,8 @@ def test_edits(plugin: ModuleType, left: str, right: str, distance: int) -> None
     ],
 )
 def test_each_kind_has_its_sentence(plugin: ModuleType, name: str, kind: str, message: str) -> None:
-    found = plugin.check_names({name: ["group inference"]}, KNOWN, WIRED)
+    rows = [plugin.Renamed(**row) for row in RENAMED]
+    found = plugin.check_names({name: ["group inference"]}, KNOWN, WIRED, rows)
     assert found == [("group inference", name, kind, message)]
 
 
@@ -258,3 +286,16 @@ def test_a_host_list_and_an_inventory_beside_the_playbooks(site: Site) -> None:
     assert site.check("-i", "gpu1,") == {}
     site.write("playbooks/hosts", "[inference]\ngpu1 ollama_modells=1\n")
     assert list(site.check("-i", "playbooks/hosts")) == ["ollama_modells"]
+
+
+def test_old_names_are_renamed_by_the_command_that_is_printed(site: Site) -> None:
+    hosts = site.write("mine/hosts.yml", "all: {hosts: {a: {litellm_port: 1}}}\n")
+    variables = site.write("mine/group_vars/all.yml", "litellm_port: 2\nother_litellm_port: 3\n")
+    site.write("mine/group_vars/inference.yml", "ollama_models: []\n")
+    site.check("-i", "mine/hosts.yml", "-e", "litellm_engines=1")
+    assert site.paste == (rf"sed -i 's/\blitellm_port\b/gateway_port/g' {hosts} {variables}")
+    subprocess.run(site.paste, shell=True, check=True)  # noqa: S602 - what a user pastes into a shell
+    assert variables.read_text() == "gateway_port: 2\nother_litellm_port: 3\n"
+    assert "gateway_port: 1" in hosts.read_text()
+    assert "litellm_port" not in site.check("-i", "mine/hosts.yml")
+    assert site.paste == ""
