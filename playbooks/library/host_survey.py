@@ -24,6 +24,7 @@ description:
     room the given folders have, which of the given paths exist and which of the given addresses are its own.
   - Reads /proc, the unit files and systemctl show. Needs root to name the process behind a port.
   - A unit file is Bedplate's when it has the line "# Managed by Bedplate.".
+  - Before 2026-11-27 the gateway's unit was called litellm.service; it is recognised by its ExecStart.
 options:
   ports:
     description: Ports that Bedplate wants on this host, each with the unit that is to listen there.
@@ -77,7 +78,13 @@ listeners:
     pid: {description: Process; null where it cannot be seen., type: int}
     process: {description: Its name; null where it cannot be seen., type: str}
     unit: {description: Its systemd unit; null for none., type: str}
-    ours: {description: Whether it is the expected unit and that unit is not somebody else's., type: bool}
+    ours:
+      description: Whether it is the expected unit, or the gateway's former one, and not somebody else's.
+      type: bool
+former_gateway:
+  description: The unit of a gateway that was installed under the former name; empty where there is none.
+  returned: always
+  type: str
 foreign:
   description: Services of the same kinds that are not Bedplate's. Masked units are never listed, units from a
     distribution's package only while they are active or enabled.
@@ -134,8 +141,12 @@ SERVICES = {
     "node_exporter.service": "node-exporter",
     "prometheus-node-exporter.service": "node-exporter",
 }
+GATEWAY = "bedplate-gateway.service"
+FORMER_GATEWAY = re.compile(r"^ExecStart=\S*/bedplate-litellm\b", re.MULTILINE)
+"""The command of the gateway's unit when that was called litellm.service; the LiteLLM proxy has another."""
 PACKAGED = ("/usr/lib/systemd/", "/lib/systemd/")
 PROC = Path("/proc")
+UNIT_FILES = Path("/etc/systemd/system")
 
 
 class Unit(NamedTuple):
@@ -244,12 +255,25 @@ def is_ours(path: str) -> bool:
         return False
 
 
+def former_gateway(folder: Path = UNIT_FILES) -> str:
+    """Return the unit of a gateway that was installed under its former name, or nothing."""
+    for path in sorted(folder.glob("*.service")):
+        if is_ours(str(path)) and FORMER_GATEWAY.search(path.read_text(errors="replace")):
+            return path.name
+    return ""
+
+
 def systemctl_show(names: Iterable[str], properties: Iterable[str]) -> str:
     """Return what systemctl shows of these units, or nothing where systemd does not run."""
     if not has_systemd():
         return ""
     command = ["systemctl", "show", *(f"--property={name}" for name in properties), "--", *names]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
+
+
+def keeps_sockets(unit: str) -> bool:
+    """Return whether systemd keeps sockets for a service that starts again."""
+    return re.search("=[1-9]", systemctl_show([unit], ["NFileDescriptorStore"])) is not None
 
 
 def has_systemd() -> bool:
@@ -262,8 +286,13 @@ def stem(unit: str) -> str:
     return unit.removesuffix(".service").removesuffix(".socket")
 
 
-def listeners(expected: Mapping[int, str], foreign: Iterable[str], proc: Path = PROC) -> list[dict[str, Any]]:
-    """Say who listens on the expected ports (port to unit); units named in `foreign` are never ours."""
+def listeners(
+    expected: Mapping[int, str], foreign: Iterable[str], proc: Path = PROC, former: str = ""
+) -> list[dict[str, Any]]:
+    """Say who listens on the expected ports (port to unit); units named in `foreign` are never ours.
+
+    `former` is the unit of the gateway under its former name: where the gateway is expected it is ours too.
+    """
     inodes = listening_inodes(expected, proc)
     by_inode = holders(inodes, proc)
     sockets: dict[int, str] | None = None
@@ -272,6 +301,8 @@ def listeners(expected: Mapping[int, str], foreign: Iterable[str], proc: Path = 
         # systemd holds the sockets of activated services too: whoever works with one counts.
         pids = by_inode.get(inode, [])
         pid = next((pid for pid in pids if pid != 1), pids[0] if pids else None)
+        service = f"{stem(expected[port])}.service"
+        accepted = [service, former] if former and service == GATEWAY else [service]
         process = unit = None
         try:
             process = (proc / str(pid) / "comm").read_text().strip() if pid else None
@@ -281,11 +312,8 @@ def listeners(expected: Mapping[int, str], foreign: Iterable[str], proc: Path = 
         if pid == 1:
             if sockets is None:
                 sockets = socket_units(systemctl_show(["*.socket"], ["Id", "Listen"]))
-            # A service that starts again finds its sockets in systemd's store.
-            service = f"{stem(expected[port])}.service"
-            stored = systemctl_show([service], ["NFileDescriptorStore"])
-            unit = sockets.get(port) or (service if re.search("=[1-9]", stored) else None)
-        ours = unit is not None and stem(unit) == stem(expected[port]) and unit not in set(foreign)
+            unit = sockets.get(port) or next(filter(keeps_sockets, accepted), None)
+        ours = unit is not None and stem(unit) in map(stem, accepted) and unit not in set(foreign)
         found[port, pid] = {"port": port, "pid": pid, "process": process, "unit": unit, "ours": ours}
     return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1] or 0))]
 
@@ -353,9 +381,11 @@ def main() -> None:
     )
     foreign = [unit for unit in shown if unit.foreign]
     expected = {item["port"]: item["unit"] for item in module.params["ports"]}
+    former = former_gateway()
     module.exit_json(
         changed=False,
-        listeners=listeners(expected, [unit.unit for unit in foreign]),
+        listeners=listeners(expected, [unit.unit for unit in foreign], former=former),
+        former_gateway=former,
         foreign=[
             {
                 "service": unit.service,

@@ -136,6 +136,31 @@ def test_a_socket_that_systemd_stores_for_a_service(
     assert (found["unit"], found["ours"]) == (None, False)
 
 
+def test_the_gateway_under_its_former_name_is_ours(
+    survey: ModuleType, proc: FakeProc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked = "# Managed by Bedplate.\n[Service]\nExecStart=/opt/bedplate/litellm/current/bin/"
+    (tmp_path / "other.service").write_text("[Service]\nExecStart=/usr/bin/bedplate-litellm\n")
+    (tmp_path / "proxy.service").write_text(f"{marked}litellm --config config.yaml\n")
+    assert survey.former_gateway(tmp_path) == ""
+    (tmp_path / "litellm.service").write_text(f"{marked}bedplate-litellm gateway.json\n")
+    former = survey.former_gateway(tmp_path)
+    assert former == "litellm.service"
+    proc.socket(8000, 11)
+    proc.socket(9090, 12)
+    proc.process(7, "python3", "0::/system.slice/litellm.service\n", 11, 12)
+    expected = {8000: "bedplate-gateway", 9090: "prometheus"}
+    assert [found["ours"] for found in survey.listeners(expected, [], proc.path)] == [False, False]
+    found = survey.listeners(expected, [], proc.path, former)
+    assert [listener["ours"] for listener in found] == [True, False]
+    # While it starts again, systemd holds its socket.
+    monkeypatch.setattr(survey, "keeps_sockets", lambda unit: unit == former)
+    monkeypatch.setattr(survey, "systemctl_show", lambda *_: "")
+    proc.socket(9464, 13)
+    proc.process(1, "systemd", "0::/init.scope\n", 13)
+    assert survey.listeners({9464: "bedplate-gateway"}, [], proc.path, former)[0]["ours"] is True
+
+
 def block(
     unit: str, path: Path | str, *, load: str = "loaded", active: str = "inactive", file: str = "disabled"
 ) -> str:

@@ -19,6 +19,8 @@ from bedplate_gateway.notify import keep, kept_sockets, notify
 from bedplate_gateway.server import ClientLimits, Door, StartError, is_at, listen
 from bedplate_gateway.settings import Listener, Settings, SettingsError, read_settings
 
+log = logging.getLogger(__name__)
+
 EXIT_CONFIGURATION = 78
 """sysexits' EX_CONFIG: what is wrong stays wrong until somebody mends it."""
 SETTINGS = Path("/etc/bedplate/bedplate-gateway/gateway.json")
@@ -33,6 +35,12 @@ def main() -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--check", action="store_true", help="only say whether settings and keys are right")
     only.add_argument("--replace", action="store_true", help="serve in place of the process that runs now")
+    only.add_argument(
+        "--predecessor",
+        type=Path,
+        metavar="DIR",
+        help="serve in place of another unit's process with this state",
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -42,8 +50,10 @@ def main() -> None:
             return
         if arguments.replace:
             sys.exit(_replace(settings, keys))
-        listeners = _kept_or_new(settings)
-        uvloop.run(serve(settings, keys, listeners))
+        if arguments.predecessor and (offered := _offered(arguments.predecessor)):
+            _succeed(settings, keys, offered)
+        else:
+            uvloop.run(serve(settings, keys, _kept_or_new(settings)))
     except (SettingsError, StartError) as error:
         sys.stderr.write(f"bedplate-gateway: {error}\n")
         sys.exit(EXIT_CONFIGURATION if isinstance(error, SettingsError) else 1)
@@ -95,22 +105,39 @@ def _replace(settings: Settings, keys: Keys) -> int:
         os.close(writer)
 
     try:
-        inheritance = fetch(settings.state_dir)
-        old = inheritance.listeners
-        moved = {name: _beside(old[name], place) for name, place in _elsewhere(settings, old).items()}
-
-        def when_up() -> None:
-            for name, listener in moved.items():
-                _give_up(old[name])
-                keep(name, listener)
-            report(0)
-
-        uvloop.run(serve(settings, keys, old | moved, inheritance, when_up))
+        _succeed(settings, keys, fetch(settings.state_dir), lambda: report(0))
     except StartError as error:
         sys.stderr.write(f"bedplate-gateway: {error}\n")
         report(1)
         return 1
     return 0
+
+
+def _offered(state_dir: Path) -> Inheritance | None:
+    """Return what a process of another unit hands over, None where none runs."""
+    try:
+        return fetch(state_dir)
+    except StartError as error:
+        log.info("Starting afresh: %s", error)
+        return None
+
+
+def _succeed(
+    settings: Settings, keys: Keys, inheritance: Inheritance, when_up: Callable[[], None] = lambda: None
+) -> None:
+    """Serve in place of the process that hands over, and move its ports where the settings have others."""
+    old = inheritance.listeners
+    moved = {name: _beside(old[name], place) for name, place in _elsewhere(settings, old).items()}
+    listeners = old | moved
+
+    def keep_and_report() -> None:
+        for name in moved:
+            _give_up(old[name])
+        for name, listener in listeners.items():
+            keep(name, listener)
+        when_up()
+
+    uvloop.run(serve(settings, keys, listeners, inheritance, keep_and_report))
 
 
 def _beside(old: socket.socket, place: Listener) -> socket.socket:

@@ -1,0 +1,109 @@
+"""A host on which the gateway is litellm.service: site.yml replaces it, and no client notices."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gateway_lab import Load, Stack
+
+MAX_REFUSED_SECONDS = 10.0
+INTERVAL_SECONDS = 0.05
+# Requests of one key a second; after a minute, so many of its 100 a minute are used.
+PER_SECOND = 1
+LEFTOVERS = """
+find / -xdev -name '*litellm*' \
+  -not -path '*/site-packages/*' -not -path '/proc/*' -not -path '/sys/*' -not -path '/var/lib/prometheus/*'
+getent passwd litellm || true
+getent group litellm || true
+systemctl list-units --all --plain --no-legend '*litellm*'
+"""
+
+
+class Watch:
+    """New connections to the gateway's port, and the requests that one limited key has left."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._stop = threading.Event()
+        self.refused: list[float] = []
+        """When a connection was refused, in seconds of the monotonic clock."""
+        self.remaining: list[int] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Watch for the length of a block."""
+        threads = [threading.Thread(target=run) for run in (self._connect, self._use_limit)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def refused_seconds(self) -> float:
+        """From the first refused connection to the last."""
+        return max(self.refused) - min(self.refused) + INTERVAL_SECONDS if self.refused else 0.0
+
+    def _connect(self) -> None:
+        host, port = self._stack.url.removeprefix("http://").split(":")
+        while not self._stop.wait(INTERVAL_SECONDS):
+            try:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except OSError:
+                self.refused.append(time.monotonic())
+
+    def _use_limit(self) -> None:
+        with self._stack.client(self._stack.key("ratelimit")) as client:
+            while not self._stop.wait(1 / PER_SECOND):
+                answer = self._stack.chat(client)
+                assert answer.status_code == 200, answer.text
+                self.remaining.append(int(answer.headers["x-ratelimit-remaining-requests"]))
+
+
+def prometheus(stack: Stack, query: str) -> list[float]:
+    """The values of an instant query."""
+    credentials = (
+        '--user "bedplate:$(cat /etc/bedplate/prometheus/password)" --cacert /etc/bedplate/prometheus/ca.crt'
+    )
+    address = stack.url.removeprefix("http://").split(":")[0]
+    answer = stack(
+        f"curl --silent --fail {credentials} --get --data-urlencode 'query={query}' https://{address}:9090/api/v1/query"
+    )
+    return [float(sample["value"][1]) for sample in json.loads(answer)["data"]["result"]]
+
+
+def test_site_replaces_it_and_no_client_notices(stack: Stack) -> None:
+    assert "bedplate-litellm" in stack("systemctl cat litellm")
+    keys = stack.keys_file.read_text()
+    stack.play("--check")
+    watch, load = Watch(stack), Load(stack, clients=2, tokens=64, stream=True)
+    with watch.running(), load.running():
+        time.sleep(70)
+        assert stack.play() > 0
+        time.sleep(5)
+    print(f"refused for {watch.refused_seconds():.2f} s ({len(watch.refused)} connections)")
+    assert watch.refused_seconds() <= MAX_REFUSED_SECONDS
+    assert load.failed() == []
+    # A limit that forgot its minute would show nearly all of it.
+    assert max(watch.remaining[65:]) < 70
+    assert stack.keys_file.read_text() == keys
+
+
+def test_nothing_of_it_is_left(stack: Stack) -> None:
+    assert stack(LEFTOVERS) == ""
+
+
+def test_the_history_stays(stack: Stack) -> None:
+    assert prometheus(stack, 'count(count_over_time(up{job="litellm"}[1h]))') == [1]
+    assert prometheus(stack, 'up{job="gateway"}') == [1]
+
+
+def test_a_second_run_changes_nothing(stack: Stack) -> None:
+    assert stack.play() == 0
