@@ -197,7 +197,7 @@ test: lint unit ## Everything that must hold
 .PHONY: test-all
 # Hours on 2 cores, so it is run by hand. docs/test-results.md has what was last seen.
 test-all: test clients ## The slow rest too (4 hours): driver packages, faults on Debian 12, an hour of load
-	for scenario in gpu_packages faults_debian12 gateway_debian12 monitoring_debian12; do $(MAKE) "molecule-$$scenario"; done
+	for scenario in former_gateway gpu_packages faults_debian12 gateway_debian12 monitoring_debian12; do $(MAKE) "molecule-$$scenario"; done
 	$(MAKE) bench-gateway ROWS="disconnects malformed restart soak"
 
 .PHONY: clients bench-gateway bench-traffic bench-dashboard

@@ -16,8 +16,8 @@ INTERVAL_SECONDS = 0.05
 # Requests of one key a second; after a minute, so many of its 100 a minute are used.
 PER_SECOND = 1
 LEFTOVERS = """
-find / -xdev -name '*litellm*' \
-  -not -path '*/site-packages/*' -not -path '/proc/*' -not -path '/sys/*' -not -path '/var/lib/prometheus/*'
+find / -xdev -name '*litellm*' -not -path '/proc/*' -not -path '/sys/*' \
+  -not -path '/var/lib/prometheus/*' -not -path '/opt/bedplate/bedplate-gateway/releases/*/venv/*'
 getent passwd litellm || true
 getent group litellm || true
 systemctl list-units --all --plain --no-legend '*litellm*'
