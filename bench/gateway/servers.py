@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bedplate" / "bench"
 UV = ROOT / ".venv/bin/uv"
+LOCKS = [*ROOT.glob("requirements/*.txt"), *ROOT.glob("bench/requirements/*.txt")]
 LAB = "bench-gateway"
 ENGINE_HOST = "engine"
 REAL_MODEL = "smollm2:135m"
@@ -103,15 +104,15 @@ def get(url: str, key: str | None = None, seconds: float = 10.0) -> tuple[int, s
 
 
 def environment(name: str) -> Path:
-    """Return the Python of the environment of requirements/<name>.txt, which is made where it is missing.
+    """Return the Python of the environment of a lock, which is made where it is missing.
 
     The gateway's (`gateway`) has the gateway of this checkout in it.
     """
-    lock = ROOT / "requirements" / f"{name}.txt"
+    lock = next(path for path in LOCKS if path.stem == name)
     place = CACHE / f"{name}-{hashlib.sha256(lock.read_bytes() + bytes(ROOT)).hexdigest()[:12]}"
     interpreter = place / "bin/python"
     if not (place / "complete").exists():
-        say(f"installing requirements/{name}.txt for the benches")
+        say(f"installing {lock.relative_to(ROOT)} for the benches")
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([str(UV), "venv", "--quiet", "--python", "3.11", str(place)], check=True)
         install = [
@@ -364,7 +365,7 @@ def versions() -> str:
     ).stdout.strip()
     litellm = next(
         line.split()[0].removeprefix("litellm==")
-        for line in (ROOT / "requirements/bench.txt").read_text().replace("[proxy]", "").splitlines()
+        for line in (ROOT / "bench/requirements/bench.txt").read_text().replace("[proxy]", "").splitlines()
         if line.startswith("litellm==")
     )
     commit = subprocess.run(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -110,7 +111,8 @@ PREFIXES = (
     "traffic_",
 )
 GROUPS = ("inference", "gateway", "monitoring")
-MAX_EDITS = 2
+MIN_LIKENESS = 0.88
+"""difflib's ratio from which a name counts as misspelt: one wrong letter in a name of six is 0.83 to 0.92."""
 EXTRA_VARS = "extra vars"
 
 
@@ -132,29 +134,10 @@ class Finding(NamedTuple):
     message: str
 
 
-def edits(left: str, right: str) -> int:
-    """Return the Damerau-Levenshtein distance (optimal string alignment) of two words."""
-    before: list[int] = []
-    row = list(range(len(right) + 1))
-    for i, a in enumerate(left, 1):
-        before, last, row = row, before, [i]
-        for j, b in enumerate(right, 1):
-            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
-            if i > 1 and j > 1 and a == right[j - 2] and left[i - 2] == b:
-                cost = min(cost, last[j - 2] + 1)
-            row.append(cost)
-    return row[-1]
-
-
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """Return the candidate within MAX_EDITS of the word, the nearest first, or None."""
-    near = [
-        (distance, candidate)
-        for candidate in candidates
-        if abs(len(candidate) - len(word)) <= MAX_EDITS
-        and (distance := edits(word.lower(), candidate)) <= MAX_EDITS
-    ]
-    return min(near)[1] if near else None
+    """Return the candidate of which the word is probably a misspelling, or None."""
+    near = difflib.get_close_matches(word.lower(), list(candidates), n=1, cutoff=MIN_LIKENESS)
+    return near[0] if near else None
 
 
 def _placed(places: list[str]) -> str:

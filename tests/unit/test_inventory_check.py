@@ -98,20 +98,19 @@ def site(tmp_path: Path, repo_root: Path) -> Site:
 
 
 @pytest.mark.parametrize(
-    ("left", "right", "distance"),
+    ("word", "guess"),
     [
-        ("", "abc", 3),
-        ("gateway", "gateway", 0),
-        ("lenght", "length", 1),
-        ("infrence", "inference", 1),
-        ("inferrence", "inference", 1),
-        ("monitor", "monitoring", 3),
-        ("ca", "abc", 3),
+        ("ollama_context_lenght", "ollama_context_length"),
+        ("olama_models", "ollama_models"),
+        ("Ollama_Models", "ollama_models"),
+        ("gateway_extra_backend", "gateway_extra_backends"),
+        ("ollama_turbo", None),
+        ("grafana_models", None),
+        ("bind_address", None),
     ],
 )
-def test_edits(plugin: ModuleType, left: str, right: str, distance: int) -> None:
-    assert plugin.edits(left, right) == distance
-    assert plugin.edits(right, left) == distance
+def test_nearest(plugin: ModuleType, word: str, guess: str | None) -> None:
+    assert plugin.nearest(word, KNOWN) == guess
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = [*sorted((ROOT / "requirements").glob("*.txt")), ROOT / "roles/bedplate/files/uv.txt"]
+INPUTS = sorted([*ROOT.glob("requirements/*.in"), *ROOT.glob("bench/requirements/*.in")])
+LOCKS = [*(path.with_suffix(".txt") for path in INPUTS), ROOT / "roles/bedplate/files/uv.txt"]
+# Programs that tests and benches run as a user would, each in an environment of its own.
+STANDALONE = ("clients", "aider", "bench", "aiperf", "guidellm", "locust")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 # Written apart, so that this file does not name them.
 REGISTRIES = [
@@ -47,11 +50,22 @@ def test_litellm_comes_without_its_proprietary_part() -> None:
 
 
 def test_each_input_has_a_lock_that_names_what_it_asks() -> None:
-    for path in sorted((ROOT / "requirements").glob("*.in")):
+    for path in INPUTS:
         names = {re.split(r"[=\[]", line)[0] for line in requirements(path.with_suffix(".txt"))}
         for line in path.read_text().splitlines():
             if re.match(r"[A-Za-z]", line):
                 assert re.split(r"[=\[ ;]", line)[0].lower() in names, f"{path.name}: {line}"
+
+
+def test_a_package_has_one_version_in_what_hosts_and_developers_get() -> None:
+    versions: dict[str, set[str]] = {}
+    for lock in LOCKS:
+        for line in requirements(lock) if lock.stem not in STANDALONE else ():
+            # A marker, such as one for a Python version, makes it another package.
+            requirement, _, marker = HASH.sub("", line).partition(";")
+            name, version = re.split(r"(?:\[.*\])?==", requirement.strip())
+            versions.setdefault(f"{name} {marker.strip()}", set()).add(version)
+    assert {name: found for name, found in versions.items() if len(found) > 1} == {}
 
 
 def test_hosts_get_the_uv_of_the_control_machine() -> None:
