@@ -156,7 +156,7 @@ lint-types: $(VENV)/.dev
 	MYPYPATH=bench/gateway:tests/dashboard mypy --explicit-package-bases bench/dashboard/run.py
 	MYPYPATH=tests/clients:bench/gateway mypy --explicit-package-bases tests/clients/*.py
 lint-shell: $(VENV)/.dev
-	shellcheck $$(git ls-files '*.sh' .ci/run tests/tools)
+	shellcheck $$(git ls-files '*.sh' .ci/run tests/tools 'scripts/[a-z]*')
 
 unit: $(VENV)/.dev ## The tests that need no host
 	pytest
@@ -216,20 +216,13 @@ bench-traffic: $(VENV)/.dev ## Our load generator beside aiperf, guidellm and lo
 bench-dashboard: $(VENV)/.dev lab-ready browser ## The dashboard's weight, first sentence and 200 viewers, into bench/dashboard.md (8 minutes)
 	PYTHONPATH=bench/gateway:tests/dashboard $(VENV)/bin/python bench/dashboard/run.py
 
-# The first two decide on the versions of the others but those of programs that only tests and benches run. A release has
-# to be 7 days old, since a hijacked one is mostly found by then.
+.PHONY: outdated audit
 lock: $(VENV)/.control ## Make the locks of requirements/ and bench/requirements/ anew
-	for lock in control dev gateway traffic dashboard exporter; do \
-	  uv pip compile $(LOCK_OPTIONS) --python-version $$([ $$lock = exporter ] && echo 3.10 || echo 3.11) \
-	    $$([ $$lock = control ] || [ $$lock = dev ] || echo --constraint requirements/dev.txt) \
-	    "requirements/$$lock.in" --output-file "requirements/$$lock.txt"; \
-	done
-	for lock in requirements/{clients,aider} bench/requirements/{bench,aiperf,guidellm,locust}; do \
-	  uv pip compile $(LOCK_OPTIONS) --python-version 3.11 "$$lock.in" --output-file "$$lock.txt"; \
-	done
-	sed -n '/^uv==/,$$p' requirements/control.txt >roles/bedplate/files/uv.txt
-LOCK_OPTIONS = --quiet --upgrade --universal --exclude-newer '7 days' --generate-hashes --no-emit-index-url --no-header \
-  --no-emit-package litellm-enterprise
+	scripts/lock
+outdated: $(VENV)/.control ## List locked packages that have a newer release
+	scripts/outdated
+audit: $(VENV)/.control ## List locked packages that have a known vulnerability
+	scripts/audit
 
 .PHONY: help
 help: ## This list
