@@ -1,26 +1,24 @@
-"""What "healthy" means. The only module that judges: pure functions from an `Observation` to a `Status`.
+"""What "healthy" means: pure functions from an `Observation` to a `Status`.
 
-healthy   every declared model can be served, nobody is refused or kept waiting for long, and every part
-          that watches the stack answers.
+healthy   every declared model can be served, no request is refused or waits too long, and every
+          monitoring service answers.
 down      no declared model can be served.
-degraded  anything else, and whenever the last look is too old to tell.
+degraded  anything else, and whenever the last poll is too old.
 
 "Can be served" has three values: yes, no, and unknown (None), for instance when only the exporter is missing.
-Alerts are shown and never judged: Prometheus knows of a repair only at its next scrape.
+Alerts are shown and not judged: Prometheus notices a fix only at its next scrape.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from . import chain, faults, parts
-from .collect import ANSWER_SECONDS, Observation
-from .faults import MONITORING_HOST
-from .parts import DaysLeft
-from .settings import Settings
-from .status import (
+from bedplate_dashboard import faults, parts, request_path
+from bedplate_dashboard.collect import ANSWER_SECONDS, Observation
+from bedplate_dashboard.faults import MONITORING_HOST
+from bedplate_dashboard.history import DaysLeft
+from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.status import (
     Answered,
     Fault,
     Hop,
@@ -30,20 +28,20 @@ from .status import (
     Status,
     Verdict,
 )
-from .traffic import Lately
+from bedplate_dashboard.traffic_window import RecentTraffic
 
 POLL_SECONDS = 2.0
-STALE_SECONDS = 2 * POLL_SECONDS + ANSWER_SECONDS  # two missed polls and the time-out of one
+STALE_SECONDS = 2 * POLL_SECONDS + ANSWER_SECONDS  # two missed polls and the timeout of one
 FAILURE_SECONDS = 300.0
-"""How long a failed request counts, where nobody has asked since."""
+"""How long a failed request counts if no other request follows it."""
 
 BLAME_SECONDS = 10.0
-"""A request that failed within this time before a fault was seen failed for that fault."""
+"""A request that failed up to this long before a fault was found counts as caused by that fault."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What earlier looks leave behind: when a model was last seen unable, a fault first, an error last."""
+    """What earlier polls found: when a model was last unable, when a fault began, the last errors."""
 
     unable: Mapping[str, datetime] = field(default_factory=dict)
     faults: Mapping[str, datetime] = field(default_factory=dict)
@@ -52,7 +50,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The last look: its verdict, when it ended (by both clocks), its length, since when its state holds."""
+    """The last poll: its verdict, end (by both clocks) and duration, and since when its state holds."""
 
     verdict: Verdict
     at: datetime
@@ -64,72 +62,76 @@ class Snapshot:
 
 
 def judge(
-    settings: Settings, seen: Observation, lately: Lately, days_left: DaysLeft, memory: Memory
+    settings: Settings, observation: Observation, recent: RecentTraffic, days_left: DaysLeft, memory: Memory
 ) -> Verdict:
-    """Decide what one observation means."""
-    models = tuple(_models(settings, seen, lately.tokens_per_second, memory))
-    counted = seen.gateway.metrics_contact.ok
-    queue = parts.queue(seen.gateway.metrics) if counted else None
-    traffic = lately.traffic if counted else None
-    machines = tuple(parts.machine(answer, days_left) for answer in seen.machines)
+    """Judge one observation."""
+    models = tuple(_judge_models(settings, observation, recent.tokens_per_second, memory))
+    counted = observation.gateway.metrics_contact.ok
+    queue = parts.describe_queue(observation.gateway.metrics) if counted else None
+    traffic = recent.traffic if counted else None
+    machines = tuple(parts.describe_machine(answer, days_left) for answer in observation.machines)
     hosts = tuple(
-        parts.host_status(host, answer, ok=not list(faults.host_faults(host, answer, seen)))
-        for host, answer in zip(settings.inference_hosts, seen.hosts, strict=True)
+        parts.describe_host(host, answer, ok=not list(faults.find_host_faults(host, answer, observation)))
+        for host, answer in zip(settings.inference_hosts, observation.hosts, strict=True)
     )
-    found = tuple(
-        replace(fault, since=memory.faults.get(fault.about, seen.at))
-        for fault in faults.find(
-            settings, seen, models=models, machines=machines, queue=queue, refusals=lately.refusals
+    current_faults = tuple(
+        replace(fault, since=memory.faults.get(fault.about, observation.at))
+        for fault in faults.find_faults(
+            settings, observation, models=models, machines=machines, queue=queue, refusals=recent.refusals
         )
     )
     state: State = "healthy"
     if models and all(model.can_be_served is False for model in models):
         state = "down"
-    elif found:
+    elif current_faults:
         state = "degraded"
-    operations = parts.operations(settings, seen)
+    operations = parts.describe_operations(settings, observation)
     return Verdict(
         state=state,
-        reason=_reason(models, found, len(operations.alerts or ())),
-        faults=found,
-        gateway=parts.part(seen.gateway.contact),
-        prometheus=parts.part(seen.prometheus.contact),
+        reason=_write_reason(models, current_faults, len(operations.alerts or ())),
+        faults=current_faults,
+        gateway=parts.describe_contact(observation.gateway.contact),
+        prometheus=parts.describe_contact(observation.prometheus.contact),
         hosts=hosts,
         models=models,
         chain=tuple(
-            _with_last_error(hop, seen, memory)
-            for hop in chain.hops(settings, seen, models=models, hosts=hosts, queue=queue, traffic=traffic)
+            _add_last_error(hop, observation, memory)
+            for hop in request_path.trace_request(
+                settings, observation, models=models, hosts=hosts, queue=queue, traffic=traffic
+            )
         ),
-        gpus=parts.gpus(seen),
+        gpus=parts.list_gpus(observation),
         traffic=traffic,
-        limits=parts.limits(seen.gateway.metrics) if counted else None,
+        limits=parts.list_limits(observation.gateway.metrics) if counted else None,
         queue=queue,
         machines=machines,
         operations=operations,
     )
 
 
-def advance(previous: Snapshot | None, verdict: Verdict, seen: Observation, now: float) -> Snapshot:
-    """Put a new look in the place of the previous one; `now` is the monotonic time at which it ended."""
-    since = seen.at
+def advance(previous: Snapshot | None, verdict: Verdict, observation: Observation, now: float) -> Snapshot:
+    """Return the snapshot of a new poll that ended at `now` (monotonic seconds)."""
+    since = observation.at
     if previous is not None:
         shown: State = "degraded" if is_stale(previous, now) else previous.verdict.state
         if shown == verdict.state:
             since = previous.since
     memory = previous.memory if previous else Memory()
     unable = {
-        model.name: seen.at for model in verdict.models if model.can_be_served is False or not model.listed
+        model.name: observation.at
+        for model in verdict.models
+        if model.can_be_served is False or not model.listed
     }
     errors = {f"{hop.kind} {hop.name}": hop.last_error for hop in verdict.chain if hop.last_error}
     return Snapshot(
         verdict=verdict,
-        at=seen.at,
+        at=observation.at,
         monotonic=now,
-        seconds=seen.seconds,
+        seconds=observation.seconds,
         since=since,
         memory=Memory(
             unable={**memory.unable, **unable},
-            faults={fault.about: fault.since or seen.at for fault in verdict.faults},
+            faults={fault.about: fault.since or observation.at for fault in verdict.faults},
             errors=errors,
         ),
         number=previous.number + 1 if previous else 1,
@@ -137,21 +139,21 @@ def advance(previous: Snapshot | None, verdict: Verdict, seen: Observation, now:
 
 
 def is_stale(last: Snapshot, now: float) -> bool:
-    """Is the last look too old at `now` (monotonic seconds) to tell the state?"""
+    """Return whether the last poll is too old at `now` (monotonic seconds) to show the state."""
     return now - last.monotonic > STALE_SECONDS
 
 
-def current(last: Snapshot | None, now: float, started: datetime, started_monotonic: float) -> Status:
-    """Tell the state as of `now` (monotonic seconds): a look that is too old is never healthy.
+def describe_now(last: Snapshot | None, now: float, started: datetime, started_monotonic: float) -> Status:
+    """Return the status as of `now` (monotonic seconds): a poll that is too old is never healthy.
 
-    `started`, by both clocks, is when the dashboard started: all there is to tell before its first look.
+    `started`, by both clocks, is when the dashboard started; it counts until the first poll.
     """
     if last is None:
         age = max(0.0, now - started_monotonic)
         stuck = age > STALE_SECONDS
-        reason = "The dashboard has just started and has not asked the stack yet."
+        reason = "The dashboard has just started and has not polled the stack yet."
         if stuck:
-            reason = f"The dashboard started {age:.0f} s ago and has not managed to ask the stack."
+            reason = f"The dashboard started {age:.0f} s ago and could not poll the stack."
         return Status(
             state="degraded",
             reason=reason,
@@ -166,7 +168,7 @@ def current(last: Snapshot | None, now: float, started: datetime, started_monoto
         )
     verdict = last.verdict
     first = verdict.faults[0] if verdict.faults else None
-    fresh = Status(
+    latest = Status(
         state=verdict.state,
         reason=verdict.reason,
         next=first.next if first else None,
@@ -180,11 +182,11 @@ def current(last: Snapshot | None, now: float, started: datetime, started_monoto
         poll_number=last.number,
     )
     if not is_stale(last, now):
-        return fresh
+        return latest
     return replace(
-        fresh,
+        latest,
         state="degraded",
-        reason=f"The state is unknown: the last look found it {verdict.state}.",
+        reason=f"The state is unknown: the last poll reported {verdict.state}.",
         next=_RESTART.next,
         next_on=_RESTART.next_on,
         since=last.at + timedelta(seconds=STALE_SECONDS) if verdict.state != "degraded" else last.since,
@@ -192,82 +194,90 @@ def current(last: Snapshot | None, now: float, started: datetime, started_monoto
     )
 
 
-_RESTART = Fault("the dashboard does not ask", "systemctl restart bedplate-dashboard", MONITORING_HOST)
+_RESTART = Fault(
+    what="the dashboard does not poll the stack",
+    next="systemctl restart bedplate-dashboard",
+    next_on=MONITORING_HOST,
+)
 
 
-def _with_last_error(hop: Hop, seen: Observation, memory: Memory) -> Hop:
-    error = LastError(hop.error, seen.at) if hop.error else memory.errors.get(f"{hop.kind} {hop.name}")
+def _add_last_error(hop: Hop, observation: Observation, memory: Memory) -> Hop:
+    error = (
+        LastError(text=hop.error, at=observation.at)
+        if hop.error
+        else memory.errors.get(f"{hop.kind} {hop.name}")
+    )
     return replace(hop, last_error=error)
 
 
-def _models(
-    settings: Settings, seen: Observation, pace: Mapping[str, float], memory: Memory
+def _judge_models(
+    settings: Settings, observation: Observation, token_rates: Mapping[str, float], memory: Memory
 ) -> Iterator[ModelStatus]:
     for name in settings.declared_models:
-        listed = _listed(name, seen)
+        listed = _is_listed(name, observation)
         placements = []
         chances: list[bool | None] = []
-        for host, answer in zip(settings.inference_hosts, seen.hosts, strict=True):
+        for host, answer in zip(settings.inference_hosts, observation.hosts, strict=True):
             if name not in host.models:
                 continue
-            placement = parts.placement(name, answer)
+            placement = parts.describe_placement(name, answer)
             placements.append(placement)
             if answer.contact.outcome == "unreachable" or (answer.state and not answer.state.engine.up):
                 chances.append(False)
             else:
                 chances.append(placement.present)
-        # The gateway lists what an engine serves, so its word counts where the exporter's is missing.
+        # The gateway lists what an engine serves, so it decides where the exporter does not answer.
         on_an_engine = True if True in chances else listed if None in chances or not chances else False
         known = (listed, on_an_engine)
         can_be_served = False if False in known else None if None in known else True
-        answered = parts.answered(name, seen)
-        if can_be_served and answered and _unexplained(answered, memory.unable.get(name)):
+        answered = parts.find_last_answer(name, observation)
+        if can_be_served and answered and _failed_without_cause(answered, memory.unable.get(name)):
             can_be_served = None
-        metrics = seen.gateway.metrics
+        metrics = observation.gateway.metrics
         yield ModelStatus(
             name=name,
             can_be_served=can_be_served,
-            listed=listed if seen.gateway.contact.ok else None,
+            listed=listed if observation.gateway.contact.ok else None,
             placements=tuple(placements),
             answered=answered,
-            tokens_per_second=pace.get(name)
+            tokens_per_second=token_rates.get(name)
             or metrics.value("bedplate_gateway_last_answer_tokens_per_second", model=name),
         )
 
 
-def _listed(model: str, seen: Observation) -> bool | None:
-    """Does the gateway offer it? None: it answered, but not to the dashboard, and its metrics do not tell."""
-    match seen.gateway.contact.outcome:
+def _is_listed(model: str, observation: Observation) -> bool | None:
+    """Return whether the gateway lists a model; None if it refuses our key and its metrics do not show it."""
+    match observation.gateway.contact.outcome:
         case "answered":
-            return model in seen.gateway.models
+            return model in observation.gateway.models
         case "refused":
-            serves = list(seen.gateway.metrics.having("bedplate_gateway_engine_serves", model=model))
+            serves = list(observation.gateway.metrics.select("bedplate_gateway_engine_serves", model=model))
             return any(sample.value == 1 for sample in serves) if serves else None
         case _:
             return False
 
 
-def _unexplained(answered: Answered, unable: datetime | None) -> bool:
-    """Did the last request fail, not long ago, for a reason that no look has found?"""
+def _failed_without_cause(answered: Answered, unable: datetime | None) -> bool:
+    """Return whether the last request failed recently while no poll found a fault of the model."""
     if answered.ok or answered.age_seconds > FAILURE_SECONDS:
         return False
     return unable is None or unable < answered.at - timedelta(seconds=BLAME_SECONDS)
 
 
-def _reason(models: tuple[ModelStatus, ...], found: tuple[Fault, ...], alerts: int) -> str:
-    """Say in one sentence what can be served and, if anything is wrong, the most telling fault."""
-    lead = _served(models)
-    if not found:
+def _write_reason(models: tuple[ModelStatus, ...], current_faults: tuple[Fault, ...], alerts: int) -> str:
+    """Return one sentence: what can be served and, if there are faults, the first of them."""
+    served = _describe_served_models(models)
+    if not current_faults:
         if not alerts:
-            return f"{lead}."
-        return f"{lead}; {alerts} alert{'s are' if alerts > 1 else ' is'} active."
-    more = len(found) - 1
-    tail = "" if not more else f", and {more} more fault{'s' if more > 1 else ''}"
+            return f"{served}."
+        return f"{served}; {alerts} alert{'s are' if alerts > 1 else ' is'} active."
+    more = len(current_faults) - 1
+    others = "" if not more else f", and {more} more fault{'s' if more > 1 else ''}"
     everything = bool(models) and all(model.can_be_served for model in models)
-    return f"{lead}{', but' if everything else ':'} {found[0].what}{tail}."
+    return f"{served}{', but' if everything else ':'} {current_faults[0].what}{others}."
 
 
-def _served(models: tuple[ModelStatus, ...]) -> str:
+def _describe_served_models(models: tuple[ModelStatus, ...]) -> str:
     if not models:
         return "No model is declared"
     total = len(models)

@@ -1,46 +1,46 @@
-"""The way of a request, hop by hop."""
-
-from __future__ import annotations
+"""The request path, hop by hop: clients, gateway, queue, and each host with its GPUs."""
 
 from collections.abc import Iterator
 
-from . import parts
-from .collect import HostAnswer, Observation
-from .faults import gpu_faults, slow_or_refused
-from .settings import Settings
-from .status import Health, Hop, HostStatus, ModelStatus, Queue, Traffic
+from bedplate_dashboard import parts
+from bedplate_dashboard.collect import HostAnswer, Observation
+from bedplate_dashboard.faults import find_gpu_faults, find_queue_faults
+from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.status import Health, Hop, HostStatus, ModelStatus, Queue, Traffic
 
 
-def hops(
+def trace_request(
     settings: Settings,
-    seen: Observation,
+    observation: Observation,
     *,
     models: tuple[ModelStatus, ...],
     hosts: tuple[HostStatus, ...],
     queue: Queue | None,
     traffic: Traffic | None,
 ) -> Iterator[Hop]:
-    """Iterate from the clients to the GPUs."""
+    """Iterate over the hops from the clients to the GPUs."""
     yield _clients_hop(settings, traffic)
-    yield _gateway_hop(settings, seen, models)
+    yield _gateway_hop(settings, observation, models)
     yield _queue_hop(queue)
-    yield from _host_hops(seen, hosts)
+    yield from _host_hops(observation, hosts)
 
 
 def _clients_hop(settings: Settings, traffic: Traffic | None) -> Hop:
     if traffic is None:
-        return Hop("clients", "clients", "unknown", f"at {settings.public_gateway_url}")
+        return Hop(
+            kind="clients", name="clients", state="unknown", detail=f"at {settings.public_gateway_url}"
+        )
     return Hop(
-        "clients",
-        "clients",
-        "ok",
-        f"{traffic.requests} request{'' if traffic.requests == 1 else 's'} in the last minute",
+        kind="clients",
+        name="clients",
+        state="ok",
+        detail=f"{traffic.requests} request{'' if traffic.requests == 1 else 's'} in the last minute",
     )
 
 
-def _gateway_hop(settings: Settings, seen: Observation, models: tuple[ModelStatus, ...]) -> Hop:
-    contact = seen.gateway.contact
-    version = parts.gateway_version(seen)
+def _gateway_hop(settings: Settings, observation: Observation, models: tuple[ModelStatus, ...]) -> Hop:
+    contact = observation.gateway.contact
+    version = parts.find_gateway_version(observation)
     listed = sum(model.listed is True for model in models)
     detail = f"lists {listed} of {len(models)} models" if contact.ok else f"at {settings.gateway_url}"
     state: Health = "bad"
@@ -48,52 +48,74 @@ def _gateway_hop(settings: Settings, seen: Observation, models: tuple[ModelStatu
         state = "ok" if listed == len(models) else "warn"
     elif contact.outcome == "refused":
         state = "warn"
-    return Hop("gateway", "gateway", state, detail, version, contact.seconds, contact.error)
+    return Hop(
+        kind="gateway",
+        name="gateway",
+        state=state,
+        detail=detail,
+        version=version,
+        latency_seconds=contact.seconds,
+        error=contact.error,
+    )
 
 
 def _queue_hop(queue: Queue | None) -> Hop:
     if queue is None:
-        return Hop("queue", "queue", "unknown", "not seen")
+        return Hop(kind="queue", name="queue", state="unknown", detail="unknown")
     waiting = sum(waits.waiting for waits in queue.classes)
     oldest = max((waits.oldest_seconds for waits in queue.classes if waits.waiting), default=0.0)
-    words = (
-        f"{waiting} wait{'s' if waiting == 1 else ''}, the oldest for {oldest:.0f} s"
+    summary = (
+        f"{waiting} request{' waits' if waiting == 1 else 's wait'}, the oldest for {oldest:.0f} s"
         if waiting
-        else "nobody waits"
+        else "no request waits"
     )
-    slow = list(slow_or_refused(queue, ()))
+    slow = list(find_queue_faults(queue, ()))
     return Hop(
-        "queue",
-        "queue",
-        "warn" if slow else "ok",
-        f"{words}; {queue.slots_busy} of {queue.slots} slots busy",
+        kind="queue",
+        name="queue",
+        state="warn" if slow else "ok",
+        detail=f"{summary}; {queue.slots_busy} of {queue.slots} slots busy",
         error=slow[0].what if slow else None,
     )
 
 
-def _host_hops(seen: Observation, hosts: tuple[HostStatus, ...]) -> Iterator[Hop]:
-    for told, answer in zip(hosts, seen.hosts, strict=True):
+def _host_hops(observation: Observation, hosts: tuple[HostStatus, ...]) -> Iterator[Hop]:
+    for host, answer in zip(hosts, observation.hosts, strict=True):
         state = answer.state
         if state is None:
             health: Health = "bad" if answer.contact.outcome == "unreachable" else "unknown"
-            yield Hop("host", told.name, health, "its exporter does not answer", error=answer.contact.error)
-            yield Hop("gpu", told.name, "unknown", "not seen")
+            yield Hop(
+                kind="host",
+                name=host.name,
+                state=health,
+                detail="its exporter does not answer",
+                error=answer.contact.error,
+            )
+            yield Hop(kind="gpu", name=host.name, state="unknown", detail="unknown")
             continue
         engine = state.engine
         if not engine.up:
-            yield Hop("host", told.name, "bad", "the engine does not answer", error=engine.error)
-        else:
-            lacks = (told.models_present or 0) < told.models_declared
             yield Hop(
-                "host",
-                told.name,
-                "bad" if lacks else "ok",
-                f"has {told.models_present} of {told.models_declared} models, {told.models_loaded} loaded",
-                engine.version,
-                engine.latency_seconds,
-                "a model is missing" if lacks else None,
+                kind="host",
+                name=host.name,
+                state="bad",
+                detail="the engine does not answer",
+                error=engine.error,
             )
-        yield _gpu_hop(told.name, answer)
+        else:
+            lacks = (host.models_present or 0) < host.models_declared
+            yield Hop(
+                kind="host",
+                name=host.name,
+                state="bad" if lacks else "ok",
+                detail=(
+                    f"has {host.models_present} of {host.models_declared} models, {host.models_loaded} loaded"
+                ),
+                version=engine.version,
+                latency_seconds=engine.latency_seconds,
+                error="a model is missing" if lacks else None,
+            )
+        yield _gpu_hop(host.name, answer)
 
 
 def _gpu_hop(name: str, answer: HostAnswer) -> Hop:
@@ -101,10 +123,17 @@ def _gpu_hop(name: str, answer: HostAnswer) -> Hop:
     count = len(state.gpus) if state else 0
     version = next((driver.version for driver in state.drivers if driver.version), None) if state else None
     detail = f"{count} GPU{'' if count == 1 else 's'}" if count else "no GPU"
-    faults = list(gpu_faults(name, answer))
-    slowed = [gpu for gpu in state.gpus if gpu.throttling] if state else []
+    faults = list(find_gpu_faults(name, answer))
+    throttled = [gpu for gpu in state.gpus if gpu.throttling] if state else []
     if faults:
-        return Hop("gpu", name, "bad", detail, version, error=faults[0].what)
-    if slowed:
-        return Hop("gpu", name, "warn", detail, version, error=f"slows itself down ({slowed[0].throttling})")
-    return Hop("gpu", name, "ok", detail, version)
+        return Hop(kind="gpu", name=name, state="bad", detail=detail, version=version, error=faults[0].what)
+    if throttled:
+        return Hop(
+            kind="gpu",
+            name=name,
+            state="warn",
+            detail=detail,
+            version=version,
+            error=f"throttled ({throttled[0].throttling})",
+        )
+    return Hop(kind="gpu", name=name, state="ok", detail=detail, version=version)
