@@ -1,4 +1,4 @@
-"""Writes a dashboard for Grafana with Grafana's own builders: `python grafana/generate.py`."""
+"""Write a dashboard for Grafana with Grafana's own builders: `python grafana/generate.py`."""
 
 import json
 import sys
@@ -11,11 +11,11 @@ from grafana_foundation_sdk.models.common import BigValueGraphMode, LegendDispla
 from grafana_foundation_sdk.models.dashboard import DataSourceRef
 
 DATASOURCE = DataSourceRef(type_val="prometheus", uid="bedplate")
-"""The one in datasource.yml."""
+"""The data source of datasource.yml."""
 
 
 class Graph(NamedTuple):
-    """One panel: its queries by what they show (a legend in Prometheus' labels), and Grafana's unit."""
+    """One panel: its unit in Grafana, and its queries by legend; `{{label}}` is the value of a label."""
 
     title: str
     unit: str
@@ -26,10 +26,10 @@ class Graph(NamedTuple):
 NOW = [
     Graph("Alerts", "short", {"": 'count(ALERTS{alertstate="firing"}) or vector(0)'}),
     Graph("Targets down", "short", {"": "count(up == 0) or vector(0)"}),
-    Graph("Models that an engine serves", "short", {"": "sum(bedplate_gateway_engine_serves)"}),
-    Graph("Requests that wait", "short", {"": "sum(bedplate_gateway_queue_requests)"}),
-    Graph("Answered, of all for models", "percentunit", {"": "min(bedplate:success:ratio5m)"}),
-    Graph("Since the last verify", "s", {"": "time() - bedplate_dashboard_verify_timestamp_seconds"}),
+    Graph("Served models", "short", {"": "sum(bedplate_gateway_engine_serves)"}),
+    Graph("Waiting requests", "short", {"": "sum(bedplate_gateway_queue_requests)"}),
+    Graph("Success ratio", "percentunit", {"": "min(bedplate:success:ratio5m)"}),
+    Graph("Time since the last verify", "s", {"": "time() - bedplate_dashboard_verify_timestamp_seconds"}),
 ]
 ROWS = {
     "Traffic": [
@@ -38,7 +38,7 @@ ROWS = {
         ),
         Graph("Refusals", "reqps", {"{{reason}}": "bedplate:refusals:rate5m"}),
         Graph(
-            "Tokens a second",
+            "Tokens per second",
             "short",
             {
                 "in, {{model}}": "sum by (model) (bedplate:prompt_tokens:rate5m)",
@@ -46,47 +46,53 @@ ROWS = {
             },
         ),
         Graph(
-            "Limits, used",
+            "Limit usage",
             "percentunit",
             {"{{name}} {{unit}}": "bedplate:limit_used:ratio"},
-            "What each key or model has used of its requests (RPM) and tokens (TPM) of the last minute.",
+            "The share of its requests (RPM) and tokens (TPM) a minute that each key or model has used.",
         ),
     ],
     "Times": [
         Graph(
-            "First token, of streams",
+            "Time to first token (streams)",
             "s",
             {
-                "half, {{class}} {{model}}": "bedplate:time_to_first_token_seconds:p50_5m",
-                "95 %, {{class}} {{model}}": "bedplate:time_to_first_token_seconds:p95_5m",
+                "p50, {{class}} {{model}}": "bedplate:time_to_first_token_seconds:p50_5m",
+                "p95, {{class}} {{model}}": "bedplate:time_to_first_token_seconds:p95_5m",
             },
         ),
         Graph(
-            "Whole answer",
+            "Response time",
             "s",
             {
-                "half, {{class}} {{model}}": "bedplate:request_seconds:p50_5m",
-                "95 %, {{class}} {{model}}": "bedplate:request_seconds:p95_5m",
+                "p50, {{class}} {{model}}": "bedplate:request_seconds:p50_5m",
+                "p95, {{class}} {{model}}": "bedplate:request_seconds:p95_5m",
             },
         ),
-        Graph("Wait for a slot, 95 %", "s", {"{{class}}": "bedplate:wait_seconds:p95_5m"}),
-        Graph("Streams that began late", "percentunit", {"{{model}}": "bedplate:first_token_late:ratio5m"}),
+        Graph("Queue wait, p95", "s", {"{{class}}": "bedplate:wait_seconds:p95_5m"}),
+        Graph(
+            "Streams with a late first token",
+            "percentunit",
+            {"{{model}}": "bedplate:first_token_late:ratio5m"},
+        ),
     ],
     "Engines": [
-        Graph("Slots, busy", "percentunit", {"{{engine}} {{model}}": "bedplate:slots_busy:ratio"}),
+        Graph("Busy slots", "percentunit", {"{{engine}} {{model}}": "bedplate:slots_busy:ratio"}),
         Graph("Queue", "short", {"{{class}}": "sum by (class) (bedplate_gateway_queue_requests)"}),
         Graph(
             "Memory of loaded models",
             "bytes",
             {
-                "all, {{host}} {{model}}": "bedplate_ollama_model_memory_bytes > 0",
+                "total, {{host}} {{model}}": "bedplate_ollama_model_memory_bytes > 0",
                 "GPU, {{host}} {{model}}": "bedplate_ollama_model_gpu_memory_bytes > 0",
             },
         ),
-        Graph("Loaded", "bool_yes_no", {"{{host}} {{model}}": "bedplate_ollama_model_loaded"}),
+        Graph("Loaded models", "bool_yes_no", {"{{host}} {{model}}": "bedplate_ollama_model_loaded"}),
     ],
     "GPUs": [
-        Graph("Busy", "percentunit", {"{{host}} {{vendor}} {{gpu}}": "bedplate_gpu_utilization_ratio"}),
+        Graph(
+            "Utilization", "percentunit", {"{{host}} {{vendor}} {{gpu}}": "bedplate_gpu_utilization_ratio"}
+        ),
         Graph(
             "Memory",
             "percentunit",
@@ -97,27 +103,31 @@ ROWS = {
     ],
     "Hosts": [
         Graph(
-            "Processors, busy",
+            "CPU utilization",
             "percentunit",
             {"{{host}}": '1 - avg by (host) (rate(node_cpu_seconds_total{mode="idle"}[5m]))'},
         ),
         Graph(
-            "Memory, used",
+            "Memory used",
             "percentunit",
             {"{{host}}": "1 - node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes"},
         ),
         Graph(
-            "Disks, used",
+            "Disk used",
             "percentunit",
             {"{{host}} {{mountpoint}}": "1 - node_filesystem_avail_bytes / node_filesystem_size_bytes"},
         ),
-        Graph("Restarts by systemd", "short", {"{{host}} {{name}}": "node_systemd_service_restart_total"}),
+        Graph(
+            "Automatic restarts by systemd",
+            "short",
+            {"{{host}} {{name}}": "node_systemd_service_restart_total"},
+        ),
     ],
 }
 
 
-def queries(graph: Graph) -> list[prometheus.Dataquery]:
-    """Return the queries of a panel, with letters as their names."""
+def build_queries(graph: Graph) -> list[prometheus.Dataquery]:
+    """Return the queries of a panel, named by letters."""
     return [
         prometheus.Dataquery().ref_id(chr(ord("A") + number)).expr(expr).legend_format(legend)
         for number, (legend, expr) in enumerate(graph.queries.items())
@@ -140,7 +150,7 @@ def build() -> str:
             .title(graph.title)
             .unit(graph.unit)
             .datasource(DATASOURCE)
-            .targets([*queries(graph)])
+            .targets([*build_queries(graph)])
             .graph_mode(BigValueGraphMode.AREA)
             .span(4)
             .height(4)
@@ -156,7 +166,7 @@ def build() -> str:
                 .min(0)
                 .fill_opacity(10)
                 .datasource(DATASOURCE)
-                .targets([*queries(graph)])
+                .targets([*build_queries(graph)])
                 .legend(common.VizLegendOptions().display_mode(LegendDisplayMode.LIST).show_legend(True))
                 .span(12)
                 .height(8)
@@ -167,4 +177,4 @@ def build() -> str:
 if __name__ == "__main__":
     target = Path(__file__).parent / "bedplate.json"
     target.write_text(build())
-    sys.stdout.write(f"{target.name} is written.\n")
+    sys.stdout.write(f"wrote {target.name}.\n")

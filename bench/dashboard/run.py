@@ -1,11 +1,8 @@
-"""Measures the dashboard of a lab host: weight, first sentence, many viewers; writes bench/dashboard.md.
+"""Measure the dashboard of a lab host: weight, first sentence, many viewers; write bench/dashboard.md.
 
 `bench/dashboard/run.py [VIEWERS ...]`. Viewers are connections to /events, compressed as for browsers. The
-host is booted and installed in a lab of its own, or it is the one that is up
-in the lab that BEDPLATE_LAB names.
+host is booted and installed in a lab of its own, or it is the running one of the lab that BEDPLATE_LAB names.
 """
-
-from __future__ import annotations
 
 import asyncio
 import gzip
@@ -34,19 +31,19 @@ VIEWERS = (0, 1, 200)
 WATCH_SECONDS = 60
 LOADS = 15
 NEWLINE = "\n"
-# What people call a slow phone connection: 150 ms, 1.6 Mbit/s down.
+# A slow phone connection: 150 ms, 1.6 Mbit/s down.
 SLOW = {"offline": False, "latency": 150, "downloadThroughput": 200_000, "uploadThroughput": 94_000}
-# Notes the first frame in which the sentence stands on the page, in milliseconds since the navigation began.
+# Records the first frame that shows the sentence, in milliseconds since the navigation began.
 FIRST_SENTENCE = """
-window.firstSentence = new Promise((told) => {
-  const look = () => {
-    if (document.querySelector("#live .sentence")?.offsetHeight) told(performance.now());
-    else requestAnimationFrame(look);
+window.firstSentence = new Promise((resolve) => {
+  const check = () => {
+    if (document.querySelector("#live .sentence")?.offsetHeight) resolve(performance.now());
+    else requestAnimationFrame(check);
   };
-  requestAnimationFrame(look);
+  requestAnimationFrame(check);
 });
 """
-# CPU seconds and memory in KiB of the service's processes; a page that some share counts in parts.
+# CPU seconds and memory in KiB of the service's processes; shared pages count proportionally.
 USAGE = r"""
 import glob, os, pwd
 user, ticks = pwd.getpwnam("bedplate-dashboard").pw_uid, os.sysconf("SC_CLK_TCK")
@@ -64,7 +61,7 @@ for folder in glob.glob("/proc/[0-9]*"):
 print(cpu, memory)
 """
 GRAFANA = """\
-Grafana's weight, as people published it: the login page of a Grafana 6 fetched 37.4 KB of HTML, 339 KB of CSS
+Grafana's size, as published: the login page of a Grafana 6 fetched 37.4 KB of HTML, 339 KB of CSS
 and 1.9 MB of scripts, besides a `vendors~app` of 2.7 MB that was in the browser's cache
 ([#21074](https://github.com/grafana/grafana/issues/21074), 2019); a later one had an `app.js` of 3.4 MB and a
 `vendor.js` of 1.4 MB ([#25001](https://github.com/grafana/grafana/issues/25001), 2020). It compresses only
@@ -76,7 +73,6 @@ class Host:
     """The lab host whose dashboard is measured."""
 
     def __init__(self, address: str) -> None:
-        """Remember where it is."""
         self.dashboard = f"http://{address}:3001"
 
     def __call__(self, *command: str) -> str:
@@ -87,14 +83,14 @@ class Host:
         return done.stdout
 
     def usage(self) -> tuple[float, float]:
-        """Return the CPU seconds that the service took so far, and its memory in MiB."""
+        """Return the CPU seconds that the service has used, and its memory in MiB."""
         cpu, memory = self("/usr/bin/python3", "-c", USAGE).split()
         return float(cpu), float(memory) / 1024
 
-    def upstream(self) -> tuple[int, int]:
-        """Return how often the gateway was asked for its models by the dashboard, and how often it polled."""
+    def count_polls(self) -> tuple[int, int]:
+        """Return the dashboard's polls as the gateway counts them, and as the dashboard itself does."""
         gateway = self("curl", "--silent", "--fail", "http://127.0.0.1:9464/metrics")
-        asked = re.findall(
+        requests = re.findall(
             r'^bedplate_gateway_requests_total\{alias="dashboard",[^}]*path="/v1/models"[^}]*\} (\S+)',
             gateway,
             re.MULTILINE,
@@ -103,13 +99,13 @@ class Host:
             r"^bedplate_dashboard_polls_total (\S+)", get(f"{self.dashboard}/metrics")[1], re.MULTILINE
         )
         if polls is None:
-            raise BenchError("the dashboard does not count its polls")
-        return int(sum(map(float, asked))), int(float(polls[1]))
+            raise BenchError("the dashboard's metrics lack bedplate_dashboard_polls_total")
+        return int(sum(map(float, requests))), int(float(polls[1]))
 
 
 @contextmanager
 def deployed() -> Iterator[Host]:
-    """Yield a host with everything on it."""
+    """Yield a host with the whole stack."""
     os.environ.setdefault("BEDPLATE_LAB", "bench-dashboard")
     address = _address()
     was_up = address is not None
@@ -140,7 +136,7 @@ def _address() -> str | None:
 
 @dataclass
 class Visit:
-    """What one visit brought over the wire, in bytes by path, headers included."""
+    """The bytes that one visit transferred, by path, headers included."""
 
     files: dict[str, int] = field(default_factory=dict)
 
@@ -150,8 +146,8 @@ class Visit:
         return sum(self.files.values()) / 1000
 
 
-def visits(browser: Browser, url: str) -> tuple[Visit, Visit]:
-    """Open the page for the first time and then once more; the stream of updates is counted apart."""
+def measure_visits(browser: Browser, url: str) -> tuple[Visit, Visit]:
+    """Open the page for the first time and then once more; the event stream is not counted."""
     context = browser.new_context(viewport=DESKTOP)
     page = context.new_page()
     devtools = context.new_cdp_session(page)
@@ -159,16 +155,16 @@ def visits(browser: Browser, url: str) -> tuple[Visit, Visit]:
     paths: dict[str, str] = {}
     visit = Visit()
 
-    def asked(event: dict[str, dict[str, str]]) -> None:
+    def on_request(event: dict[str, dict[str, str]]) -> None:
         paths[str(event["requestId"])] = event["request"]["url"].removeprefix(url)
 
-    def ended(event: dict[str, float]) -> None:
+    def on_finished(event: dict[str, float]) -> None:
         path = paths.get(str(event["requestId"]), "?")
         if not path.startswith(("/events", "/live")):
             visit.files[path] = visit.files.get(path, 0) + int(event["encodedDataLength"])
 
-    devtools.on("Network.requestWillBeSent", asked)
-    devtools.on("Network.loadingFinished", ended)
+    devtools.on("Network.requestWillBeSent", on_request)
+    devtools.on("Network.loadingFinished", on_finished)
     both = []
     for _ in range(2):
         visit = Visit()
@@ -180,7 +176,7 @@ def visits(browser: Browser, url: str) -> tuple[Visit, Visit]:
     return both[0], both[1]
 
 
-def first_sentence(browser: Browser, url: str, *, slow: bool) -> tuple[float, float]:
+def time_first_sentence(browser: Browser, url: str, *, slow: bool) -> tuple[float, float]:
     """Return median and worst time to the first sentence in seconds, with an empty cache."""
     times = []
     for _ in range(LOADS):
@@ -197,9 +193,9 @@ def first_sentence(browser: Browser, url: str, *, slow: bool) -> tuple[float, fl
     return statistics.median(times), max(times)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Watched:
-    """What viewers saw in `WATCH_SECONDS`, and what it cost."""
+    """The viewers' updates in `WATCH_SECONDS`, and the service's resource usage."""
 
     viewers: int
     lags: list[float]
@@ -224,15 +220,15 @@ async def watch(host: Host, viewers: int) -> Watched:
             for number in range(viewers)
         ]
         await asyncio.sleep(5 + viewers / 100)
-        for seen in arrivals:
-            seen.clear()
+        for times in arrivals:
+            times.clear()
         amounts[:] = [0] * viewers
-        upstream, usage = await asyncio.to_thread(host.upstream), await asyncio.to_thread(host.usage)
+        polls_before, usage = await asyncio.to_thread(host.count_polls), await asyncio.to_thread(host.usage)
         began = time.monotonic()
         sampler = asyncio.create_task(_sample(client, host.dashboard, polls))
         await asyncio.sleep(WATCH_SECONDS)
         ended = time.monotonic()
-        upstream_after = await asyncio.to_thread(host.upstream)
+        polls_after = await asyncio.to_thread(host.count_polls)
         usage_after = await asyncio.to_thread(host.usage)
         for task in (*readers, sampler):
             if task.done():
@@ -241,24 +237,24 @@ async def watch(host: Host, viewers: int) -> Watched:
     moments = sorted(moment for moment in polls.values() if began < moment < ended - 1)
     lags: list[float] = []
     missed = 0
-    for seen in arrivals:
+    for times in arrivals:
         for moment in moments:
-            lag = next((arrival - moment for arrival in seen if 0 <= arrival - moment < 1), None)
+            lag = next((arrival - moment for arrival in times if 0 <= arrival - moment < 1), None)
             if lag is None:
                 missed += 1
             else:
                 lags.append(lag)
     length = ended - began
     return Watched(
-        viewers,
-        lags,
-        len(moments),
-        missed,
-        sum(amounts) / max(1, viewers) / length,
-        (usage_after[0] - usage[0]) / length,
-        usage_after[1],
-        upstream_after[0] - upstream[0],
-        upstream_after[1] - upstream[1],
+        viewers=viewers,
+        lags=lags,
+        updates=len(moments),
+        missed=missed,
+        bytes_a_second=sum(amounts) / max(1, viewers) / length,
+        cpu_share=(usage_after[0] - usage[0]) / length,
+        memory_mib=usage_after[1],
+        gateway_polls=polls_after[0] - polls_before[0],
+        polls=polls_after[1] - polls_before[1],
     )
 
 
@@ -272,28 +268,28 @@ async def _read(
         async for piece in response.content.iter_any():
             now = time.monotonic()
             amounts[number] += len(piece)
-            seen = arrivals[number]
-            # Pieces of one update follow each other closely; its last one counts.
-            if seen and now - seen[-1] < 0.3:
-                seen[-1] = now
+            times = arrivals[number]
+            # Chunks of one update arrive close together; the last one counts.
+            if times and now - times[-1] < 0.3:
+                times[-1] = now
             else:
-                seen.append(now)
+                times.append(now)
 
 
 async def _sample(client: aiohttp.ClientSession, url: str, polls: dict[int, float]) -> None:
-    """Note when each poll ended, by this machine's monotonic clock."""
+    """Record when each poll ended, by this machine's monotonic clock."""
     while True:
-        asked = time.monotonic()
+        requested = time.monotonic()
         async with client.get(f"{url}/api/status.json", headers={"Accept-Encoding": "identity"}) as response:
             status = json.loads(await response.read())
-        # It was at least this long ago when the question left: the earliest such moment counts.
-        moment = asked - float(status["age_seconds"])
+        # The poll ended at this time or later, so the latest estimate counts.
+        moment = requested - float(status["age_seconds"])
         number = int(status["poll_number"])
         polls[number] = max(polls.get(number, -math.inf), moment)
         await asyncio.sleep(0.4)
 
 
-def litellm_ui() -> tuple[int, int, int]:
+def measure_litellm_ui() -> tuple[int, int, int]:
     """Return how many files the start page of LiteLLM's UI names, their bytes, and their bytes with gzip."""
     python = environment("bench")
     folder = next(python.parents[1].glob("lib/python3.*/site-packages/litellm/proxy/_experimental/out"))
@@ -303,7 +299,7 @@ def litellm_ui() -> tuple[int, int, int]:
         for address in re.findall(r'(?:src|href)="(/[^"]+)"', page)
     }
     contents = [page.encode(), *(file.read_bytes() for file in sorted(named) if file.is_file())]
-    return len(contents), sum(map(len, contents)), sum(len(gzip.compress(one, 6)) for one in contents)
+    return len(contents), sum(map(len, contents)), sum(len(gzip.compress(content, 6)) for content in contents)
 
 
 def percentile(values: Iterable[float], share: float) -> float:
@@ -312,16 +308,16 @@ def percentile(values: Iterable[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
-def ms(seconds: float) -> str:
+def format_ms(seconds: float) -> str:
     """Return a time in milliseconds."""
     return "" if math.isnan(seconds) else f"{seconds * 1000:.0f} ms"
 
 
-def row(watched: Watched) -> str:
+def format_row(watched: Watched) -> str:
     """Return one row of the viewers' table."""
     cells = (
         f"{watched.viewers}",
-        *(ms(percentile(watched.lags, share)) for share in (0.5, 0.95, 1)),
+        *(format_ms(percentile(watched.lags, share)) for share in (0.5, 0.95, 1)),
         f"{watched.missed}" if watched.viewers else "",
         f"{watched.cpu_share:.1%}",
         f"{watched.memory_mib:.0f} MiB",
@@ -332,13 +328,13 @@ def row(watched: Watched) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def weight(first: Visit, again: Visit) -> str:
-    """Return the section on what comes over the wire."""
+def describe_bytes(first: Visit, again: Visit) -> str:
+    """Return the section on transferred bytes."""
     files = [
         f"| `{path.split('?')[0]}` | {size / 1000:.1f} KB | {again.files.get(path, 0) / 1000:.1f} KB |"
         for path, size in sorted(first.files.items(), key=lambda file: -file[1])
     ]
-    count, whole, packed = litellm_ui()
+    count, whole, packed = measure_litellm_ui()
     return f"""## Weight over the wire
 
 | file | first visit | again |
@@ -355,20 +351,20 @@ LiteLLM's own UI, for comparison: the start page in the wheel of LiteLLM 1.106.2
 {GRAFANA}"""
 
 
-def sentence(near: tuple[float, float], slow: tuple[float, float]) -> str:
+def describe_first_sentence(near: tuple[float, float], slow: tuple[float, float]) -> str:
     """Return the section on the first sentence."""
     return f"""## First sentence
 
 | connection | median of {LOADS} first visits | worst |
 |---|---|---|
-| this machine's own | {ms(near[0])} | {ms(near[1])} |
-| slow phone: 150 ms, 1.6 Mbit/s | {ms(slow[0])} | {ms(slow[1])} |
+| this machine's own | {format_ms(near[0])} | {format_ms(near[1])} |
+| slow phone: 150 ms, 1.6 Mbit/s | {format_ms(slow[0])} | {format_ms(slow[1])} |
 
-From the start of the navigation, with an empty cache, to the frame in which the sentence stands on the page.
+From the start of the navigation, with an empty cache, to the frame that shows the sentence.
 """
 
 
-def crowd(results: list[Watched]) -> str:
+def describe_viewers(results: list[Watched]) -> str:
     """Return the section on viewers."""
     polls = [result.polls for result in results]
     same = max(polls) - min(polls) <= 1
@@ -380,11 +376,11 @@ def crowd(results: list[Watched]) -> str:
 
 | {" | ".join(columns)} |
 {"|---" * len(columns)}|
-{NEWLINE.join(map(row, results))}
+{NEWLINE.join(map(format_row, results))}
 
 {WATCH_SECONDS} s each. An update's time runs from the end of the poll to its last byte at the viewer. The
-last column is the gateway's own count of the dashboard's questions. As many polls for all as for one, give or
-take the one at the edge of the minute: {"yes" if same else "**no**"}.
+last column is the gateway's count of the dashboard's requests. The number of polls does not depend on
+viewers, give or take one at the edge of the minute: {"yes" if same else "**no**"}.
 """
 
 
@@ -394,10 +390,10 @@ def main() -> None:
     with deployed() as host:
         with sync_playwright() as playwright:
             browser = start(playwright)
-            say("weight and first sentence")
-            visited = visits(browser, host.dashboard)
-            near = first_sentence(browser, host.dashboard, slow=False)
-            slow = first_sentence(browser, host.dashboard, slow=True)
+            say("transferred bytes and first sentence")
+            visited = measure_visits(browser, host.dashboard)
+            near = time_first_sentence(browser, host.dashboard, slow=False)
+            slow = time_first_sentence(browser, host.dashboard, slow=True)
             browser.close()
         results = []
         for number in viewers:
@@ -409,7 +405,11 @@ def main() -> None:
 `make bench-dashboard`, {where}. Lab host, browser and
 viewers share {os.cpu_count()} cores; load average {os.getloadavg()[0]:.1f} at the end.
 """
-    REPORT.write_text("\n".join((head, weight(*visited), sentence(near, slow), crowd(results))))
+    REPORT.write_text(
+        "\n".join(
+            (head, describe_bytes(*visited), describe_first_sentence(near, slow), describe_viewers(results))
+        )
+    )
     say(f"wrote {REPORT.relative_to(ROOT)}")
 
 

@@ -1,6 +1,4 @@
-"""A made-up stack for the tests: settings and the observation in which all is well."""
-
-from __future__ import annotations
+"""A made-up stack for the tests: its settings and a healthy observation."""
 
 import json
 from collections.abc import Callable
@@ -27,8 +25,8 @@ from observed import ANSWERED, AT, SECRETS, engine_state, gateway_metrics, node_
 def config(tmp_path: Path) -> dict[str, Any]:
     return {
         "name": "rack",
-        "monitoring": "eye",
-        "gateway": "door",
+        "monitoring": "monitor1",
+        "gateway": "gateway1",
         "gateway_url": "http://127.0.0.1:8000",
         "gateway_metrics_url": "http://127.0.0.1:9464",
         "public_gateway_url": "http://10.1.2.3:8000",
@@ -57,13 +55,18 @@ def all_well() -> Observation:
     return Observation(
         at=AT,
         seconds=0.01,
-        gateway=GatewayAnswer(ANSWERED, frozenset({"small:1b", "embed"}), ANSWERED, gateway_metrics()),
+        gateway=GatewayAnswer(
+            contact=ANSWERED,
+            models=frozenset({"small:1b", "embed"}),
+            metrics_contact=ANSWERED,
+            metrics=gateway_metrics(),
+        ),
         hosts=(
             HostAnswer("gpu1", ANSWERED, engine_state("small:1b", "embed:latest")),
             HostAnswer("gpu2", ANSWERED, engine_state("small:1b")),
         ),
         machines=(MachineAnswer("gpu1", ANSWERED, node_metrics()),),
-        prometheus=PrometheusAnswer(ANSWERED, (), "2.53.3"),
+        prometheus=PrometheusAnswer(contact=ANSWERED, alerts=(), version="2.53.3"),
         verify=ReportFile(),
         smoke=ReportFile(),
     )
@@ -81,8 +84,8 @@ def client(poller: Poller) -> FlaskClient:
 
 @pytest.fixture
 def show(poller: Poller, client: FlaskClient) -> Callable[[Observation], FlaskClient]:
-    def take(seen: Observation) -> FlaskClient:
-        poller.take(seen)
+    def show_observation(observation: Observation) -> FlaskClient:
+        poller.update(observation)
         return client
 
-    return take
+    return show_observation

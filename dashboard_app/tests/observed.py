@@ -1,14 +1,12 @@
-"""What the parts of a made-up stack answer."""
-
-from __future__ import annotations
+"""Answers of a made-up stack's services."""
 
 from datetime import UTC, datetime
 from http.server import ThreadingHTTPServer
 
-from bedplate_dashboard import exposition
+from bedplate_dashboard import prometheus_text
 from bedplate_dashboard.collect import GATEWAY_METRICS, NODE_METRICS, Contact
-from bedplate_dashboard.exposition import Exposition
-from bedplate_dashboard.foreign import EngineState
+from bedplate_dashboard.payloads import EngineState
+from bedplate_dashboard.prometheus_text import Samples
 from bedplate_dashboard.settings import Secrets
 
 AT = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -17,7 +15,7 @@ ANSWERED = Contact("answered", 0.004)
 
 
 def engine_state(*models: str) -> EngineState:
-    """An engine that holds these models."""
+    """Return the state of an engine that has these models."""
     return EngineState.model_validate(
         {
             "schema": 1,
@@ -28,17 +26,17 @@ def engine_state(*models: str) -> EngineState:
     )
 
 
-def gateway_metrics(*lines: str) -> Exposition:
-    """What the gateway's metrics say."""
-    return exposition.read("\n".join(lines).encode(), GATEWAY_METRICS)
+def gateway_metrics(*lines: str) -> Samples:
+    """Parse lines of the gateway's metrics."""
+    return prometheus_text.parse("\n".join(lines).encode(), GATEWAY_METRICS)
 
 
-def node_metrics(*lines: str) -> Exposition:
-    """What a node exporter says."""
-    return exposition.read("\n".join(lines).encode(), NODE_METRICS)
+def node_metrics(*lines: str) -> Samples:
+    """Parse lines of a node exporter's metrics."""
+    return prometheus_text.parse("\n".join(lines).encode(), NODE_METRICS)
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Takes as many connections at once as the dashboard makes, which is more than five."""
+    """Accepts the dashboard's parallel connections, which are more than the default of five."""
 
     request_queue_size = 64

@@ -1,9 +1,9 @@
-"""Serves the samples on loopback, one port each, to look at the page without a stack; from 0, on free ones.
+"""Serve each sample page on a loopback port of its own, without a stack.
+
+The argument is the first port; 0 takes free ports.
 
 PYTHONPATH=dashboard_app/src:dashboard_app/tests python dashboard_app/tests/sample_server.py 3900
 """
-
-from __future__ import annotations
 
 import dataclasses
 import math
@@ -44,46 +44,45 @@ SETTINGS = Settings.model_validate(
         "login": False,
     }
 )
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 
 
-def later(value: Any, length: timedelta) -> Any:
-    """A sample with all its moments moved."""
+def shift(value: Any, length: timedelta) -> Any:
+    """Return a sample with all its times moved by `length`."""
     if isinstance(value, datetime):
         return value + length
     if isinstance(value, tuple):
-        return tuple(later(each, length) for each in value)
+        return tuple(shift(each, length) for each in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.replace(
             value,
-            **{field.name: later(getattr(value, field.name), length) for field in dataclasses.fields(value)},
+            **{field.name: shift(getattr(value, field.name), length) for field in dataclasses.fields(value)},
         )
     return value
 
 
 class SamplePoller(Poller):
-    """Finds the same every two seconds."""
+    """Returns the same sample as if it were polled every two seconds."""
 
     def __init__(self, sample: Status) -> None:
-        """Ask nobody."""
         super().__init__(SETTINGS, Secrets("sk-secret"))
         self._sample = sample
 
     def status(self) -> Status:
-        """Tell the sample as of now."""
-        status: Status = later(self._sample, datetime.now(UTC) - AT)
+        """Return the sample as of now."""
+        status: Status = shift(self._sample, datetime.now(UTC) - AT)
         return status
 
     def wait(self, number: int, seconds: float) -> int:
-        """Wait for the next two seconds."""
-        latest = int(time.monotonic() / LOOK_SECONDS)
+        """Wait for the next pretended poll."""
+        latest = int(time.monotonic() / POLL_SECONDS)
         if latest == number:
-            time.sleep(min(seconds, (latest + 1) * LOOK_SECONDS - time.monotonic()))
-        return int(time.monotonic() / LOOK_SECONDS)
+            time.sleep(min(seconds, (latest + 1) * POLL_SECONDS - time.monotonic()))
+        return int(time.monotonic() / POLL_SECONDS)
 
 
-def history(span: str) -> dict[str, Any]:
-    """A made-up history with a gap and a burst."""
+def make_history(span: str) -> dict[str, Any]:
+    """Return a made-up history with a gap and a burst."""
     step = {"1h": 20, "1d": 480}[span]
     now = math.floor(time.time() / step) * step
     times = [now - step * (180 - number) for number in range(181)]
@@ -109,17 +108,17 @@ def history(span: str) -> dict[str, Any]:
     return {"schema": 1, "range": span, "step_seconds": step, "error": None, "times": times, "series": series}
 
 
-def create(name: str) -> Flask:
-    """The dashboard, showing one sample."""
+def create_sample_app(name: str) -> Flask:
+    """Return the dashboard for one sample."""
     app = create_app(SamplePoller(SAMPLES[name]), Secrets("sk-secret"))
 
-    def past() -> Response:
-        told = history(request.args["range"])
+    def send_history() -> Response:
+        document = make_history(request.args["range"])
         if name != "gpu":
-            del told["series"]["gpu_utilization_ratio"]
-        return jsonify(told)
+            del document["series"]["gpu_utilization_ratio"]
+        return jsonify(document)
 
-    app.view_functions["past"] = past
+    app.view_functions["send_history"] = send_history
     return app
 
 
@@ -127,7 +126,7 @@ def main() -> None:
     """Serve until interrupted."""
     first = int(sys.argv[1])
     for port, name in enumerate(SAMPLES, start=first):
-        server = make_server("127.0.0.1", port if first else 0, create(name), threaded=True)
+        server = make_server("127.0.0.1", port if first else 0, create_sample_app(name), threaded=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         sys.stdout.write(f"{name} http://127.0.0.1:{server.server_port}/\n")
     sys.stdout.flush()

@@ -1,6 +1,4 @@
-"""One `Status` for each look that the page can have; `AT` is the moment at which they hold."""
-
-from __future__ import annotations
+"""One `Status` for each kind of page; all of them describe the moment `AT`."""
 
 import dataclasses
 from datetime import UTC, datetime, timedelta
@@ -42,12 +40,12 @@ GIB = 1024**3
 
 
 def before(**length: float) -> datetime:
-    """The moment that lies this long before `AT`."""
+    """Return the time this long before `AT`."""
     return AT - timedelta(**length)
 
 
 def placement(host: str = "gpu1", **changes: object) -> Placement:
-    """A loaded model."""
+    """Return a loaded model."""
     return dataclasses.replace(
         Placement(
             host=host,
@@ -65,14 +63,14 @@ def placement(host: str = "gpu1", **changes: object) -> Placement:
 
 
 def model(name: str, *placements: Placement, **changes: object) -> ModelStatus:
-    """A model about which all is well."""
+    """Return a healthy model."""
     return dataclasses.replace(
         ModelStatus(
             name=name,
             can_be_served=True,
             listed=True,
             placements=placements or (placement(),),
-            answered=Answered(before(seconds=12), 12.0, "request", ok=True),
+            answered=Answered(at=before(seconds=12), age_seconds=12.0, by="request", ok=True),
             tokens_per_second=61.4,
         ),
         **changes,  # type: ignore[arg-type]
@@ -80,13 +78,13 @@ def model(name: str, *placements: Placement, **changes: object) -> ModelStatus:
 
 
 def host(name: str = "gpu1", **changes: object) -> HostStatus:
-    """An inference host that works."""
+    """Return a healthy inference host."""
     return dataclasses.replace(
         HostStatus(
             name=name,
             ok=True,
-            exporter=Part(True, 0.006, None),
-            engine=EngineStatus(True, "0.24.0", 0.003, None),
+            exporter=Part(ok=True, latency_seconds=0.006, error=None),
+            engine=EngineStatus(up=True, version="0.24.0", latency_seconds=0.003, error=None),
             models_declared=1,
             models_present=1,
             models_loaded=1,
@@ -98,23 +96,26 @@ def host(name: str = "gpu1", **changes: object) -> HostStatus:
 
 
 SERVICES = (
-    Service("bedplate-gateway", "active", 0),
-    Service("ollama", "active", 0),
-    Service("bedplate-exporter", "active", 0),
-    Service("bedplate-dashboard", "active", 0),
-    Service("node-exporter", "active", 0),
-    Service("prometheus", "active", 1),
+    Service(name="bedplate-gateway", state="active", restarts=0),
+    Service(name="ollama", state="active", restarts=0),
+    Service(name="bedplate-exporter", state="active", restarts=0),
+    Service(name="bedplate-dashboard", state="active", restarts=0),
+    Service(name="node-exporter", state="active", restarts=0),
+    Service(name="prometheus", state="active", restarts=1),
 )
 
 
 def machine(name: str = "gpu1", **changes: object) -> Machine:
-    """A host with nothing wrong."""
+    """Return a healthy host."""
     return dataclasses.replace(
         Machine(
             name=name,
             state="ok",
             error=None,
-            disks=(Disk("/", 60 * GIB, 21 * GIB, 41.0), Disk("/boot", GIB, 700 * 1024**2)),
+            disks=(
+                Disk(mountpoint="/", size_bytes=60 * GIB, available_bytes=21 * GIB, days_left=41.0),
+                Disk(mountpoint="/boot", size_bytes=GIB, available_bytes=700 * 1024**2),
+            ),
             memory_bytes=8 * GIB,
             memory_available_bytes=5 * GIB,
             services=SERVICES,
@@ -125,19 +126,26 @@ def machine(name: str = "gpu1", **changes: object) -> Machine:
 
 
 CHAIN = (
-    Hop("clients", "clients", "ok", "1.8 requests/s at http://10.1.2.3:8000"),
-    Hop("gateway", "gateway", "ok", "lists 1 of 1 models", "1.106.2", 0.004),
-    Hop("queue", "queue", "ok", "nobody waits; 1 of 2 slots busy"),
+    Hop(kind="clients", name="clients", state="ok", detail="1.8 requests/s at http://10.1.2.3:8000"),
     Hop(
-        "host",
-        "gpu1",
-        "ok",
-        "has 1 of 1 models, 1 loaded",
-        "0.24.0",
-        0.003,
-        last_error=LastError("Ollama does not listen at http://127.0.0.1:11434", before(hours=3)),
+        kind="gateway",
+        name="gateway",
+        state="ok",
+        detail="lists 1 of 1 models",
+        version="0.1.0",
+        latency_seconds=0.004,
     ),
-    Hop("gpu", "gpu1", "ok", "no GPU"),
+    Hop(kind="queue", name="queue", state="ok", detail="no request waits; 1 of 2 slots busy"),
+    Hop(
+        kind="host",
+        name="gpu1",
+        state="ok",
+        detail="has 1 of 1 models, 1 loaded",
+        version="0.24.0",
+        latency_seconds=0.003,
+        last_error=LastError(text="Ollama does not listen at http://127.0.0.1:11434", at=before(hours=3)),
+    ),
+    Hop(kind="gpu", name="gpu1", state="ok", detail="no GPU"),
 )
 
 TRAFFIC = Traffic(
@@ -155,51 +163,87 @@ TRAFFIC = Traffic(
     success_ratio=0.982,
     refused_429=8,
     refused_503=2,
-    refusals=(Refusals("key_requests", 429, 8), Refusals("queue_timeout", 503, 2)),
+    refusals=(
+        Refusals(reason="key_requests", status=429, count=8),
+        Refusals(reason="queue_timeout", status=503, count=2),
+    ),
 )
 
 LIMITS = (
-    Limit("key", "default", "requests", 58, 100),
-    Limit("key", "default", "tokens", 940, 1000),
-    Limit("key", "batch", "requests", 0, 600),
-    Limit("key", "dashboard", "requests", 30, 120),
-    Limit("model", "smollm2:135m", "tokens", 5200, 20000),
+    Limit(scope="key", name="default", unit="requests", used=58, limit=100),
+    Limit(scope="key", name="default", unit="tokens", used=940, limit=1000),
+    Limit(scope="key", name="batch", unit="requests", used=0, limit=600),
+    Limit(scope="key", name="dashboard", unit="requests", used=30, limit=120),
+    Limit(scope="model", name="smollm2:135m", unit="tokens", used=5200, limit=20000),
 )
 
 QUEUE = Queue(
-    classes=(QueueClass("high", 0, 0.0), QueueClass("normal", 0, 0.0), QueueClass("low", 0, 0.0)),
+    classes=(
+        QueueClass(name="high", waiting=0, oldest_seconds=0.0),
+        QueueClass(name="normal", waiting=0, oldest_seconds=0.0),
+        QueueClass(name="low", waiting=0, oldest_seconds=0.0),
+    ),
     slots_busy=1,
     slots=2,
-    engines=(Slots("gpu1", "smollm2:135m", 1, 2),),
+    engines=(Slots(engine="gpu1", model="smollm2:135m", busy=1, slots=2),),
 )
 
 VERIFIED = tuple(
-    CheckStatus("gpu1", f"promise {number}", True, "as promised", None) for number in range(1, 20)
+    CheckStatus(host="gpu1", name=f"promise {number}", ok=True, seen="as promised", next=None)
+    for number in range(1, 20)
 )
 
 OPERATIONS = Operations(
-    verify=ReportStatus(True, before(hours=5), 19, 0, 0, (), VERIFIED),
+    verify=ReportStatus(
+        ok=True, at=before(hours=5), passed=19, failed=0, not_asked=0, problems=(), checks=VERIFIED
+    ),
     load_test=ReportStatus(
-        True,
-        before(days=2),
-        3,
-        0,
-        0,
-        (),
-        (
-            CheckStatus("gpu1", "exactly 100 of 150 requests pass", True, "passed == 100; seen: 100", None),
-            CheckStatus("gpu1", "1000 tokens a minute", True, "tokens <= 1212; seen: 1166", None),
-            CheckStatus("gpu1", "high overtakes low", True, "p95 <= 2 s; seen: 1.5", None),
+        ok=True,
+        at=before(days=2),
+        passed=3,
+        failed=0,
+        not_asked=0,
+        problems=(),
+        checks=(
+            CheckStatus(
+                host="gpu1",
+                name="exactly 100 of 150 requests pass",
+                ok=True,
+                seen="passed == 100; seen: 100",
+                next=None,
+            ),
+            CheckStatus(
+                host="gpu1",
+                name="1000 tokens a minute",
+                ok=True,
+                seen="tokens <= 1212; seen: 1166",
+                next=None,
+            ),
+            CheckStatus(
+                host="gpu1",
+                name="high overtakes low",
+                ok=True,
+                seen="p95 <= 2 s; seen: 1.5",
+                next=None,
+            ),
         ),
     ),
     canary=(
-        Canary("gpu1", "smollm2:135m", True, "answered", before(seconds=140), before(seconds=140), 0.31),
+        Canary(
+            host="gpu1",
+            model="smollm2:135m",
+            ok=True,
+            result="answered",
+            at=before(seconds=140),
+            answered_at=before(seconds=140),
+            seconds=0.31,
+        ),
     ),
     versions=(
-        Version("Ollama", "gpu1", "0.24.0", "0.24.0", True),
-        Version("Gateway", "gpu1", "0.1.0", "0.1.0", True),
-        Version("Prometheus", "gpu1", None, "2.53.3", None),
-        Version("Dashboard", "gpu1", "0.1.0", "0.1.0", True),
+        Version(component="Ollama", host="gpu1", pinned="0.24.0", running="0.24.0", ok=True),
+        Version(component="Gateway", host="gpu1", pinned="0.1.0", running="0.1.0", ok=True),
+        Version(component="Prometheus", host="gpu1", pinned=None, running="2.53.3", ok=None),
+        Version(component="Dashboard", host="gpu1", pinned="0.1.0", running="0.1.0", ok=True),
     ),
     alerts=(),
 )
@@ -208,8 +252,8 @@ _WELL = Verdict(
     state="healthy",
     reason="smollm2:135m can be served.",
     faults=(),
-    gateway=Part(True, 0.004, None),
-    prometheus=Part(True, 0.002, None),
+    gateway=Part(ok=True, latency_seconds=0.004, error=None),
+    prometheus=Part(ok=True, latency_seconds=0.002, error=None),
     hosts=(host(),),
     models=(model("smollm2:135m"),),
     chain=CHAIN,
@@ -223,7 +267,7 @@ _WELL = Verdict(
 
 
 def status(verdict: Verdict, **changes: object) -> Status:
-    """The status that goes with a verdict."""
+    """Return the status of a verdict."""
     first = verdict.faults[0] if verdict.faults else None
     return dataclasses.replace(
         Status(
@@ -262,21 +306,47 @@ QUIET = status(
                 tokens_per_second=None,
             ),
         ),
-        traffic=Traffic(60.0, 0, 0, 0, 0, 0, 0, None, None, None, None, None, 0, 0, ()),
-        operations=dataclasses.replace(OPERATIONS, verify=ReportStatus(None), load_test=ReportStatus(None)),
+        traffic=Traffic(
+            window_seconds=60.0,
+            requests=0,
+            prompt_tokens=0,
+            completion_tokens=0,
+            requests_per_second=0,
+            tokens_in_per_second=0,
+            tokens_out_per_second=0,
+            ttft_p50_seconds=None,
+            ttft_p95_seconds=None,
+            latency_p50_seconds=None,
+            latency_p95_seconds=None,
+            success_ratio=None,
+            refused_429=0,
+            refused_503=0,
+            refusals=(),
+        ),
+        operations=dataclasses.replace(
+            OPERATIONS, verify=ReportStatus(ok=None), load_test=ReportStatus(ok=None)
+        ),
     )
 )
-"""Just installed: nobody has asked, nothing was verified."""
+"""Just installed: no request yet, nothing was verified."""
 
 _DISK_FULL = Fault(
-    "the disk of gpu1 is full: 0.1 GB left on /", "du -xh / | sort -h | tail", "gpu1", before(minutes=4)
+    what="the disk of gpu1 is full: 0.1 GB left on /",
+    next="du -xh / | sort -h | tail",
+    next_on="gpu1",
+    since=before(minutes=4),
 )
-_ENGINE = Fault("the engine on gpu2 is down", "journalctl -u ollama -n 50", "gpu2", before(minutes=7))
+_ENGINE = Fault(
+    what="the engine on gpu2 is down",
+    next="journalctl -u ollama -n 50",
+    next_on="gpu2",
+    since=before(minutes=7),
+)
 _PROMETHEUS = Fault(
-    "Prometheus does not answer (connection refused), so no history is kept",
-    "journalctl -u prometheus -n 50",
-    "the monitoring host",
-    before(minutes=2),
+    what="Prometheus does not answer (connection refused), so no history is recorded",
+    next="journalctl -u prometheus -n 50",
+    next_on="the monitoring host",
+    since=before(minutes=2),
 )
 
 DEGRADED = status(
@@ -285,17 +355,17 @@ DEGRADED = status(
         state="degraded",
         reason="1 of 2 declared models can be served: the engine on gpu2 is down, and 2 more faults.",
         faults=(_ENGINE, _DISK_FULL, _PROMETHEUS),
-        prometheus=Part(False, 0.001, "connection refused"),
+        prometheus=Part(ok=False, latency_seconds=0.001, error="connection refused"),
         hosts=(
             host(),
             host(
                 "gpu2",
                 ok=False,
                 engine=EngineStatus(
-                    False,
-                    None,
-                    1.0,
-                    "Ollama did not answer /api/version within 1 s: look into `journalctl -u ollama`.",
+                    up=False,
+                    version=None,
+                    latency_seconds=1.0,
+                    error="Ollama did not answer /api/version within 1 s: look into `journalctl -u ollama`.",
                 ),
                 models_present=None,
                 models_loaded=None,
@@ -306,96 +376,133 @@ DEGRADED = status(
             model("smollm2:135m"),
             model(
                 "qwen3:8b",
-                Placement("gpu2", None),
+                Placement(host="gpu2", present=None),
                 can_be_served=False,
                 listed=False,
-                answered=Answered(before(minutes=8), 480.0, "canary", ok=False),
+                answered=Answered(at=before(minutes=8), age_seconds=480.0, by="canary", ok=False),
                 tokens_per_second=None,
             ),
         ),
         chain=(
             *CHAIN[:1],
-            Hop("gateway", "gateway", "warn", "lists 1 of 2 models", "1.106.2", 0.004),
-            Hop("queue", "queue", "warn", "12 wait, the oldest for 31 s; 2 of 2 slots busy"),
+            Hop(
+                kind="gateway",
+                name="gateway",
+                state="warn",
+                detail="lists 1 of 2 models",
+                version="0.1.0",
+                latency_seconds=0.004,
+            ),
+            Hop(
+                kind="queue",
+                name="queue",
+                state="warn",
+                detail="12 requests wait, the oldest for 31 s; 2 of 2 slots busy",
+            ),
             *CHAIN[3:],
             Hop(
-                "host",
-                "gpu2",
-                "bad",
-                "has 0 of 1 models",
-                None,
-                None,
-                "Ollama did not answer /api/version within 1 s",
-                LastError("Ollama did not answer /api/version within 1 s", AT),
+                kind="host",
+                name="gpu2",
+                state="bad",
+                detail="has 0 of 1 models",
+                version=None,
+                latency_seconds=None,
+                error="Ollama did not answer /api/version within 1 s",
+                last_error=LastError(text="Ollama did not answer /api/version within 1 s", at=AT),
             ),
-            Hop("gpu", "gpu2", "unknown", "not seen"),
+            Hop(kind="gpu", name="gpu2", state="unknown", detail="unknown"),
         ),
         queue=Queue(
-            (QueueClass("high", 0, 0.0), QueueClass("normal", 3, 4.5), QueueClass("low", 9, 31.0)),
-            2,
-            2,
-            (Slots("gpu1", "smollm2:135m", 2, 2), Slots("gpu2", "qwen3:8b", 0, 2)),
+            classes=(
+                QueueClass(name="high", waiting=0, oldest_seconds=0.0),
+                QueueClass(name="normal", waiting=3, oldest_seconds=4.5),
+                QueueClass(name="low", waiting=9, oldest_seconds=31.0),
+            ),
+            slots_busy=2,
+            slots=2,
+            engines=(
+                Slots(engine="gpu1", model="smollm2:135m", busy=2, slots=2),
+                Slots(engine="gpu2", model="qwen3:8b", busy=0, slots=2),
+            ),
         ),
         machines=(
             machine(
-                state="bad", disks=(Disk("/", 60 * GIB, 90_000_000, 0.1),), memory_available_bytes=GIB // 3
+                state="bad",
+                disks=(Disk(mountpoint="/", size_bytes=60 * GIB, available_bytes=90_000_000, days_left=0.1),),
+                memory_available_bytes=GIB // 3,
             ),
             machine(
                 "gpu2",
                 state="bad",
                 services=(
-                    Service("ollama", "failed", 5),
-                    Service("bedplate-exporter", "active", 0),
-                    Service("node-exporter", "active", 0),
+                    Service(name="ollama", state="failed", restarts=5),
+                    Service(name="bedplate-exporter", state="active", restarts=0),
+                    Service(name="node-exporter", state="active", restarts=0),
                 ),
                 reboot_required=True,
             ),
         ),
         operations=Operations(
             verify=ReportStatus(
-                False,
-                before(minutes=3),
-                17,
-                1,
-                1,
-                (
+                ok=False,
+                at=before(minutes=3),
+                passed=17,
+                failed=1,
+                not_asked=1,
+                problems=(
                     CheckStatus(
-                        "gpu2",
-                        "Ollama holds qwen3:8b",
-                        False,
-                        "Ollama does not answer at http://10.1.2.4:11434",
-                        "journalctl -u ollama -n 50",
+                        host="gpu2",
+                        name="Ollama holds qwen3:8b",
+                        ok=False,
+                        seen="Ollama does not answer at http://10.1.2.4:11434",
+                        next="journalctl -u ollama -n 50",
                     ),
                     CheckStatus(
-                        "gpu2",
-                        "port 11434 is closed to others",
-                        None,
-                        "this machine installs itself, ask from another one",
-                        "systemctl cat ollama",
+                        host="gpu2",
+                        name="port 11434 is closed to others",
+                        ok=None,
+                        seen="this machine installs itself, ask from another one",
+                        next="systemctl cat ollama",
                     ),
                 ),
-                (
+                checks=(
                     *VERIFIED[:17],
                     CheckStatus(
-                        "gpu2",
-                        "Ollama holds qwen3:8b",
-                        False,
-                        "Ollama does not answer at http://10.1.2.4:11434",
-                        "journalctl -u ollama -n 50",
+                        host="gpu2",
+                        name="Ollama holds qwen3:8b",
+                        ok=False,
+                        seen="Ollama does not answer at http://10.1.2.4:11434",
+                        next="journalctl -u ollama -n 50",
                     ),
                 ),
             ),
             load_test=ReportStatus(
-                None, error="the report is not in the form that the playbook smoke.yml writes"
+                ok=None, error="the report does not have the format that smoke.yml writes"
             ),
             canary=(
-                Canary("gpu1", "smollm2:135m", True, "not_used", before(seconds=100), before(hours=2), 0.3),
-                Canary("gpu1", "qwen3:8b", False, "failed", before(seconds=100), before(minutes=12), 1.8),
+                Canary(
+                    host="gpu1",
+                    model="smollm2:135m",
+                    ok=True,
+                    result="not_used",
+                    at=before(seconds=100),
+                    answered_at=before(hours=2),
+                    seconds=0.3,
+                ),
+                Canary(
+                    host="gpu1",
+                    model="qwen3:8b",
+                    ok=False,
+                    result="failed",
+                    at=before(seconds=100),
+                    answered_at=before(minutes=12),
+                    seconds=1.8,
+                ),
             ),
             versions=(
-                Version("Ollama", "gpu1", "0.24.0", "0.24.0", True),
-                Version("Ollama", "gpu2", "0.24.0", "0.23.1", False),
-                Version("Gateway", "gpu1", "0.1.0", "0.1.0", True),
+                Version(component="Ollama", host="gpu1", pinned="0.24.0", running="0.24.0", ok=True),
+                Version(component="Ollama", host="gpu2", pinned="0.24.0", running="0.23.1", ok=False),
+                Version(component="Gateway", host="gpu1", pinned="0.1.0", running="0.1.0", ok=True),
             ),
             alerts=None,
         ),
@@ -410,28 +517,28 @@ ALERTING = status(
         reason="smollm2:135m can be served, but users wait: requests of class normal wait for a slot.",
         faults=(
             Fault(
-                "an alert is active: requests of class normal wait 45 s for a slot",
-                "make traffic-quick",
-                "the control machine",
-                before(minutes=3),
+                what="an alert is active: requests of class normal wait 45 s for a slot",
+                next="make traffic-quick",
+                next_on="the control machine",
+                since=before(minutes=3),
             ),
         ),
         operations=dataclasses.replace(
             OPERATIONS,
             alerts=(
                 Alert(
-                    "DiskFull",
-                    "critical",
-                    before(hours=1),
-                    "/ on gpu1 is 97 % full",
-                    "du -xh / | sort -h | tail (on gpu1)",
+                    name="DiskFull",
+                    severity="critical",
+                    since=before(hours=1),
+                    summary="/ on gpu1 is 97 % full",
+                    next="du -xh / | sort -h | tail (on gpu1)",
                 ),
                 Alert(
-                    "QueueSaturated",
-                    "warning",
-                    before(minutes=3),
-                    "requests of class normal wait 45s for a slot",
-                    "make traffic-quick",
+                    name="QueueSaturated",
+                    severity="warning",
+                    since=before(minutes=3),
+                    summary="requests of class normal wait 45s for a slot",
+                    next="make traffic-quick",
                 ),
             ),
         ),
@@ -440,10 +547,10 @@ ALERTING = status(
 )
 
 _GATEWAY = Fault(
-    "the gateway does not work (connection refused)",
-    "journalctl -u bedplate-gateway -n 50",
-    "the gateway host",
-    before(seconds=9),
+    what="the gateway does not work (connection refused)",
+    next="journalctl -u bedplate-gateway -n 50",
+    next_on="the gateway host",
+    since=before(seconds=9),
 )
 DOWN = status(
     dataclasses.replace(
@@ -451,34 +558,37 @@ DOWN = status(
         state="down",
         reason="smollm2:135m cannot be served: the gateway does not work (connection refused).",
         faults=(_GATEWAY,),
-        gateway=Part(False, 0.001, "connection refused"),
+        gateway=Part(ok=False, latency_seconds=0.001, error="connection refused"),
         models=(
             model(
                 "smollm2:135m",
                 can_be_served=False,
                 listed=None,
-                answered=Answered(before(seconds=41), 41.0, "request", ok=True),
+                answered=Answered(at=before(seconds=41), age_seconds=41.0, by="request", ok=True),
                 tokens_per_second=None,
             ),
         ),
         chain=(
-            Hop("clients", "clients", "unknown", "http://10.1.2.3:8000"),
+            Hop(kind="clients", name="clients", state="unknown", detail="http://10.1.2.3:8000"),
             Hop(
-                "gateway",
-                "gateway",
-                "bad",
-                "at http://127.0.0.1:8000",
+                kind="gateway",
+                name="gateway",
+                state="bad",
+                detail="at http://127.0.0.1:8000",
                 error="connection refused",
-                last_error=LastError("connection refused", AT),
+                last_error=LastError(text="connection refused", at=AT),
             ),
-            Hop("queue", "queue", "unknown", "not seen"),
+            Hop(kind="queue", name="queue", state="unknown", detail="unknown"),
             *CHAIN[3:],
         ),
         traffic=None,
         limits=None,
         queue=None,
         machines=(
-            machine(state="bad", services=(Service("bedplate-gateway", "inactive", 0), *SERVICES[1:])),
+            machine(
+                state="bad",
+                services=(Service(name="bedplate-gateway", state="inactive", restarts=0), *SERVICES[1:]),
+            ),
         ),
     ),
     since=before(seconds=9),
@@ -487,7 +597,7 @@ DOWN = status(
 STALE = dataclasses.replace(
     HEALTHY,
     state="degraded",
-    reason="The state is unknown: the last look found it healthy.",
+    reason="The state is unknown: the last poll reported healthy.",
     next="systemctl restart bedplate-dashboard",
     next_on="the monitoring host",
     since=before(seconds=8),
@@ -498,7 +608,7 @@ STALE = dataclasses.replace(
 
 STARTING = Status(
     state="degraded",
-    reason="The dashboard has just started and has not asked the stack yet.",
+    reason="The dashboard has just started and has not polled the stack yet.",
     next=None,
     next_on=None,
     since=before(seconds=1),
@@ -537,14 +647,51 @@ GPU = status(
         ),
         chain=(
             *CHAIN[:4],
-            Hop("gpu", "gpu1", "warn", "3 GPUs", "580.95.05", error="1 GPU slows itself down (heat)"),
+            Hop(
+                kind="gpu",
+                name="gpu1",
+                state="warn",
+                detail="3 GPUs",
+                version="580.95.05",
+                error="1 GPU throttled (heat)",
+            ),
         ),
         gpus=(
             Gpu(
-                "gpu1", "nvidia", "0", "NVIDIA H100 80GB HBM3", 0.97, 61 * GIB, 80 * GIB, 71.0, 640.0, "heat"
+                host="gpu1",
+                vendor="nvidia",
+                number="0",
+                name="NVIDIA H100 80GB HBM3",
+                utilization_ratio=0.97,
+                memory_used_bytes=61 * GIB,
+                memory_bytes=80 * GIB,
+                temperature_celsius=71.0,
+                power_watts=640.0,
+                throttling="heat",
             ),
-            Gpu("gpu1", "nvidia", "1", "NVIDIA GeForce GTX 1050", None, GIB, 2 * GIB, 41.0, None),
-            Gpu("gpu1", "amd", "2", "AMD Radeon RX 7900 XTX", 0.0, 0, 24 * GIB, 38.0, 21.0, ""),
+            Gpu(
+                host="gpu1",
+                vendor="nvidia",
+                number="1",
+                name="NVIDIA GeForce GTX 1050",
+                utilization_ratio=None,
+                memory_used_bytes=GIB,
+                memory_bytes=2 * GIB,
+                temperature_celsius=41.0,
+                power_watts=None,
+            ),
+            Gpu(
+                host="gpu1",
+                vendor="amd",
+                number="2",
+                name="AMD Radeon RX 7900 XTX",
+                utilization_ratio=0.0,
+                memory_used_bytes=0,
+                memory_bytes=24 * GIB,
+                temperature_celsius=38.0,
+                power_watts=21.0,
+                throttling="",
+            ),
         ),
     )
 )
@@ -564,14 +711,24 @@ MANY = status(
         chain=(
             *CHAIN[:3],
             *(
-                Hop("host", f"rack3-node{number}", "ok", "has 40 of 40 models, 1 loaded", "0.24.0", 0.004)
+                Hop(
+                    kind="host",
+                    name=f"rack3-node{number}",
+                    state="ok",
+                    detail="has 40 of 40 models, 1 loaded",
+                    version="0.24.0",
+                    latency_seconds=0.004,
+                )
                 for number in range(1, 9)
             ),
-            *(Hop("gpu", f"rack3-node{number}", "ok", "no GPU") for number in range(1, 9)),
+            *(
+                Hop(kind="gpu", name=f"rack3-node{number}", state="ok", detail="no GPU")
+                for number in range(1, 9)
+            ),
         ),
         machines=tuple(machine(f"rack3-node{number}") for number in range(1, 9)),
         limits=tuple(
-            Limit("key", f"team-{number}", unit, number, 100)
+            Limit(scope="key", name=f"team-{number}", unit=unit, used=number, limit=100)
             for number in range(30)
             for unit in ("requests", "tokens")
         ),
@@ -579,10 +736,10 @@ MANY = status(
 )
 
 _HOSTILE_FAULT = Fault(
-    f"the engine on gpu1 does not have {HOSTILE}",
-    f"ansible-playbook site.yml --tags {HOSTILE}",
-    HOSTILE,
-    before(seconds=5),
+    what=f"the engine on gpu1 does not have {HOSTILE}",
+    next=f"ansible-playbook site.yml --tags {HOSTILE}",
+    next_on=HOSTILE,
+    since=before(seconds=5),
 )
 NASTY = status(
     dataclasses.replace(
@@ -590,7 +747,13 @@ NASTY = status(
         state="degraded",
         reason=f"0 of 1 declared models can be served: the engine on gpu1 does not have {HOSTILE}.",
         faults=(_HOSTILE_FAULT, _HOSTILE_FAULT),
-        hosts=(host(HOSTILE, undeclared=(HOSTILE,), engine=EngineStatus(True, HOSTILE, 0.003, HOSTILE)),),
+        hosts=(
+            host(
+                HOSTILE,
+                undeclared=(HOSTILE,),
+                engine=EngineStatus(up=True, version=HOSTILE, latency_seconds=0.003, error=HOSTILE),
+            ),
+        ),
         models=(model(HOSTILE, placement(HOSTILE, digest=HOSTILE)),),
         chain=tuple(
             dataclasses.replace(
@@ -598,27 +761,66 @@ NASTY = status(
                 detail=HOSTILE,
                 version=HOSTILE,
                 error=HOSTILE,
-                last_error=LastError(HOSTILE, before(seconds=3)),
+                last_error=LastError(text=HOSTILE, at=before(seconds=3)),
             )
             for hop in CHAIN
         ),
-        gpus=(Gpu(HOSTILE, HOSTILE, HOSTILE, HOSTILE, 0.5, 1, 2, 3.0, 4.0, HOSTILE),),
-        traffic=dataclasses.replace(TRAFFIC, refusals=(Refusals(HOSTILE, 429, 1),)),
-        limits=(Limit("key", HOSTILE, HOSTILE, 1, 2),),
-        queue=Queue((QueueClass(HOSTILE, 1, 2.0),), 1, 1, (Slots(HOSTILE, HOSTILE, 1, 1),)),
+        gpus=(
+            Gpu(
+                host=HOSTILE,
+                vendor=HOSTILE,
+                number=HOSTILE,
+                name=HOSTILE,
+                utilization_ratio=0.5,
+                memory_used_bytes=1,
+                memory_bytes=2,
+                temperature_celsius=3.0,
+                power_watts=4.0,
+                throttling=HOSTILE,
+            ),
+        ),
+        traffic=dataclasses.replace(TRAFFIC, refusals=(Refusals(reason=HOSTILE, status=429, count=1),)),
+        limits=(Limit(scope="key", name=HOSTILE, unit=HOSTILE, used=1, limit=2),),
+        queue=Queue(
+            classes=(QueueClass(name=HOSTILE, waiting=1, oldest_seconds=2.0),),
+            slots_busy=1,
+            slots=1,
+            engines=(Slots(engine=HOSTILE, model=HOSTILE, busy=1, slots=1),),
+        ),
         machines=(
             Machine(
-                HOSTILE, "bad", HOSTILE, (Disk(HOSTILE, 2, 1),), services=(Service(HOSTILE, HOSTILE, 1),)
+                name=HOSTILE,
+                state="bad",
+                error=HOSTILE,
+                disks=(Disk(mountpoint=HOSTILE, size_bytes=2, available_bytes=1),),
+                services=(Service(name=HOSTILE, state=HOSTILE, restarts=1),),
             ),
         ),
         operations=Operations(
             verify=ReportStatus(
-                False, before(hours=1), 0, 1, 0, (CheckStatus(HOSTILE, HOSTILE, False, HOSTILE, HOSTILE),)
+                ok=False,
+                at=before(hours=1),
+                passed=0,
+                failed=1,
+                not_asked=0,
+                problems=(CheckStatus(host=HOSTILE, name=HOSTILE, ok=False, seen=HOSTILE, next=HOSTILE),),
             ),
-            load_test=ReportStatus(None, error=HOSTILE),
-            canary=(Canary(HOSTILE, HOSTILE, False, HOSTILE, None, None, None),),
-            versions=(Version(HOSTILE, HOSTILE, HOSTILE, HOSTILE, False),),
-            alerts=(Alert(HOSTILE, HOSTILE, before(minutes=1), HOSTILE, HOSTILE),),
+            load_test=ReportStatus(ok=None, error=HOSTILE),
+            canary=(
+                Canary(
+                    host=HOSTILE,
+                    model=HOSTILE,
+                    ok=False,
+                    result=HOSTILE,
+                    at=None,
+                    answered_at=None,
+                    seconds=None,
+                ),
+            ),
+            versions=(Version(component=HOSTILE, host=HOSTILE, pinned=HOSTILE, running=HOSTILE, ok=False),),
+            alerts=(
+                Alert(name=HOSTILE, severity=HOSTILE, since=before(minutes=1), summary=HOSTILE, next=HOSTILE),
+            ),
         ),
     )
 )

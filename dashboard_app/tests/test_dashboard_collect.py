@@ -1,6 +1,4 @@
-"""Asking: each way to fail is told apart, within its deadline, and hostile text comes out harmless."""
-
-from __future__ import annotations
+"""Polling: each kind of failure is distinguished within its deadline, and hostile text becomes harmless."""
 
 import asyncio
 import contextlib
@@ -17,7 +15,7 @@ import httpx
 import pytest
 from bedplate_dashboard import collect
 from bedplate_dashboard.collect import Observation, ReportFile, read_report
-from bedplate_dashboard.foreign import clean
+from bedplate_dashboard.payloads import clean
 from bedplate_dashboard.settings import Secrets, Settings
 from observed import FakeServer
 
@@ -64,7 +62,7 @@ class FakeStack:
 
     def __init__(self) -> None:
         self.authorization: str | None = None
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.answers: dict[str, Answer] = {
             "/v1/models": send(200, {"data": [{"id": "small:1b"}]}),
             "/state.json": send(200, STATE),
@@ -78,8 +76,8 @@ class FakeStack:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 stack.authorization = self.headers.get("Authorization", stack.authorization)
-                with contextlib.suppress(OSError):  # the client may have hung up, as it should
-                    stack.asked.append(self.path)
+                with contextlib.suppress(OSError):  # the client may have disconnected, as it should
+                    stack.requested.append(self.path)
                     stack.answers[self.path.partition("?")[0]](self)
 
             def log_message(self, *_: Any) -> None:
@@ -101,7 +99,7 @@ def stack() -> Iterator[FakeStack]:
 
 
 @pytest.fixture
-def look(stack: FakeStack, config: dict[str, Any]) -> Callable[..., Observation]:
+def poll_stack(stack: FakeStack, config: dict[str, Any]) -> Callable[..., Observation]:
     def ask(**changes: str) -> Observation:
         urls = {
             "gateway_url": stack.url,
@@ -124,22 +122,22 @@ def look(stack: FakeStack, config: dict[str, Any]) -> Callable[..., Observation]
     return ask
 
 
-def test_all_answer(look: Callable[..., Observation], stack: FakeStack) -> None:
-    seen = look()
+def test_every_service_answers(poll_stack: Callable[..., Observation], stack: FakeStack) -> None:
+    observation = poll_stack()
     assert stack.authorization == "Bearer sk-dashboard"
-    assert seen.gateway.models == {"small:1b"}
-    assert seen.hosts[0].state is not None
-    assert seen.hosts[0].state.models[0].name == "small:1b"
-    assert seen.gateway.metrics.value("bedplate_gateway_slots", engine="gpu1") == 2
-    assert seen.prometheus.contact.ok
-    assert seen.prometheus.alerts is not None
-    assert seen.prometheus.alerts[0].labels.alertname == "DiskFull"
-    assert seen.prometheus.version == "2.53.3"
-    assert seen.machines[0].metrics.value("node_memory_MemTotal_bytes") == 8e9
-    # Only the cheap collectors are asked, every two seconds.
-    assert any(path.startswith("/metrics?collect[]=filesystem") for path in stack.asked)
-    assert (seen.verify, seen.smoke) == (ReportFile(), ReportFile())
-    assert len(stack.asked) == 7
+    assert observation.gateway.models == {"small:1b"}
+    assert observation.hosts[0].state is not None
+    assert observation.hosts[0].state.models[0].name == "small:1b"
+    assert observation.gateway.metrics.value("bedplate_gateway_slots", engine="gpu1") == 2
+    assert observation.prometheus.contact.ok
+    assert observation.prometheus.alerts is not None
+    assert observation.prometheus.alerts[0].labels.alertname == "DiskFull"
+    assert observation.prometheus.version == "2.53.3"
+    assert observation.machines[0].metrics.value("node_memory_MemTotal_bytes") == 8e9
+    # Every two seconds only the cheap collectors are requested.
+    assert any(path.startswith("/metrics?collect[]=filesystem") for path in stack.requested)
+    assert (observation.verify, observation.smoke) == (ReportFile(), ReportFile())
+    assert len(stack.requested) == 7
 
 
 GATEWAY_FAULTS: dict[str, tuple[Answer, str, str]] = {
@@ -162,7 +160,7 @@ GATEWAY_FAULTS: dict[str, tuple[Answer, str, str]] = {
 @pytest.mark.parametrize(("answer", "outcome", "error"), GATEWAY_FAULTS.values(), ids=GATEWAY_FAULTS)
 def test_gateway_faults(
     *,
-    look: Callable[..., Observation],
+    poll_stack: Callable[..., Observation],
     stack: FakeStack,
     monkeypatch: pytest.MonkeyPatch,
     answer: Answer,
@@ -171,28 +169,28 @@ def test_gateway_faults(
 ) -> None:
     monkeypatch.setattr(collect, "ANSWER_SECONDS", 1.0)
     stack.answers["/v1/models"] = answer
-    seen = look()
-    assert (seen.gateway.contact.outcome, seen.gateway.contact.error) == (outcome, error)
-    assert seen.gateway.models == frozenset()
-    assert seen.prometheus.contact.ok
-    assert seen.seconds < 3
+    observation = poll_stack()
+    assert (observation.gateway.contact.outcome, observation.gateway.contact.error) == (outcome, error)
+    assert observation.gateway.models == frozenset()
+    assert observation.prometheus.contact.ok
+    assert observation.seconds < 3
 
 
-def test_a_closed_port_is_a_failed_service(look: Callable[..., Observation]) -> None:
+def test_a_closed_port_is_a_failed_service(poll_stack: Callable[..., Observation]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        seen = look(prometheus_url=f"http://127.0.0.1:{free.getsockname()[1]}")
-    assert (seen.prometheus.contact.outcome, seen.prometheus.contact.error) == (
+        observation = poll_stack(prometheus_url=f"http://127.0.0.1:{free.getsockname()[1]}")
+    assert (observation.prometheus.contact.outcome, observation.prometheus.contact.error) == (
         "failed",
         "connection refused",
     )
 
 
-def test_a_name_that_is_not_known_is_an_unreachable_host(look: Callable[..., Observation]) -> None:
-    seen = look(prometheus_url="http://no-such-host.invalid:9090")
-    assert (seen.prometheus.contact.outcome, seen.prometheus.contact.error) == (
+def test_a_name_that_does_not_resolve_is_an_unreachable_host(poll_stack: Callable[..., Observation]) -> None:
+    observation = poll_stack(prometheus_url="http://no-such-host.invalid:9090")
+    assert (observation.prometheus.contact.outcome, observation.prometheus.contact.error) == (
         "unreachable",
-        "its name is not known",
+        "the host name does not resolve",
     )
 
 
@@ -212,11 +210,11 @@ def test_no_connection_is_an_unreachable_host() -> None:
         b'{"schema":1,"at":"2026-03-01T12:00:00Z","engine":{"up":true,"latency_seconds":NaN},"models":[]}',
     ],
 )
-def test_an_exporter_that_sends_something_else(
-    look: Callable[..., Observation], stack: FakeStack, state: bytes
+def test_an_exporter_with_an_invalid_answer(
+    poll_stack: Callable[..., Observation], stack: FakeStack, state: bytes
 ) -> None:
     stack.answers["/state.json"] = send(200, state)
-    contact = look().hosts[0].contact
+    contact = poll_stack().hosts[0].contact
     assert (contact.outcome, contact.error) == ("failed", "answered without the engine's state")
 
 
@@ -232,23 +230,21 @@ def test_an_exporter_that_sends_something_else(
         b"bedplate_gateway_request_seconds_bucket 1",
     ],
 )
-def test_metrics_that_make_no_sense(
-    look: Callable[..., Observation], stack: FakeStack, metrics: bytes
-) -> None:
+def test_invalid_metrics(poll_stack: Callable[..., Observation], stack: FakeStack, metrics: bytes) -> None:
     stack.answers["/metrics"] = send(200, metrics)
-    contact = look().gateway.metrics_contact
+    contact = poll_stack().gateway.metrics_contact
     assert (contact.outcome, contact.error) == ("failed", "answered without metrics")
 
 
 @pytest.mark.parametrize("body", [b"{}", b"<html>", b'{"data": {"alerts": [{}]}}'])
-def test_prometheus_that_tells_no_alerts(
-    look: Callable[..., Observation], stack: FakeStack, body: bytes
+def test_prometheus_without_alerts_and_version(
+    poll_stack: Callable[..., Observation], stack: FakeStack, body: bytes
 ) -> None:
     stack.answers["/api/v1/alerts"] = send(200, body)
     stack.answers["/api/v1/status/buildinfo"] = send(404, b"")
-    seen = look()
-    assert seen.prometheus.contact.ok
-    assert (seen.prometheus.alerts, seen.prometheus.version) == (None, None)
+    observation = poll_stack()
+    assert observation.prometheus.contact.ok
+    assert (observation.prometheus.alerts, observation.prometheus.version) == (None, None)
 
 
 def test_hostile_text_is_made_harmless() -> None:
@@ -260,7 +256,9 @@ def test_verify_report(tmp_path: Path) -> None:
     path = tmp_path / "verify.json"
     assert read_report(path, "verify.yml") == ReportFile()
     path.write_text('{"schema": 1, "ok": tr')
-    assert read_report(path, "verify.yml").error == "the report is not in the form that verify.yml writes"
+    assert (
+        read_report(path, "verify.yml").error == "the report does not have the format that verify.yml writes"
+    )
     check = {"host": "gpu1", "name": "active", "ok": None, "seen": "x", "next": "y"}
     path.write_text(json.dumps({"schema": 1, "ok": True, "at": "2026-03-01T12:00:00Z", "checks": [check]}))
     report = read_report(path, "verify.yml").report

@@ -1,7 +1,5 @@
 """The real server: gunicorn starts, polls in its worker, and refuses a wrong configuration."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

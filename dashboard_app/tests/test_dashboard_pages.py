@@ -1,6 +1,4 @@
-"""The page, its text and its files: every look told rightly, in few bytes, and no value believed."""
-
-from __future__ import annotations
+"""The page, its text and its files: each sample is shown correctly, in few bytes, all values escaped."""
 
 import functools
 import gzip
@@ -9,7 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from bedplate_dashboard import assets, wording
+from bedplate_dashboard import assets, filters
 from bedplate_dashboard.settings import Secrets
 from bedplate_dashboard.web import create_app
 from flask.testing import FlaskClient
@@ -61,7 +59,7 @@ class Page(HTMLParser):
             texts.append(data)
 
     def find(self, name: str, value: str | None = None) -> list[tuple[dict[str, str | None], str]]:
-        """Elements that have an attribute, perhaps with a value: their attributes and text."""
+        """Return attributes and text of the elements with this attribute, and value if given."""
         return [
             (attributes, re.sub(r" ([.,:;])", r"\1", " ".join("".join(texts).split())))
             for _, attributes, texts in self.elements
@@ -69,7 +67,7 @@ class Page(HTMLParser):
         ]
 
     def text(self, name: str, value: str) -> str:
-        """The text of the one element with this attribute."""
+        """Return the text of the only element with this attribute."""
         ((_, text),) = self.find(name, value)
         return text
 
@@ -87,8 +85,8 @@ def page_of(name: str, query: str = "") -> Page:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_every_look_has_all_its_sections_in_one_order(name: str) -> None:
-    # The script replaces section by section, so those without anything to tell are there and hidden.
+def test_every_page_has_all_sections_in_one_order(name: str) -> None:
+    # The script replaces section by section, so empty ones are present and hidden.
     page = page_of(name)
     labels = [str(attributes["aria-labelledby"]) for attributes, _ in page.find("aria-labelledby")]
     assert labels == [*SECTIONS, "use"]
@@ -148,7 +146,7 @@ def test_the_state_is_a_word_and_a_shape(name: str, word: str, shape: str) -> No
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_screen_reader_hears_no_clock(name: str) -> None:
+def test_ages_are_not_read_aloud(name: str) -> None:
     text = open_sample(name).get("/live").text
     (sentence,) = re.findall(r'<p class="sentence".*?</p>', text, re.DOTALL)
     assert "data-age" not in sentence
@@ -168,7 +166,7 @@ def test_what_to_type_next() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "truths"),
+    ("name", "model", "checks"),
     [
         ("healthy", "smollm2:135m", {"listed": "ok", "present": "ok", "answered": "ok"}),
         ("quiet", "smollm2:135m", {"listed": "ok", "present": "ok", "answered": "unknown"}),
@@ -176,10 +174,10 @@ def test_what_to_type_next() -> None:
         ("down", "smollm2:135m", {"listed": "unknown", "present": "ok", "answered": "ok"}),
     ],
 )
-def test_the_three_truths_of_a_model(name: str, model: str, truths: dict[str, str]) -> None:
+def test_the_three_checks_of_a_model(name: str, model: str, checks: dict[str, str]) -> None:
     text = open_sample(name).get("/live").text
     (body,) = re.findall(rf'<tbody data-model="{model}">.*?</tbody>', text, re.DOTALL)
-    assert {found["data-truth"]: found["data-state"] for found, _ in Page(body).find("data-truth")} == truths
+    assert {found["data-check"]: found["data-state"] for found, _ in Page(body).find("data-check")} == checks
 
 
 def test_a_model_with_a_fault_comes_first() -> None:
@@ -189,7 +187,7 @@ def test_a_model_with_a_fault_comes_first() -> None:
     ]
 
 
-def test_numbers_are_there_raw_too() -> None:
+def test_numbers_are_available_in_base_units() -> None:
     numbers = {
         str(found["data-what"]): found["data-value"] for found, _ in page_of("healthy").find("data-what")
     }
@@ -210,7 +208,7 @@ def test_numbers_are_there_raw_too() -> None:
     }
 
 
-def test_the_chain_is_clients_gateway_queue_hosts_and_their_gpus() -> None:
+def test_the_request_path_is_clients_gateway_queue_hosts_and_their_gpus() -> None:
     hops = page_of("degraded").find("data-hop")
     assert [(found["data-hop"], found.get("data-host"), found["data-state"]) for found, _ in hops] == [
         ("clients", None, "ok"),
@@ -228,20 +226,20 @@ def test_the_chain_is_clients_gateway_queue_hosts_and_their_gpus() -> None:
 @pytest.mark.parametrize(
     ("name", "section", "words"),
     [
-        ("down", "traffic", "unknown: the gateway does not tell"),
-        ("down", "limits", "unknown: the gateway does not tell"),
-        ("down", "queue", "unknown: the gateway does not tell"),
-        ("degraded", "history", "Prometheus does not answer (connection refused): no history is kept."),
+        ("down", "traffic", "unknown: the gateway returns no metrics"),
+        ("down", "limits", "unknown: the gateway returns no metrics"),
+        ("down", "queue", "unknown: the gateway returns no metrics"),
+        ("degraded", "history", "Prometheus does not answer (connection refused): no history is recorded."),
         ("degraded", "operations", "Alerts unknown: Prometheus does not answer"),
-        ("degraded", "operations", "Ollama on gpu2 is 0.23.1, pinned is 0.24.0"),
+        ("degraded", "operations", "Ollama on gpu2 is 0.23.1, pinned: 0.24.0"),
         ("degraded", "operations", "required: gpu2"),
         ("degraded", "queue", "low 9 wait, oldest 31 s"),
         ("degraded", "machines", "ollama failed, 5 restarts"),
         ("degraded", "machines", "90 MB free of 64.4 GB, under 1 d left"),
-        ("alerting", "operations", "Alerts 2 active, on top"),
+        ("alerting", "operations", "Alerts 2 active, listed above"),
         ("alerting", "faults", "Alerts DiskFull: / on gpu1 is 97 % full. An alert, 60 min ago. du -xh"),
         ("quiet", "operations", "Verify not run yet: make verify"),
-        ("quiet", "traffic", "nobody asked"),
+        ("quiet", "traffic", "no requests"),
         ("healthy", "limits", "default 940 of 1000 tokens"),
         ("healthy", "limits", "1 other limit, nothing used: batch 600 requests"),
         (
@@ -253,8 +251,8 @@ def test_the_chain_is_clients_gateway_queue_hosts_and_their_gpus() -> None:
         ("many", "models", "8 of 8 hosts"),
     ],
 )
-def test_what_a_section_says(name: str, section: str, words: str) -> None:
-    # Numbers in the plots' place and signs carry no text, so this is what a reader reads.
+def test_the_text_of_a_section(name: str, section: str, words: str) -> None:
+    # Plots and icons have no text, so this is all that a reader gets.
     assert words in page_of(name).text("aria-labelledby", section)
 
 
@@ -273,7 +271,7 @@ def test_a_kiosk_is_a_class_of_the_page() -> None:
 def test_it_works_without_scripts() -> None:
     text = open_sample("healthy").get("/?range=1d").text
     assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in text
-    assert 'their numbers are at <a href="/api/history.json?range=1d">' in text
+    assert 'their data is at <a href="/api/history.json?range=1d">' in text
 
 
 def test_the_snippets_hold_the_base_url_and_no_key() -> None:
@@ -290,18 +288,18 @@ def test_the_text_of_a_degraded_stack() -> None:
     assert "gpu2         BAD  Ollama did not answer /api/version within 1 s; has 0 of 1 models" in lines
     assert "waiting      9 of class low, the oldest for 31 s" in lines
     assert "qwen3:8b  CANNOT BE SERVED; NOT LISTED; presence unknown; FAILED 8 min ago (canary)" in lines
-    assert "version      Ollama on gpu2 is 0.23.1, pinned is 0.24.0" in lines
+    assert "version      Ollama on gpu2 is 0.23.1, pinned: 0.24.0" in lines
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_text_has_no_holes(name: str) -> None:
+def test_the_text_has_no_empty_values(name: str) -> None:
     lines = open_sample(name).get("/?format=text").text.splitlines()
     assert not [line for line in lines if "None" in line or line != line.rstrip()]
     assert "" not in [first + second for first, second in itertools.pairwise(lines)]
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_all_of_it_is_light(name: str) -> None:
+def test_the_page_is_small(name: str) -> None:
     client = open_sample(name)
     page = client.get("/", headers={"Accept-Encoding": "gzip"})
     files = [str(found.get("src") or found.get("href")) for found, _ in page_of(name).find("src")]
@@ -324,16 +322,19 @@ def client() -> FlaskClient:
 @pytest.mark.parametrize(
     "name", ["page.css", "page.js", "plots.js", "uPlot.js", "uPlot.css", "icon-down.svg"]
 )
-def test_a_file_is_kept_as_long_as_it_stays_the_same(client: FlaskClient, name: str) -> None:
+def test_a_file_is_cached_until_it_changes(client: FlaskClient, name: str) -> None:
     asset = assets.load()[name]
     versioned = client.get(f"/static/{name}?v={asset.version}")
     assert versioned.data == asset.content
     assert versioned.headers["Cache-Control"] == "public, max-age=31536000, immutable"
-    packed = client.get(f"/static/{name}", headers={"Accept-Encoding": "gzip, br"})
-    assert (packed.headers["Cache-Control"], packed.headers["Vary"]) == ("no-cache", "Accept-Encoding")
-    assert gzip.decompress(packed.data) == asset.content
+    compressed = client.get(f"/static/{name}", headers={"Accept-Encoding": "gzip, br"})
+    assert (compressed.headers["Cache-Control"], compressed.headers["Vary"]) == (
+        "no-cache",
+        "Accept-Encoding",
+    )
+    assert gzip.decompress(compressed.data) == asset.content
     again = client.get(
-        f"/static/{name}", headers={"Accept-Encoding": "gzip", "If-None-Match": packed.headers["ETag"]}
+        f"/static/{name}", headers={"Accept-Encoding": "gzip", "If-None-Match": compressed.headers["ETag"]}
     )
     assert (again.status_code, again.data) == (304, b"")
 
@@ -343,32 +344,34 @@ def test_no_other_file_is_served(client: FlaskClient) -> None:
     assert client.get("/static/uPlot.mousewheel.js").status_code == 404
 
 
-def test_without_uplot_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_uplot_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "PLOT_PACKAGE", "uplot-that-is-not-there")
-    with pytest.raises(assets.AssetError, match=r"^uplot-that-is-not-there is not installed; install what"):
+    with pytest.raises(assets.AssetError, match=r"^uplot-that-is-not-there is not installed; deploy"):
         assets.load()
 
 
-def test_uplot_without_its_file_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_of_uplot_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "PLOT_FILES", {"uPlot.js": "uplot/static/gone.js"})
     with pytest.raises(assets.AssetError, match=r"gone\.js cannot be read \(No such file or directory\)"):
         assets.load()
 
 
 def test_lengths_and_sizes() -> None:
-    ages = [wording.age(seconds) for seconds in (-1, 0.44, 59, 600, 7300, 900000)]
+    ages = [filters.format_age(seconds) for seconds in (-1, 0.44, 59, 600, 7300, 900000)]
     assert ages == ["0.0 s", "0.4 s", "59 s", "10 min", "2 h", "10 d"]
-    times = [wording.milliseconds(seconds) for seconds in (None, 0.0004, 0.0123, 1.2, 75.4)]
+    times = [filters.format_milliseconds(seconds) for seconds in (None, 0.0004, 0.0123, 1.2, 75.4)]
     assert times == ["", "0.4 ms", "12 ms", "1.20 s", "75 s"]
-    sizes = [wording.size(amount) for amount in (None, 270_900_000, 4_900_000_000, 1.2e12)]
+    sizes = [filters.format_size(amount) for amount in (None, 270_900_000, 4_900_000_000, 1.2e12)]
     assert sizes == ["", "271 MB", "4.9 GB", "1.2 TB"]
-    assert [wording.days(amount) for amount in (0.1, 41.2)] == ["under 1 d", "41 d"]
+    assert [filters.format_days(amount) for amount in (0.1, 41.2)] == ["under 1 d", "41 d"]
 
 
 def test_rates_and_shares() -> None:
-    numbers = [wording.number(amount) for amount in (None, 0, 0.0512, 3.14, 42, 97.5, 5200, 20000, 3_400_000)]
+    numbers = [
+        filters.format_number(amount) for amount in (None, 0, 0.0512, 3.14, 42, 97.5, 5200, 20000, 3_400_000)
+    ]
     assert numbers == ["\u2013", "0", "0.05", "3.1", "42", "97.5", "5200", "20k", "3.4M"]
-    ratios = [wording.percent(ratio) for ratio in (None, 0, 0.001, 0.42, 0.982, 0.99999, 1)]
+    ratios = [filters.format_percent(ratio) for ratio in (None, 0, 0.001, 0.42, 0.982, 0.99999, 1)]
     assert [ratio.replace("\u202f", "") for ratio in ratios] == [
         "\u2013",
         "0%",
@@ -378,5 +381,7 @@ def test_rates_and_shares() -> None:
         "99.9%",
         "100%",
     ]
-    shares = [wording.share(gpu, memory) for gpu, memory in ((None, 1), (0, 0), (0, 9), (9, 9), (3, 9))]
+    shares = [
+        filters.describe_gpu_share(gpu, memory) for gpu, memory in ((None, 1), (0, 0), (0, 9), (9, 9), (3, 9))
+    ]
     assert shares == ["", "", "CPU", "GPU", "33% GPU"]

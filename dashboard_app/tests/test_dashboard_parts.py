@@ -1,12 +1,12 @@
-"""One look, part by part: limits, queue, machines, canary and versions out of what was scraped."""
-
-from __future__ import annotations
+"""One poll, part by part: limits, queue, machines, canary and versions."""
 
 import dataclasses
+from collections.abc import Callable
 
+import pytest
 from bedplate_dashboard import parts
 from bedplate_dashboard.collect import Contact, MachineAnswer, Observation
-from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.settings import PinnedVersion, Settings
 from bedplate_dashboard.status import (
     Canary,
     Disk,
@@ -18,13 +18,14 @@ from bedplate_dashboard.status import (
     Slots,
     Version,
 )
+from flask.testing import FlaskClient
 from observed import ANSWERED, AT, gateway_metrics, node_metrics
 
 HOSTILE = "<b>\\n\u202e"
 
 
 def test_limits_with_the_fullest_first() -> None:
-    found = parts.limits(
+    found = parts.list_limits(
         gateway_metrics(
             'bedplate_gateway_limit{name="a",scope="key",unit="requests"} 100',
             'bedplate_gateway_limit{name="m:1b",scope="model",unit="tokens"} 50',
@@ -32,11 +33,14 @@ def test_limits_with_the_fullest_first() -> None:
             'bedplate_gateway_limit_used{name="m:1b",scope="model",unit="tokens"} 40',
         )
     )
-    assert found == (Limit("model", "m:1b", "tokens", 40, 50), Limit("key", "a", "requests", 20, 100))
+    assert found == (
+        Limit(scope="model", name="m:1b", unit="tokens", used=40, limit=50),
+        Limit(scope="key", name="a", unit="requests", used=20, limit=100),
+    )
 
 
 def test_the_queue() -> None:
-    found = parts.queue(
+    found = parts.describe_queue(
         gateway_metrics(
             'bedplate_gateway_queue_requests{class="high"} 0',
             'bedplate_gateway_queue_requests{class="low"} 7',
@@ -47,15 +51,21 @@ def test_the_queue() -> None:
         )
     )
     assert found == Queue(
-        (QueueClass("high", 0, 0.0), QueueClass("low", 7, 12.5)),
+        classes=(
+            QueueClass(name="high", waiting=0, oldest_seconds=0.0),
+            QueueClass(name="low", waiting=7, oldest_seconds=12.5),
+        ),
         slots_busy=1,
         slots=6,
-        engines=(Slots("gpu1", "a", 0, 4), Slots("gpu2", "a", 1, 2)),
+        engines=(
+            Slots(engine="gpu1", model="a", busy=0, slots=4),
+            Slots(engine="gpu2", model="a", busy=1, slots=2),
+        ),
     )
 
 
 def unit(name: str, state: str, kind: str = "exec") -> list[str]:
-    """A unit as the node exporter tells it: one line for each state that it might be in."""
+    """Return a unit's lines of the node exporter: one for each state."""
     return [
         f'node_systemd_unit_state{{name="{name}",state="{each}",type="{kind}"}} {int(each == state)}'
         for each in ("activating", "active", "deactivating", "failed", "inactive")
@@ -63,14 +73,14 @@ def unit(name: str, state: str, kind: str = "exec") -> list[str]:
 
 
 def machine(*lines: str) -> MachineAnswer:
-    """A host's node exporter."""
+    """Return the answer of a host's node exporter."""
     return MachineAnswer("gpu1", ANSWERED, node_metrics(*lines))
 
 
 def test_a_machine() -> None:
     where = 'device="/dev/sda1",fstype="ext4",mountpoint="/srv"'
     memory = 'device="tmpfs",fstype="tmpfs",mountpoint="/run"'
-    found = parts.machine(
+    found = parts.describe_machine(
         machine(
             f"node_filesystem_size_bytes{{{where}}} 1000",
             f"node_filesystem_avail_bytes{{{where}}} 400",
@@ -90,26 +100,28 @@ def test_a_machine() -> None:
         name="gpu1",
         state="warn",
         error=None,
-        disks=(Disk("/srv", 1000, 400, 12.5),),
+        disks=(Disk(mountpoint="/srv", size_bytes=1000, available_bytes=400, days_left=12.5),),
         memory_bytes=8000,
         memory_available_bytes=3000,
-        services=(Service("ollama", "active", 3),),
+        services=(Service(name="ollama", state="active", restarts=3),),
         reboot_required=True,
     )
 
 
-def test_a_machine_with_something_wrong() -> None:
+def test_a_machine_with_a_fault() -> None:
     memory = 'device="tmpfs",fstype="tmpfs",mountpoint="/run"'
     for lines in (
         unit("ollama.service", "failed"),
         unit("host-facts.service", "failed", "oneshot"),
         [f"node_filesystem_size_bytes{{{memory}}} 1000", f"node_filesystem_avail_bytes{{{memory}}} 9"],
     ):
-        assert parts.machine(machine(*lines), {}).state == "bad"
+        assert parts.describe_machine(machine(*lines), {}).state == "bad"
     scarce = machine("node_memory_MemTotal_bytes 8000", "node_memory_MemAvailable_bytes 300")
-    assert parts.machine(scarce, {}).state == "warn"
+    assert parts.describe_machine(scarce, {}).state == "warn"
     away = MachineAnswer("gpu1", Contact("failed", 0.1, "connection refused"), node_metrics())
-    assert parts.machine(away, {}) == Machine("gpu1", "unknown", "connection refused")
+    assert parts.describe_machine(away, {}) == Machine(
+        name="gpu1", state="unknown", error="connection refused"
+    )
 
 
 def test_the_canary(settings: Settings, all_well: Observation) -> None:
@@ -122,15 +134,17 @@ def test_the_canary(settings: Settings, all_well: Observation) -> None:
         'bedplate_traffic_canary_last_run_timestamp_seconds{model="b"} 1e300',
         f'bedplate_traffic_canary_success{{model="{HOSTILE}"}} 1',
     )
-    told = parts.operations(settings, dataclasses.replace(all_well, machines=(node,))).canary
-    assert told == (
-        Canary("gpu1", "a", True, "not_loaded", AT, None, None),
-        Canary("gpu1", "b", False, "", None, None, None),
-        Canary("gpu1", "<b>\ufffd\ufffd", True, "", None, None, None),
+    shown = parts.describe_operations(settings, dataclasses.replace(all_well, machines=(node,))).canary
+    assert shown == (
+        Canary(host="gpu1", model="a", ok=True, result="not_loaded", at=AT, answered_at=None, seconds=None),
+        Canary(host="gpu1", model="b", ok=False, result="", at=None, answered_at=None, seconds=None),
+        Canary(
+            host="gpu1", model="<b>\ufffd\ufffd", ok=True, result="", at=None, answered_at=None, seconds=None
+        ),
     )
 
 
-def test_versions_beside_their_pins(settings: Settings, all_well: Observation) -> None:
+def test_running_and_pinned_versions(settings: Settings, all_well: Observation) -> None:
     gateway = dataclasses.replace(
         all_well.gateway, metrics=gateway_metrics('bedplate_gateway_info{version="0.1.0"} 1')
     )
@@ -138,14 +152,47 @@ def test_versions_beside_their_pins(settings: Settings, all_well: Observation) -
     pins = [{"component": "Ollama", "host": "gpu1", "version": "0.23.0"}]
     wanted = Settings.model_validate(
         settings.model_dump()
-        | {"pinned_versions": [*pins, {"component": "Gateway", "host": "door", "version": "0.1.0"}]}
+        | {"pinned_versions": [*pins, {"component": "Gateway", "host": "gateway1", "version": "0.1.0"}]}
     )
-    told = parts.versions(wanted, dataclasses.replace(all_well, gateway=gateway, machines=(node,)))
-    assert told == (
-        Version("Ollama", "gpu1", "0.23.0", "0.24.0", False),
-        Version("Gateway", "door", "0.1.0", "0.1.0", True),
-        Version("Ollama", "gpu2", None, "0.24.0", None),
-        Version("Node exporter", "gpu1", None, "1.9.0", None),
-        Version("Prometheus", "eye", None, "2.53.3", None),
-        Version("Dashboard", "eye", None, "0.1.0", None),
+    shown = parts.list_versions(wanted, dataclasses.replace(all_well, gateway=gateway, machines=(node,)))
+    assert shown == (
+        Version(component="Ollama", host="gpu1", pinned="0.23.0", running="0.24.0", ok=False),
+        Version(component="Gateway", host="gateway1", pinned="0.1.0", running="0.1.0", ok=True),
+        Version(component="Ollama", host="gpu2", pinned=None, running="0.24.0", ok=None),
+        Version(component="Node exporter", host="gpu1", pinned=None, running="1.9.0", ok=None),
+        Version(component="Prometheus", host="monitor1", pinned=None, running="2.53.3", ok=None),
+        Version(component="Dashboard", host="monitor1", pinned=None, running="0.1.0", ok=None),
     )
+
+
+@pytest.mark.parametrize("labels", ['litellm="1.106.2"', 'version="",litellm="1.106.2"'])
+def test_an_earlier_gateway_shows_no_version(
+    settings: Settings, all_well: Observation, show: Callable[[Observation], FlaskClient], labels: str
+) -> None:
+    gateway = dataclasses.replace(
+        all_well.gateway, metrics=gateway_metrics(f"bedplate_gateway_info{{{labels}}} 1")
+    )
+    observation = dataclasses.replace(all_well, gateway=gateway)
+    assert parts.find_gateway_version(observation) is None
+    pin = PinnedVersion(component="Gateway", host="gateway1", version="0.1.0")
+    pinned = settings.model_copy(update={"pinned_versions": (pin,)})
+    assert parts.list_versions(pinned, observation)[0] == Version(
+        component="Gateway", host="gateway1", pinned="0.1.0", running=None, ok=None
+    )
+    client = show(observation)
+    (hop,) = (hop for hop in client.get("/api/status.json").get_json()["chain"] if hop["kind"] == "gateway")
+    assert hop["version"] is None
+    assert "1.106.2" not in client.get("/").text + client.get("/?format=text").text
+
+
+def test_the_gateways_own_version_is_shown(
+    all_well: Observation, show: Callable[[Observation], FlaskClient]
+) -> None:
+    gateway = dataclasses.replace(
+        all_well.gateway, metrics=gateway_metrics('bedplate_gateway_info{version="7.8.9"} 1')
+    )
+    client = show(dataclasses.replace(all_well, gateway=gateway))
+    page, text = client.get("/").text, client.get("/?format=text").text
+    assert '<span class="version">7.8.9</span>' in page
+    assert "Gateway 7.8.9" in page
+    assert "gateway      ok   lists 2 of 2 models, 7.8.9, " in text

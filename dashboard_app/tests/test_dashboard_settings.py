@@ -1,6 +1,4 @@
-"""Wrong settings are refused in one sentence that names the setting, what it got and the remedy."""
-
-from __future__ import annotations
+"""Invalid settings are refused in one sentence: the setting, its value and the remedy."""
 
 import json
 from collections.abc import Callable
@@ -100,9 +98,7 @@ def test_secrets_come_from_the_credentials(tmp_path: Path, config: dict[str, Any
 @pytest.mark.parametrize(
     "content", [b"", b"\n", b"sk-se cret", b"sk-sec\nret", b"sk-s\xc3\xa9cret", b"sk-\xff"]
 )
-def test_a_key_that_is_none_is_refused_and_not_shown(
-    tmp_path: Path, settings: Settings, content: bytes
-) -> None:
+def test_an_invalid_key_is_refused_and_not_shown(tmp_path: Path, settings: Settings, content: bytes) -> None:
     (tmp_path / "gateway-key").write_bytes(content)
     with pytest.raises(SettingsError, match="gateway-key") as caught:
         load_secrets(settings, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
@@ -110,9 +106,7 @@ def test_a_key_that_is_none_is_refused_and_not_shown(
 
 
 @pytest.mark.parametrize("content", ["ops", ":word", "ops:", ""])
-def test_a_login_that_is_none_is_refused_and_not_shown(
-    tmp_path: Path, settings: Settings, content: str
-) -> None:
+def test_an_invalid_login_is_refused_and_not_shown(tmp_path: Path, settings: Settings, content: str) -> None:
     (tmp_path / "gateway-key").write_text("sk-secret")
     (tmp_path / "login").write_text(content)
     with pytest.raises(SettingsError, match="login") as caught:
@@ -130,5 +124,5 @@ def test_a_missing_secret_is_named(tmp_path: Path, settings: Settings) -> None:
     with pytest.raises(SettingsError, match="login cannot be read"):
         load_secrets(settings.model_copy(update={"login": True}), places)
     encrypted = settings.model_copy(update={"prometheus_url": "https://h"})
-    with pytest.raises(SettingsError, match="prometheus-ca is not there"):
+    with pytest.raises(SettingsError, match="prometheus-ca does not exist"):
         load_secrets(encrypted, places)

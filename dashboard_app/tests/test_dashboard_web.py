@@ -1,6 +1,4 @@
-"""What readers get: page, text, API, metrics; every value escaped, nothing but reading."""
-
-from __future__ import annotations
+"""Page, text, API and metrics: every value is escaped, and the dashboard is read-only."""
 
 import dataclasses
 import gzip
@@ -15,11 +13,11 @@ from urllib.parse import urljoin
 
 import pytest
 from bedplate_dashboard.collect import Contact, HostAnswer, Observation, PrometheusAnswer, ReportFile
-from bedplate_dashboard.foreign import Check, EngineState, Report
+from bedplate_dashboard.health import Snapshot
+from bedplate_dashboard.payloads import Check, EngineState, Report
 from bedplate_dashboard.poller import Poller
 from bedplate_dashboard.settings import Settings
-from bedplate_dashboard.state import Snapshot
-from bedplate_dashboard.web import client_snippets, create_app
+from bedplate_dashboard.web import build_client_snippets, create_app
 from flask.testing import FlaskClient
 from observed import SECRETS
 
@@ -31,11 +29,11 @@ class Elements(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
+        self.elements.append((tag, dict(attrs)))
 
 
 def test_the_state_comes_first_in_the_api(show: Callable[..., FlaskClient], all_well: Observation) -> None:
@@ -71,7 +69,7 @@ def test_the_state_comes_first_in_the_api(show: Callable[..., FlaskClient], all_
     assert status["operations"]["verify"]["ok"] is None
 
 
-def test_before_the_first_look_nothing_is_green(client: FlaskClient) -> None:
+def test_nothing_is_healthy_before_the_first_poll(client: FlaskClient) -> None:
     status = json.loads(client.get("/api/status.json").data)
     assert (status["state"], status["stale"], status["models"]) == ("degraded", True, None)
     page = client.get("/").text
@@ -80,7 +78,7 @@ def test_before_the_first_look_nothing_is_green(client: FlaskClient) -> None:
     assert client.get("/?format=text").text.startswith("UNKNOWN for ")
 
 
-def test_an_old_look_is_not_green(
+def test_an_old_poll_is_not_healthy(
     poller: Poller, show: Callable[..., FlaskClient], all_well: Observation
 ) -> None:
     client = show(all_well)
@@ -93,7 +91,7 @@ def test_an_old_look_is_not_green(
     assert (status["state"], status["stale"], round(status["age_seconds"])) == ("degraded", True, 60)
 
 
-def hostile(seen: Observation) -> Observation:
+def hostile(observation: Observation) -> Observation:
     state = EngineState.model_validate(
         {
             "schema": 1,
@@ -104,12 +102,12 @@ def hostile(seen: Observation) -> Observation:
     )
     down = state.model_copy(update={"engine": state.engine.model_copy(update={"up": False})})
     check = Check(host=HOSTILE, name=HOSTILE, ok=False, seen=HOSTILE, next=HOSTILE)
-    report = Report(schema_=1, ok=False, at=seen.at, checks=(check,))
+    report = Report(schema_=1, ok=False, at=observation.at, checks=(check,))
     contact = Contact("answered", 0.1)
     return dataclasses.replace(
-        seen,
+        observation,
         hosts=(HostAnswer("gpu1", contact, state), HostAnswer("gpu2", contact, down)),
-        prometheus=PrometheusAnswer(Contact("failed", 0.1, HOSTILE), None, HOSTILE),
+        prometheus=PrometheusAnswer(contact=Contact("failed", 0.1, HOSTILE), alerts=None, version=HOSTILE),
         verify=ReportFile(report),
     )
 
@@ -119,10 +117,10 @@ def test_hostile_values_are_escaped(config: dict[str, Any], all_well: Observatio
     config["inference_hosts"][0]["models"] = ["small:1b", HOSTILE]
     poller = Poller(Settings.model_validate_json(json.dumps(config)), SECRETS)
     client = create_app(poller, SECRETS).test_client()
-    poller.take(hostile(all_well))
+    poller.update(hostile(all_well))
     page = client.get("/").text
     assert "&lt;img src=x" in page
-    elements = Elements(page).seen
+    elements = Elements(page).elements
     assert "img" not in [tag for tag, _ in elements]
     assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
     assert "{{7*7}}" in page
@@ -133,7 +131,7 @@ def test_the_page_needs_nothing_inline_and_nothing_from_elsewhere(
     show: Callable[..., FlaskClient], all_well: Observation
 ) -> None:
     response = show(all_well).get("/")
-    elements = Elements(response.text).seen
+    elements = Elements(response.text).elements
     assert not [tag for tag, attributes in elements if "style" in attributes or tag == "style"]
     assert all("src" in attributes for tag, attributes in elements if tag == "script")
     links = [str(value) for _, names in elements for key, value in names.items() if key in ("src", "href")]
@@ -149,7 +147,7 @@ def test_the_page_needs_nothing_inline_and_nothing_from_elsewhere(
     "path",
     ["/", "/?format=text", "/live", "/api/status.json", "/events", "/healthz", "/metrics", "/nothing"],
 )
-def test_every_answer_is_guarded_and_not_stored(client: FlaskClient, path: str) -> None:
+def test_every_answer_has_security_headers_and_is_not_stored(client: FlaskClient, path: str) -> None:
     headers = client.get(path).headers
     policy = headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
@@ -162,10 +160,10 @@ def test_every_answer_is_guarded_and_not_stored(client: FlaskClient, path: str) 
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_it_can_only_be_read(client: FlaskClient, method: str) -> None:
+def test_the_dashboard_is_read_only(client: FlaskClient, method: str) -> None:
     response = client.open("/api/status.json", method=method)
     assert (response.status_code, response.headers["Allow"]) == (405, "GET, HEAD")
-    assert response.text == "The dashboard can only be read: use GET.\n"
+    assert response.text == "The dashboard is read-only: use GET.\n"
 
 
 def test_errors_are_one_sentence(
@@ -173,13 +171,16 @@ def test_errors_are_one_sentence(
 ) -> None:
     missing = client.get("/<script>")
     assert (missing.status_code, missing.mimetype) == (404, "text/plain")
-    assert missing.text == "There is nothing at this address; the dashboard is at /.\n"
+    assert missing.text == "Not found; the dashboard is at /.\n"
     assert client.get("/?format=xml").text == "format must be html or text.\n"
     assert client.get("/?format=xml").status_code == 400
     monkeypatch.setattr(poller, "status", lambda: 1 / 0)
     broken = client.get("/")
     assert broken.status_code == 500
-    assert broken.text == "The dashboard made a mistake; see journalctl -u bedplate-dashboard -n 50.\n"
+    assert (
+        broken.text
+        == "The dashboard failed to answer this request; see journalctl -u bedplate-dashboard -n 50.\n"
+    )
     assert client.get("/healthz").text == "ok\n"
 
 
@@ -203,10 +204,10 @@ def test_metrics(show: Callable[..., FlaskClient], all_well: Observation) -> Non
 
 @pytest.mark.parametrize("ok", [True, False])
 def test_metrics_of_a_verify(show: Callable[..., FlaskClient], all_well: Observation, ok: bool) -> None:
-    check = Check(host="gpu1", name="it runs", ok=ok, seen="it", next="look")
+    check = Check(host="gpu1", name="it runs", ok=ok, seen="it", next="date")
     report = Report(schema_=1, ok=ok, at=datetime(2026, 11, 25, tzinfo=UTC), checks=(check,))
-    seen = dataclasses.replace(all_well, verify=ReportFile(report=report))
-    text = show(seen).get("/metrics").text
+    observation = dataclasses.replace(all_well, verify=ReportFile(report=report))
+    text = show(observation).get("/metrics").text
     assert f"bedplate_dashboard_verify_ok {ok:.1f}" in text
     assert "bedplate_dashboard_verify_timestamp_seconds 1.7955648e+09" in text
 
@@ -214,7 +215,7 @@ def test_metrics_of_a_verify(show: Callable[..., FlaskClient], all_well: Observa
 def test_the_curl_snippet_is_safe_to_paste(settings: Settings) -> None:
     odd = 'it\'s "odd" $(reboot)'
     host = settings.inference_hosts[0].model_copy(update={"models": (odd,)})
-    snippets = client_snippets(settings.model_copy(update={"inference_hosts": (host,)}))
+    snippets = build_client_snippets(settings.model_copy(update={"inference_hosts": (host,)}))
     words = shlex.split(snippets["curl"].replace("\\\n", " "))
     assert words[:2] == ["curl", "http://10.1.2.3:8000/v1/chat/completions"]
     assert json.loads(words[-1])["model"] == odd
@@ -222,21 +223,21 @@ def test_the_curl_snippet_is_safe_to_paste(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("path", ["/?range=2h", "/?range=", "/api/history.json?range=1y"])
-def test_a_range_that_is_none_is_refused(client: FlaskClient, path: str) -> None:
+def test_an_unknown_range_is_refused(client: FlaskClient, path: str) -> None:
     answer = client.get(path)
     assert (answer.status_code, answer.text) == (400, "range must be 1h or 1d.\n")
 
 
-def test_long_answers_are_packed_for_whoever_can_read_that(
+def test_long_answers_are_compressed_for_clients_that_accept_gzip(
     show: Callable[..., FlaskClient], all_well: Observation
 ) -> None:
     client = show(all_well)
     plain = client.get("/live")
-    packed = client.get("/live", headers={"Accept-Encoding": "gzip"})
+    compressed = client.get("/live", headers={"Accept-Encoding": "gzip"})
     assert "Content-Encoding" not in plain.headers
-    assert packed.headers["Content-Encoding"] == "gzip"
+    assert compressed.headers["Content-Encoding"] == "gzip"
     assert "Accept-Encoding" in plain.headers["Vary"]
-    assert 'id="live"' in gzip.decompress(packed.data).decode()
+    assert 'id="live"' in gzip.decompress(compressed.data).decode()
     assert client.get("/healthz", headers={"Accept-Encoding": "gzip"}).text == "ok\n"
 
 
@@ -260,5 +261,5 @@ def test_a_login_guards_everything(poller: Poller, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/metrics"])
-def test_what_machines_ask_needs_no_login(poller: Poller, path: str) -> None:
+def test_health_and_metrics_need_no_login(poller: Poller, path: str) -> None:
     assert create_app(poller, LOGIN).test_client().get(path).status_code == 200

@@ -1,4 +1,4 @@
-"""The exporter against a fake Ollama, to inject what the real one does only when it is ill."""
+"""The exporter against a fake Ollama, which can fail in ways that a real one rarely does."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ import pytest
 from bedplate_exporter import gunicorn_conf
 from bedplate_exporter.gpu import Gpus
 from bedplate_exporter.ollama import Engine, Model
-from bedplate_exporter.settings import SettingsError, ollama_url
+from bedplate_exporter.settings import SettingsError, read_ollama_url
 from bedplate_exporter.wsgi import create_app
 
 DIGEST = "9077fe9d2ae1a4a41a868836b56b8163731a8fe16621397028c2c76f838c6907"
@@ -26,10 +26,10 @@ EXPIRES_AT = "2126-11-24T07:54:10.123456789+01:00"
 
 
 class FakeOllama:
-    """Answers the three questions; `answers` maps a path to a JSON value, bytes or a function that writes."""
+    """Answers three requests; `answers` maps a path to a JSON value, bytes or a function that writes."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.answers: dict[str, Any] = {
             "/api/version": {"version": "0.24.0"},
             "/api/tags": {
@@ -56,7 +56,7 @@ class FakeOllama:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                fake.asked.append(self.path)
+                fake.requests.append(self.path)
                 answer = fake.answers[self.path]
                 if callable(answer):
                     answer(self)
@@ -94,9 +94,9 @@ def ended() -> Iterator[Callable[[float], bool]]:
     over.set()
 
 
-def test_a_poll_asks_three_questions_once(fake_ollama: FakeOllama) -> None:
+def test_a_poll_is_three_requests(fake_ollama: FakeOllama) -> None:
     Engine(fake_ollama.url).poll()
-    assert fake_ollama.asked == ["/api/version", "/api/tags", "/api/ps"]
+    assert fake_ollama.requests == ["/api/version", "/api/tags", "/api/ps"]
 
 
 def test_a_healthy_engine(fake_ollama: FakeOllama) -> None:
@@ -106,9 +106,18 @@ def test_a_healthy_engine(fake_ollama: FakeOllama) -> None:
     assert 0 < state.latency_seconds < 2
     digest = f"sha256:{fake_ollama.answers['/api/tags']['models'][0]['digest']}"
     assert state.models == (
-        # A hundred years ahead counts as for ever.
-        Model("smollm2:135m", digest, 144_811_000, True, 400_000_000, 100, 4096, None),
-        Model("other:latest", f"sha256:{'ab' * 32}", 5),
+        # A hundred years from now counts as never.
+        Model(
+            name="smollm2:135m",
+            digest=digest,
+            size_bytes=144_811_000,
+            loaded=True,
+            memory_bytes=400_000_000,
+            gpu_memory_bytes=100,
+            context_length=4096,
+            expires_at=None,
+        ),
+        Model(name="other:latest", digest=f"sha256:{'ab' * 32}", size_bytes=5),
     )
 
 
@@ -138,7 +147,7 @@ def test_an_engine_without_models_is_up(fake_ollama: FakeOllama, empty: Any) -> 
     assert state.models == ()
 
 
-def test_an_engine_that_is_not_there() -> None:
+def test_an_engine_that_does_not_listen() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -245,7 +254,7 @@ def test_an_answer_cut_short_is_an_error_sentence(fake_ollama: FakeOllama) -> No
         handler.wfile.write(b"{")
 
     fake_ollama.answers["/api/version"] = cut
-    assert "broke off its answer to /api/version" in str(Engine(fake_ollama.url).poll().error)
+    assert "closed the connection while answering /api/version" in str(Engine(fake_ollama.url).poll().error)
 
 
 def test_an_error_status_is_an_error_sentence(fake_ollama: FakeOllama) -> None:
@@ -265,7 +274,7 @@ def test_an_endless_answer_is_ended(fake_ollama: FakeOllama) -> None:
     assert "sends more than" in str(Engine(fake_ollama.url).poll().error)
 
 
-def test_the_machines_proxy_is_not_asked(fake_ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environments_proxy_is_not_used(fake_ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert Engine(fake_ollama.url).poll().up
@@ -321,7 +330,7 @@ def test_metrics_of_a_healthy_engine(fake_ollama: FakeOllama) -> None:
 
 def test_one_scrape_is_one_poll(fake_ollama: FakeOllama) -> None:
     Answer(fake_ollama.url, "/metrics")
-    assert len(fake_ollama.asked) == 3
+    assert len(fake_ollama.requests) == 3
 
 
 def test_metrics_of_a_dead_engine() -> None:
@@ -386,9 +395,9 @@ def test_state_of_a_dead_engine() -> None:
     assert state["models"] == []
 
 
-def test_its_own_health_asks_no_engine(fake_ollama: FakeOllama) -> None:
+def test_healthz_does_not_poll_the_engine(fake_ollama: FakeOllama) -> None:
     assert Answer(fake_ollama.url, "/healthz").text == "ok\n"
-    assert fake_ollama.asked == []
+    assert fake_ollama.requests == []
 
 
 def test_other_paths_and_methods_are_refused() -> None:
@@ -404,11 +413,11 @@ def test_other_paths_and_methods_are_refused() -> None:
 def test_a_bad_url_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEDPLATE_OLLAMA_URL", url)
     with pytest.raises(SettingsError, match="BEDPLATE_OLLAMA_URL"):
-        ollama_url()
+        read_ollama_url()
     with pytest.raises(SystemExit, match="bedplate-exporter: BEDPLATE_OLLAMA_URL"):
         importlib.reload(gunicorn_conf)
 
 
 def test_a_slash_after_the_url_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEDPLATE_OLLAMA_URL", "http://10.0.0.1:11434/")
-    assert ollama_url() == "http://10.0.0.1:11434"
+    assert read_ollama_url() == "http://10.0.0.1:11434"

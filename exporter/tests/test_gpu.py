@@ -1,4 +1,4 @@
-"""The GPUs' metrics with a fake nvidia-smi, whose lines are the real one's, and a fake /sys/class/drm."""
+"""The GPUs' metrics with a fake nvidia-smi, which prints real output, and a fake /sys/class/drm."""
 
 import time
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from bedplate_exporter.gpu import Answer, Gpus
 from bedplate_exporter.metrics import GpuCollector
 from bedplate_exporter.ollama import State
-from bedplate_exporter.settings import SettingsError, expected_gpus
-from bedplate_exporter.wsgi import document
+from bedplate_exporter.settings import SettingsError, read_expected_gpus
+from bedplate_exporter.wsgi import build_state_document
 
 H100 = "0, NVIDIA H100 80GB HBM3, 25, 4, 81559, 30, 70.15, 550.163.01, 0x0000000000000004"
 GEFORCE = "1, NVIDIA GeForce GTX 1050, [N/A], 1024, 2048, 41, [N/A], 550.163.01, 0x0000000000000001"
@@ -23,12 +23,12 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def fake_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """A function that puts a fake nvidia-smi on PATH, which says this and ends with that status."""
+    """A function that puts a fake nvidia-smi with this output and exit status on PATH."""
 
-    def install(says: str, status: int = 0, first: str = "") -> None:
+    def install(output: str, status: int = 0, first: str = "") -> None:
         tool = tmp_path / "bin" / "nvidia-smi"
         tool.parent.mkdir(exist_ok=True)
-        tool.write_text(f"#!/bin/sh\n{first}\ncat <<'EOF'\n{says}\nEOF\nexit {status}\n")
+        tool.write_text(f"#!/bin/sh\n{first}\ncat <<'EOF'\n{output}\nEOF\nexit {status}\n")
         tool.chmod(0o755)
         monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
 
@@ -36,7 +36,7 @@ def fake_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 def write(card: Path, **texts: str) -> None:
-    """Write what the kernel says of a card."""
+    """Write a card's kernel files."""
     card = card.parent / "sys/class/drm" / card.name
     for name, text in texts.items():
         path = card / "device" / name.replace("__", "/")
@@ -45,12 +45,12 @@ def write(card: Path, **texts: str) -> None:
 
 
 def nvidia(timeout_seconds: float = 5.0) -> Answer:
-    """What NVIDIA's driver answers."""
+    """Return the answer of NVIDIA's driver."""
     return Gpus(timeout_seconds, root=Path("/none")).poll()[0]
 
 
 def samples(gpus: Gpus) -> list[str]:
-    """The metrics without their comments."""
+    """Return the metrics without comments."""
     registry = CollectorRegistry()
     registry.register(GpuCollector(gpus))
     lines = generate_latest(registry).decode().splitlines()
@@ -140,7 +140,7 @@ def test_versions_of_module_and_library(
     assert f"bedplate_gpu_driver_info{{{labels}}} 1.0" in samples(gpus)
 
 
-def test_who_does_not_wait_gets_the_last_answer_that_ended(fake_nvidia_smi: Install) -> None:
+def test_a_short_wait_gets_the_last_complete_answer(fake_nvidia_smi: Install) -> None:
     fake_nvidia_smi(H100, first="sleep 1")
     gpus = Gpus(root=Path("/none"), expected={"nvidia": 1})
     assert gpus.poll(0.1)[0] == Answer("nvidia", failed=True, expected=1)
@@ -158,7 +158,7 @@ def test_a_driver_that_hangs_costs_the_time_limit(fake_nvidia_smi: Install) -> N
     assert time.monotonic() - start < 2
 
 
-def test_a_card_of_amd_beside_a_processors_graphics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_of_amd_next_to_integrated_graphics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     write(
         tmp_path / "card1",
@@ -191,7 +191,9 @@ def test_a_card_of_amd_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.M
 def test_the_state_for_dashboards(fake_nvidia_smi: Install) -> None:
     fake_nvidia_smi(f"{H100}\n{LOST}", status=15)
     gpus = Gpus(root=Path("/none"), expected={"nvidia": 2})
-    body = document(State(datetime(2026, 11, 25, tzinfo=timezone.utc), 0.1), gpus.poll())
+    body = build_state_document(
+        State(at=datetime(2026, 11, 25, tzinfo=timezone.utc), latency_seconds=0.1), gpus.poll()
+    )
     assert body["gpus"] == [
         {
             "vendor": "nvidia",
@@ -219,11 +221,11 @@ def test_the_state_for_dashboards(fake_nvidia_smi: Install) -> None:
     ]
 
 
-def test_how_many_gpus_there_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert expected_gpus() == {}
+def test_the_expected_number_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_expected_gpus() == {}
     monkeypatch.setenv("BEDPLATE_EXPECTED_GPUS", "nvidia=2 amd=1")
-    assert expected_gpus() == {"nvidia": 2, "amd": 1}
+    assert read_expected_gpus() == {"nvidia": 2, "amd": 1}
     for wrong in ("nvidia", "intel=1", "nvidia=-1", "nvidia=1,amd=1"):
         monkeypatch.setenv("BEDPLATE_EXPECTED_GPUS", wrong)
         with pytest.raises(SettingsError, match=f"BEDPLATE_EXPECTED_GPUS is '{wrong}': give VENDOR=NUMBER"):
-            expected_gpus()
+            read_expected_gpus()

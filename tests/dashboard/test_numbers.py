@@ -1,6 +1,4 @@
-"""What the page counts in a minute is what `traffic` counted, to the request and the token."""
-
-from __future__ import annotations
+"""The page's counts of a minute equal those of `traffic`, to the request and the token."""
 
 import json
 import os
@@ -12,14 +10,14 @@ from typing import Any
 import pytest
 from bedplate_gateway.metrics import LONG
 from gateway_lab import ROOT, Stack
-from watched_page import Looker
+from watched_page import PageOpener
 
 # A key with 100 requests a minute; the three more are refused.
 ALIAS, REQUESTS, ALLOWED = "ratelimit", 103, 100
 
 
-def traffic(stack: Stack, report: Path) -> dict[str, Any]:
-    """Ask from four clients with `traffic`; returns its report of them."""
+def run_traffic(stack: Stack, report: Path) -> dict[str, Any]:
+    """Send requests from four clients with `traffic`; return its report."""
     subprocess.run(
         [
             *(sys.executable, "-m", "traffic", "run", "--concurrency=4", f"--requests={REQUESTS}"),
@@ -39,22 +37,22 @@ def traffic(stack: Stack, report: Path) -> dict[str, Any]:
 
 
 def same_bucket(shown: float, true: float) -> bool:
-    """Whether the shown time lies in the histogram's bucket in which the true one lies."""
+    """Return whether the shown time lies in the same histogram bucket as the true one."""
     bounds = [0.0, *LONG]
     high = next(index for index, bound in enumerate(bounds) if true <= bound)
     return bounds[high - 1] <= shown <= bounds[high]
 
 
 def test_numbers_of_a_minute(
-    stack: Stack, look: Looker, tmp_path: Path, request: pytest.FixtureRequest
+    stack: Stack, open_page: PageOpener, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    # It counts from its start on, so nothing that was asked before is in this minute; nor may the canary ask.
+    # The dashboard counts from its start, so earlier requests are excluded; the canary must not send any.
     stack("systemctl stop traffic-canary.timer traffic-canary; systemctl restart bedplate-dashboard")
     request.addfinalizer(lambda: stack("systemctl start traffic-canary.timer"))
-    with look() as page:
+    with open_page() as page:
         page.wait_until(lambda: page.live.locator("[data-what=requests]").count() > 0, 10)
         assert page.number("requests") == 0
-        counted = traffic(stack, tmp_path / "traffic.json")
+        counted = run_traffic(stack, tmp_path / "traffic.json")
         page.wait_until(lambda: page.number("requests") >= REQUESTS, 10)
         limit = page.card("limits").locator(f"[data-alias={ALIAS}]").first
         rows = [
@@ -77,4 +75,4 @@ def test_numbers_of_a_minute(
         print("\n".join(f"| {name} | {shown:g} | {true:g} |" for name, shown, true in rows + times))
         assert [name for name, shown, true in rows if shown != true] == []
         assert [name for name, shown, true in times if not same_bucket(shown, true)] == []
-        assert page.troubles == []
+        assert page.problems == []

@@ -1,6 +1,4 @@
-"""Looks that a lab host cannot have (GPUs, many models), in the browser: dark, light, wide and narrow."""
-
-from __future__ import annotations
+"""Pages that a lab host cannot show (GPUs, many models), in the browser: dark, light, wide and narrow."""
 
 import os
 import subprocess
@@ -12,12 +10,12 @@ from axe_playwright_python.sync_playwright import Axe
 from gateway_lab import ROOT
 from playwright.sync_api import Browser
 from samples import SAMPLES
-from watched_page import DESKTOP, PHONE, RULES, Looker
+from watched_page import DESKTOP, PHONE, RULES, PageOpener
 
 
 @pytest.fixture(scope="module")
 def addresses() -> Iterator[dict[str, str]]:
-    """Where each sample is served."""
+    """Return the address of each sample."""
     server = subprocess.Popen(
         [sys.executable, ROOT / "dashboard_app/tests/sample_server.py", "0"],
         env={**os.environ, "PYTHONPATH": f"{ROOT}/dashboard_app/src:{ROOT}/dashboard_app/tests"},
@@ -34,11 +32,11 @@ def addresses() -> Iterator[dict[str, str]]:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_sample(browser: Browser, addresses: dict[str, str], name: str) -> None:
-    look = Looker(browser, addresses[name].rstrip("/"))
+    open_page = PageOpener(browser, addresses[name].rstrip("/"))
     found = {}
     for colours in ("light", "dark"):
         for size in (DESKTOP, PHONE):
-            with look(color_scheme=colours, viewport=size) as page:
+            with open_page(color_scheme=colours, viewport=size) as page:
                 page.page.wait_for_load_state()
                 wide = page.page.evaluate("document.documentElement.scrollWidth")
                 result = Axe().run(page.page, options=RULES)
@@ -47,6 +45,6 @@ def test_a_sample(browser: Browser, addresses: dict[str, str], name: str) -> Non
                     found[f"axe, {where}"] = result.generate_report()
                 if wide > size["width"]:
                     found[f"scrolls sideways, {where}"] = str(wide)
-                if page.troubles + page.violations():
-                    found[f"troubles, {where}"] = "; ".join(page.troubles + page.violations())
+                if page.problems + page.violations():
+                    found[f"problems, {where}"] = "; ".join(page.problems + page.violations())
     assert found == {}, "\n".join(f"{what}: {text}" for what, text in found.items())

@@ -1,6 +1,4 @@
-"""The dashboard's page in Debian's Chromium, as a person sees it, and everything that went wrong in it."""
-
-from __future__ import annotations
+"""The dashboard's page in Debian's Chromium, and every error in it."""
 
 import re
 import time
@@ -8,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from playwright.sync_api import (
@@ -28,9 +26,9 @@ CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage"]
 DESKTOP: ViewportSize = {"width": 1440, "height": 900}
 PHONE: ViewportSize = {"width": 390, "height": 844}
-# What axe-core looks for.
+# The rules of axe-core that are checked.
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
-TOLD_SECONDS = 5.0
+DETECTED_SECONDS = 5.0
 HEALTHY_AGAIN_SECONDS = 20.0
 VIOLATIONS = """
 window.violations = [];
@@ -47,15 +45,14 @@ def start(playwright: Playwright) -> Browser:
 
 @dataclass
 class WatchedPage:
-    """One page that is kept open. `troubles` is what a clean page has none of."""
+    """One page that is kept open; `problems` are console messages, errors, dialogs and foreign requests."""
 
     page: Page
     url: str
-    troubles: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Listen before the first byte comes."""
-        self.page.set_default_timeout(1000 * TOLD_SECONDS)
+        self.page.set_default_timeout(1000 * DETECTED_SECONDS)
         self.page.add_init_script(VIOLATIONS)
         self.page.on("console", self._console)
         self.page.on("pageerror", self._error)
@@ -64,20 +61,20 @@ class WatchedPage:
 
     def _console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            self.troubles.append(f"console: {message.text}")
+            self.problems.append(f"console: {message.text}")
 
     def _error(self, error: Error) -> None:
-        self.troubles.append(f"error: {error}")
+        self.problems.append(f"error: {error}")
 
     def _dialog(self, dialog: Dialog) -> None:
-        self.troubles.append(f"dialog: {dialog.message}")
+        self.problems.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     def _request(self, request: Request) -> None:
         if not request.url.startswith((f"{self.url}/", "data:")):
-            self.troubles.append(f"request to elsewhere: {request.url}")
+            self.problems.append(f"request to elsewhere: {request.url}")
 
-    def open(self, query: str = "") -> WatchedPage:
+    def open(self, query: str = "") -> Self:
         """Open the page and wait for its sentence."""
         self.page.goto(f"{self.url}/{query}")
         self.sentence.wait_for()
@@ -90,7 +87,7 @@ class WatchedPage:
 
     @property
     def sentence(self) -> Locator:
-        """The one sentence on top."""
+        """The sentence at the top."""
         return self.live.locator(".sentence")
 
     @property
@@ -103,36 +100,37 @@ class WatchedPage:
         return self.page.locator(f"section[aria-labelledby={name}]")
 
     def number(self, what: str) -> float:
-        """A number in base units, as it stands behind the one that is shown."""
+        """Return the number in base units behind the one that is shown."""
         return float(self.live.locator(f"[data-what={what}]").first.get_attribute("data-value") or "nan")
 
-    def wait_until(self, told: Callable[[], bool], seconds: float) -> float:
-        """Look at the page until it tells something; returns after how many seconds it did."""
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> float:
+        """Wait until the condition holds and return the seconds that took; fail after `seconds`."""
         started = time.monotonic()
-        while not told():
-            assert time.monotonic() - started < seconds, f"not told within {seconds:.1f} s: {self.says()}"
+        while not condition():
+            assert time.monotonic() - started < seconds, (
+                f"not shown within {seconds:.1f} s: {self.describe()}"
+            )
             self.page.wait_for_timeout(50)
         return time.monotonic() - started
 
-    def says(self) -> str:
-        """The whole changing part, for messages."""
+    def describe(self) -> str:
+        """Return the changing part, for messages."""
         return f"{self.word}: {self.live.inner_text()[:1500]}"
 
-    def tells(self, word: str, text: str) -> bool:
-        """Whether the page says a state, and a text (a regular expression) anywhere in its changing part."""
+    def shows(self, word: str, text: str) -> bool:
+        """Return whether the page shows a state, and a text (a regular expression) in its changing part."""
         return self.word == word and re.search(text, self.live.inner_text()) is not None
 
     def violations(self) -> list[str]:
-        """What the content security policy forbade."""
+        """Return what the content security policy blocked."""
         found: list[str] = self.page.evaluate("window.violations")
         return found
 
 
-class Looker:
-    """Opens the page, each time in a fresh profile, as a person who knows the login."""
+class PageOpener:
+    """Opens the page, each time in a fresh profile; `login` is user:password, empty if the page is open."""
 
     def __init__(self, browser: Browser, url: str, login: str = "") -> None:
-        """`login` is user:password, or empty where the page is open."""
         self._browser = browser
         self.url = url
         user, _, password = login.partition(":")
@@ -145,7 +143,7 @@ class Looker:
 
     @contextmanager
     def __call__(self, query: str = "", *, script: str = "", **options: Any) -> Iterator[WatchedPage]:
-        """Open the page; `script` runs before its own, `options` are Playwright's of a context."""
+        """Open the page; `script` runs before its own scripts, `options` are a Playwright context's."""
         context = self._browser.new_context(**{"viewport": DESKTOP, **self._login, **options})
         if script:
             context.add_init_script(script)
@@ -156,25 +154,24 @@ class Looker:
 
 
 @dataclass
-class Told:
-    """When the page told a fault, in seconds after it was there, and its repair, in seconds after that."""
+class FaultTimes:
+    """How long the page took to show a fault and, after it was fixed, to be healthy again, in seconds."""
 
     fault: str
     word: str
-    told: float
+    shown: float
     healthy: float | None = None
 
 
 class Times:
-    """How long each fault took to be told."""
+    """The table of all faults' times."""
 
     def __init__(self) -> None:
-        """Start empty."""
-        self.rows: list[Told] = []
+        self.rows: list[FaultTimes] = []
 
-    def tell(self) -> None:
-        """Print them as a table."""
-        print("\n| fault | the page says | told after | healthy again after its repair |\n|---|---|---|---|")
+    def print_table(self) -> None:
+        """Print the times as a Markdown table."""
+        print("\n| fault | the page shows | shown after | healthy again after the fix |\n|---|---|---|---|")
         for row in self.rows:
             again = "" if row.healthy is None else f"{row.healthy:.1f} s"
-            print(f"| {row.fault} | {row.word} | {row.told:.1f} s | {again} |")
+            print(f"| {row.fault} | {row.word} | {row.shown:.1f} s | {again} |")

@@ -1,10 +1,8 @@
-"""The page's files, ours and uPlot's, read and compressed once at the start.
+"""The page's static files, ours and uPlot's, read and compressed once at startup.
 
-uPlot comes out of the package `uplot-python`, which the lock pins by hash like all else that is installed
-here: no second registry, and no copy of it in this repository. Two files are read; nothing is imported.
+uPlot is read from the package `uplot-python`, which the lock file pins by hash: this needs no second registry
+and no copy of uPlot in this repository. Two of its files are read; nothing is imported.
 """
-
-from __future__ import annotations
 
 import gzip
 import hashlib
@@ -18,16 +16,16 @@ from flask import Flask, Response, abort, request
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 PLOT_PACKAGE = "uplot-python"
 PLOT_FILES = {"uPlot.css": "uplot/static/uPlot.min.css", "uPlot.js": "uplot/static/uPlot.iife.js"}
-A_YEAR = 365 * 24 * 3600
+YEAR_SECONDS = 365 * 24 * 3600
 
 
 class AssetError(Exception):
-    """A file of the page that is not there; its text is one sentence with the remedy."""
+    """A static file is missing; the message is one sentence with the remedy."""
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One file as it goes out; `version` changes with its content."""
+    """One file as it is served; `version` changes with its content."""
 
     content: bytes
     compressed: bytes
@@ -36,14 +34,12 @@ class Asset:
 
 
 def load() -> dict[str, Asset]:
-    """Read every file of the page by its name; raises AssetError."""
+    """Read every static file, by name; raises AssetError."""
     files = {path.name: path for path in Path(__file__).with_name("static").iterdir()}
     try:
         package = distribution(PLOT_PACKAGE)
     except PackageNotFoundError as error:
-        raise AssetError(
-            f"{PLOT_PACKAGE} is not installed; install what the dashboard's lock names."
-        ) from error
+        raise AssetError(f"{PLOT_PACKAGE} is not installed; deploy the dashboard again.") from error
     files |= {name: Path(str(package.locate_file(place))) for name, place in PLOT_FILES.items()}
     assets = {}
     for name, path in files.items():
@@ -63,24 +59,25 @@ def load() -> dict[str, Asset]:
 
 
 def register(app: Flask, assets: Mapping[str, Asset]) -> None:
-    """Serve the files below /static/; `asset("page.css")` in a template may be kept for a year."""
+    """Serve the files below /static/; addresses made by `asset("page.css")` are cached for a year."""
 
     @app.get("/static/<name>", endpoint="static")
-    def file(name: str) -> Response:
+    def send_file(name: str) -> Response:
         asset = assets.get(name)
         if asset is None:
             abort(404)
-        packed = request.accept_encodings.quality("gzip") > 0
+        compressed = request.accept_encodings.quality("gzip") > 0
         response = Response(
-            asset.compressed if packed else asset.content, content_type=f"{asset.media_type}; charset=utf-8"
+            asset.compressed if compressed else asset.content,
+            content_type=f"{asset.media_type}; charset=utf-8",
         )
-        if packed:
+        if compressed:
             response.content_encoding = "gzip"
         response.vary.add("Accept-Encoding")
-        response.set_etag(f"{asset.version}{'-gzip' if packed else ''}")
+        response.set_etag(f"{asset.version}{'-gzip' if compressed else ''}")
         if request.args.get("v") == asset.version:
             response.cache_control.public = True
-            response.cache_control.max_age = A_YEAR
+            response.cache_control.max_age = YEAR_SECONDS
             response.cache_control.immutable = True
         else:
             response.cache_control.no_cache = True

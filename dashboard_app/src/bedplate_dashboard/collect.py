@@ -1,9 +1,7 @@
-"""Ask every part of the stack once, in parallel, each with a deadline.
+"""Poll every part of the stack once, in parallel, each with a deadline.
 
-Nothing here judges: an `Observation` says what each part answered, `state` says what that means.
+Nothing here judges: an `Observation` holds what each part answered, `health` decides what that means.
 """
-
-from __future__ import annotations
 
 import asyncio
 import errno
@@ -20,14 +18,22 @@ from typing import Literal, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from . import __version__, exposition
-from .exposition import Exposition
-from .foreign import ActiveAlert, AlertList, BuildInfo, EngineState, ModelList, Report, clean
-from .settings import InferenceHost, NodeExporter, Secrets, Settings
-from .traffic import COUNTERS
+from bedplate_dashboard import __version__, prometheus_text
+from bedplate_dashboard.payloads import (
+    ActiveAlert,
+    AlertList,
+    BuildInfo,
+    EngineState,
+    ModelList,
+    Report,
+    clean,
+)
+from bedplate_dashboard.prometheus_text import Samples
+from bedplate_dashboard.settings import InferenceHost, NodeExporter, Secrets, Settings
+from bedplate_dashboard.traffic_window import COUNTERS
 
 ANSWER_SECONDS = 1.5
-"""The exporter gives its engine 1 s, so that a hung engine does not look like a hung exporter."""
+"""Longer than the exporter waits for its engine (1 s): a hung engine is not a hung exporter."""
 
 CONNECT_SECONDS = 1.2
 
@@ -77,10 +83,10 @@ Document = TypeVar("Document", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Contact:
-    """How asking one service went.
+    """The outcome of one request to a service.
 
-    `outcome`: answered; refused (it answered, but not to us: key or limit); failed (reached, but without a
-    usable answer); unreachable (its host gave no sign of life). `seconds` runs to the answer or the failure.
+    `outcome`: answered; refused (it refused our key, or a limit was reached); failed (reached, but without a
+    usable answer); unreachable (its host did not respond). `seconds` runs to the answer or the failure.
     """
 
     outcome: Literal["answered", "refused", "failed", "unreachable"]
@@ -89,18 +95,18 @@ class Contact:
 
     @property
     def ok(self) -> bool:
-        """Whether there is an answer to use."""
+        """Whether there is a usable answer."""
         return self.outcome == "answered"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GatewayAnswer:
-    """The gateway's model list, asked with the dashboard's key, and its metrics; empty unless they came."""
+    """The gateway's model list, read with the dashboard's key, and its metrics; empty unless it answered."""
 
     contact: Contact
     models: frozenset[str]
     metrics_contact: Contact
-    metrics: Exposition
+    metrics: Samples
 
 
 @dataclass(frozen=True)
@@ -118,12 +124,12 @@ class MachineAnswer:
 
     name: str
     contact: Contact
-    metrics: Exposition
+    metrics: Samples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrometheusAnswer:
-    """Whether Prometheus is ready, its alerts (None unless it tells them) and its version."""
+    """Whether Prometheus is ready, its alerts and its version (None unless it answered)."""
 
     contact: Contact
     alerts: tuple[ActiveAlert, ...] | None
@@ -132,15 +138,15 @@ class PrometheusAnswer:
 
 @dataclass(frozen=True)
 class ReportFile:
-    """A report that a playbook left: `report` and `error` are both None when it has not run yet."""
+    """A report that a playbook wrote; `report` and `error` are both None if it has not run yet."""
 
     report: Report | None = None
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One look at the whole stack, in the order of the settings; it took `seconds`."""
+    """One poll of the whole stack, in the order of the settings; it took `seconds`."""
 
     at: datetime
     seconds: float
@@ -154,7 +160,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Clients:
-    """The HTTP clients of one event loop: Prometheus may have an authority and a password of its own."""
+    """The HTTP clients of one event loop; Prometheus may need its own CA and password."""
 
     stack: httpx.AsyncClient
     prometheus: httpx.AsyncClient
@@ -162,7 +168,7 @@ class Clients:
 
 @asynccontextmanager
 async def new_clients(secrets: Secrets) -> AsyncIterator[Clients]:
-    """Open the HTTP clients, and close them at the end."""
+    """Open the HTTP clients and close them afterwards."""
     trusted = ssl.create_default_context()
     password = secrets.prometheus_password
     async with (
@@ -179,30 +185,34 @@ def _new_client(trusted: ssl.SSLContext, auth: httpx.BasicAuth | None) -> httpx.
     return httpx.AsyncClient(
         verify=trusted,
         auth=auth,
-        # The machine's proxy settings are for downloads.
+        # The environment's proxies are for downloads, not for the stack.
         trust_env=False,
-        # A new connection each time: a kept one that its server closes meanwhile would look like a fault.
+        # No connection is reused: one that its server has closed meanwhile would look like a fault.
         limits=httpx.Limits(max_keepalive_connections=0),
         headers={"User-Agent": f"bedplate-dashboard/{__version__}", "Accept-Encoding": "identity"},
     )
 
 
 async def collect(clients: Clients, settings: Settings, key: str) -> Observation:
-    """Ask everybody at the same time; takes at most `ANSWER_SECONDS`."""
+    """Poll all services at the same time; takes at most `ANSWER_SECONDS`."""
     began = time.monotonic()
     client = clients.stack
     async with asyncio.TaskGroup() as group:
-        gateway = group.create_task(_ask_gateway(client, settings.gateway_url, key))
-        metrics = group.create_task(
-            _ask_metrics(client, f"{settings.gateway_metrics_url}/metrics", GATEWAY_METRICS)
+        listing = group.create_task(_fetch_models(client, settings.gateway_url, key))
+        scrape = group.create_task(
+            _fetch_metrics(client, f"{settings.gateway_metrics_url}/metrics", GATEWAY_METRICS)
         )
-        prometheus = group.create_task(_ask_prometheus(clients.prometheus, settings.prometheus_url))
-        hosts = [group.create_task(_ask_host(client, host)) for host in settings.inference_hosts]
-        machines = [group.create_task(_ask_machine(client, node)) for node in settings.node_exporters]
+        prometheus = group.create_task(_fetch_prometheus(clients.prometheus, settings.prometheus_url))
+        hosts = [group.create_task(_fetch_host(client, host)) for host in settings.inference_hosts]
+        machines = [group.create_task(_fetch_machine(client, node)) for node in settings.node_exporters]
+    gateway_contact, models = listing.result()
+    metrics_contact, metrics = scrape.result()
     return Observation(
         at=datetime.now(UTC),
         seconds=time.monotonic() - began,
-        gateway=GatewayAnswer(*gateway.result(), *metrics.result()),
+        gateway=GatewayAnswer(
+            contact=gateway_contact, models=models, metrics_contact=metrics_contact, metrics=metrics
+        ),
         hosts=tuple(host.result() for host in hosts),
         machines=tuple(machine.result() for machine in machines),
         prometheus=prometheus.result(),
@@ -212,7 +222,7 @@ async def collect(clients: Clients, settings: Settings, key: str) -> Observation
 
 
 def read_report(path: Path, playbook: str) -> ReportFile:
-    """Read what a playbook left; a missing report is no error."""
+    """Read the report that a playbook wrote; a missing report is no error."""
     try:
         with path.open("rb") as file:
             text = file.read(BODY_BYTES + 1)
@@ -225,60 +235,63 @@ def read_report(path: Path, playbook: str) -> ReportFile:
     try:
         return ReportFile(report=Report.model_validate_json(text))
     except ValidationError:
-        return ReportFile(error=f"the report is not in the form that {playbook} writes")
+        return ReportFile(error=f"the report does not have the format that {playbook} writes")
 
 
-async def _ask_gateway(client: httpx.AsyncClient, url: str, key: str) -> tuple[Contact, frozenset[str]]:
+async def _fetch_models(client: httpx.AsyncClient, url: str, key: str) -> tuple[Contact, frozenset[str]]:
     contact, body = await get(client, f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
-    contact, listed = understand(contact, body, _parse(ModelList), "answered without a model list")
+    contact, listed = parse_answer(contact, body, _parser_of(ModelList), "answered without a model list")
     return contact, frozenset(model.id for model in listed.data) if listed else frozenset()
 
 
-async def _ask_metrics(
+async def _fetch_metrics(
     client: httpx.AsyncClient, url: str, names: frozenset[str]
-) -> tuple[Contact, Exposition]:
-    contact, body = await get(client, url, most_bytes=METRICS_BYTES)
-    contact, metrics = understand(
-        contact, body, lambda text: exposition.read(text, names), "answered without metrics"
+) -> tuple[Contact, Samples]:
+    contact, body = await get(client, url, max_bytes=METRICS_BYTES)
+    contact, metrics = parse_answer(
+        contact, body, lambda text: prometheus_text.parse(text, names), "answered without metrics"
     )
-    return contact, metrics or Exposition()
+    return contact, metrics or Samples()
 
 
-async def _ask_machine(client: httpx.AsyncClient, node: NodeExporter) -> MachineAnswer:
+async def _fetch_machine(client: httpx.AsyncClient, node: NodeExporter) -> MachineAnswer:
     query = "&".join(f"collect[]={collector}" for collector in NODE_COLLECTORS)
-    return MachineAnswer(node.name, *await _ask_metrics(client, f"{node.url}/metrics?{query}", NODE_METRICS))
+    return MachineAnswer(
+        node.name, *await _fetch_metrics(client, f"{node.url}/metrics?{query}", NODE_METRICS)
+    )
 
 
-async def _ask_host(client: httpx.AsyncClient, host: InferenceHost) -> HostAnswer:
+async def _fetch_host(client: httpx.AsyncClient, host: InferenceHost) -> HostAnswer:
     contact, body = await get(client, f"{host.exporter_url}/state.json")
     return HostAnswer(
-        host.name, *understand(contact, body, _parse(EngineState), "answered without the engine's state")
+        host.name,
+        *parse_answer(contact, body, _parser_of(EngineState), "answered without the engine's state"),
     )
 
 
-async def _ask_prometheus(client: httpx.AsyncClient, url: str) -> PrometheusAnswer:
+async def _fetch_prometheus(client: httpx.AsyncClient, url: str) -> PrometheusAnswer:
     async with asyncio.TaskGroup() as group:
         ready = group.create_task(get(client, f"{url}/-/ready"))
         alerts = group.create_task(get(client, f"{url}/api/v1/alerts"))
         build = group.create_task(get(client, f"{url}/api/v1/status/buildinfo"))
     contact, _ = ready.result()
-    _, listed = understand(*alerts.result(), _parse(AlertList), "answered without alerts")
-    _, built = understand(*build.result(), _parse(BuildInfo), "answered without a version")
+    _, listed = parse_answer(*alerts.result(), _parser_of(AlertList), "answered without alerts")
+    _, built = parse_answer(*build.result(), _parser_of(BuildInfo), "answered without a version")
     return PrometheusAnswer(
-        contact,
-        listed.data.alerts if contact.ok and listed else None,
-        built.data.version if built else None,
+        contact=contact,
+        alerts=listed.data.alerts if contact.ok and listed else None,
+        version=built.data.version if built else None,
     )
 
 
-def _parse(document: type[Document]) -> Callable[[bytes], Document]:
+def _parser_of(document: type[Document]) -> Callable[[bytes], Document]:
     return document.model_validate_json
 
 
-def understand(
+def parse_answer(
     contact: Contact, body: bytes, parse: Callable[[bytes], Answer], problem: str
 ) -> tuple[Contact, Answer | None]:
-    """Read an answer; one that cannot be read is a failed contact."""
+    """Parse a body; one that cannot be parsed makes the contact `failed`, with `problem` as its error."""
     if not contact.ok:
         return contact, None
     try:
@@ -291,10 +304,10 @@ async def get(
     client: httpx.AsyncClient,
     url: str,
     limit: float | None = None,
-    most_bytes: int = BODY_BYTES,
+    max_bytes: int = BODY_BYTES,
     headers: dict[str, str] | None = None,
 ) -> tuple[Contact, bytes]:
-    """GET one address within `limit` seconds in all (`ANSWER_SECONDS`), however slowly the bytes drip."""
+    """GET `url` within `limit` seconds in total, `ANSWER_SECONDS` if None, however slow the body is."""
     limit = ANSWER_SECONDS if limit is None else limit
     timeout = httpx.Timeout(limit, connect=CONNECT_SECONDS)
     began = time.monotonic()
@@ -308,7 +321,7 @@ async def get(
             status = response.status_code
             async for chunk in response.aiter_raw():
                 body += chunk
-                if len(body) > most_bytes:
+                if len(body) > max_bytes:
                     break
     except (httpx.HTTPError, OSError) as error:
         outcome, text = _explain(error, limit)
@@ -318,28 +331,28 @@ async def get(
         return Contact("refused", seconds, f"HTTP {status}"), b""
     if status != 200:
         return Contact("failed", seconds, f"HTTP {status}"), b""
-    if len(body) > most_bytes:
-        return Contact("failed", seconds, f"answered with more than {most_bytes // 1024**2} MiB"), b""
+    if len(body) > max_bytes:
+        return Contact("failed", seconds, f"answered with more than {max_bytes // 1024**2} MiB"), b""
     return Contact("answered", seconds), bytes(body)
 
 
 def _explain(error: Exception, limit: float) -> tuple[Literal["failed", "unreachable"], str]:
-    """Tell a dead service (refused, or kept waiting) from a host that gives no sign of life."""
+    """Distinguish a dead service (connection refused, or no answer) from a host that does not respond."""
     if isinstance(error, httpx.ConnectTimeout):
         return "unreachable", f"no connection within {CONNECT_SECONDS:g} s"
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
         return "failed", f"no answer within {limit:g} s"
     if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)):
         return "failed", "closed the connection without an answer"
-    return _explain_system(error) or ("failed", str(clean(f"{type(error).__name__}: {error}", 120)))
+    return _explain_os_error(error) or ("failed", str(clean(f"{type(error).__name__}: {error}", 120)))
 
 
-def _explain_system(error: Exception) -> tuple[Literal["failed", "unreachable"], str] | None:
-    """Look for what the operating system said behind the HTTP client's error."""
+def _explain_os_error(error: Exception) -> tuple[Literal["failed", "unreachable"], str] | None:
+    """Find the operating system's error that caused the HTTP client's error, None if there is none."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):
-            return "unreachable", "its name is not known"
+            return "unreachable", "the host name does not resolve"
         if isinstance(cause, ConnectionRefusedError):
             return "failed", "connection refused"
         if isinstance(cause, OSError) and cause.errno in NO_ROUTE:

@@ -1,20 +1,18 @@
-"""How gunicorn runs the dashboard; flags win over these settings.
+"""gunicorn's settings for the dashboard; command-line flags override them.
 
     gunicorn -c python:bedplate_dashboard.gunicorn_conf --bind ADDRESS:3001 bedplate_dashboard.wsgi:app
 
-One process, since the poller's last look lives in it, with a thread for each browser that gets events.
-Waiting threads cost little (docs/dashboard.md has the numbers). It writes nowhere but in /dev/shm.
+One process, since it holds the poller's last poll, with a thread for each event stream. Waiting threads
+cost little (docs/dashboard.md has the numbers). gunicorn writes to /dev/shm only.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
-from . import assets, settings
-from .events import MOST_STREAMS
+from bedplate_dashboard import assets, settings
+from bedplate_dashboard.events import MAX_STREAMS
 
 try:
-    # A wrong setting must end gunicorn here, before systemd is told that we are ready.
+    # An invalid setting must end gunicorn here, before it reports to systemd that it is ready.
     settings.load_secrets(settings.load())
     assets.load()
 except (settings.SettingsError, assets.AssetError) as error:
@@ -23,17 +21,17 @@ except (settings.SettingsError, assets.AssetError) as error:
 bind = "127.0.0.1:3001"
 worker_class = "gthread"
 workers = 1
-threads = MOST_STREAMS + 30
-worker_connections = threads + 100  # those beyond the threads wait for their turn
+threads = MAX_STREAMS + 30
+worker_connections = threads + 100  # connections beyond the threads wait for one
 limit_request_line = 1024
 limit_request_fields = 50
 preload_app = False  # the poller's thread must start in the worker: threads do not survive a fork
-worker_tmp_dir = "/dev/shm"  # noqa: S108 - gunicorn unlinks its heartbeat file at once; it must lie in memory
-control_socket_disable = True  # it would lie in a home directory
-keepalive = 15  # seconds, longer than the page's two between its questions
+worker_tmp_dir = "/dev/shm"  # noqa: S108 - gunicorn unlinks its heartbeat file at once; it must be in memory
+control_socket_disable = True  # it would be created in a home directory
+keepalive = 15  # seconds; the page polls every two
 graceful_timeout = 5
 
 
 def post_worker_init(worker: Any) -> None:
-    """Let streams end when the worker is told to: else each would keep it alive."""
+    """End the event streams when the worker stops: each would keep it alive."""
     worker.wsgi.extensions["events"].stop_when(lambda: not worker.alive)

@@ -1,21 +1,19 @@
-"""Basic authentication for the whole page, where it is wanted."""
-
-from __future__ import annotations
+"""Optional basic authentication for the whole dashboard."""
 
 import hmac
 
 from flask import Flask, Response, request
 
 OPEN_PATHS = frozenset({"/healthz", "/metrics"})
-"""They tell whether the process runs and a few numbers: systemd and Prometheus ask without a login."""
+"""systemd and Prometheus read these without a login; they show that the process runs and a few numbers."""
 
 
 def register(app: Flask, login: str, realm: str) -> None:
-    """Ask everybody for `login`, which is user:password."""
+    """Require `login`, which is user:password, for every path but `OPEN_PATHS`."""
     user, _, password = login.partition(":")
 
     @app.before_request
-    def ask() -> Response | None:
+    def check_login() -> Response | None:
         if request.path in OPEN_PATHS:
             return None
         given = request.authorization
@@ -24,7 +22,8 @@ def register(app: Flask, login: str, realm: str) -> None:
         if same_user and same_password:
             return None
         response = Response(
-            "This dashboard wants a user and a password; dashboard_user in the inventory names the user.\n",
+            "This dashboard requires a user name and a password; "
+            "dashboard_user in the inventory is the user name.\n",
             401,
             mimetype="text/plain",
         )

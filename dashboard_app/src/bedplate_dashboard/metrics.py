@@ -1,31 +1,28 @@
 """The dashboard's own metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .poller import Poller
+from bedplate_dashboard.poller import Poller
 
 STATES = ("healthy", "degraded", "down")
 
 
 class StatusMetrics(Collector):
-    """Reads the status at each scrape."""
+    """Metrics of the poller's status at scrape time; `count_streams` returns the open event streams."""
 
-    def __init__(self, poller: Poller, streams: Callable[[], int]) -> None:
-        """Remember whom to ask for the status and for the number of event streams."""
+    def __init__(self, poller: Poller, count_streams: Callable[[], int]) -> None:
         self._poller = poller
-        self._streams = streams
+        self._count_streams = count_streams
 
     def collect(self) -> Iterator[Metric]:
-        """Tell the state, the age and length of the last poll, how many there were, and who watches."""
+        """Yield the state, age, duration and number of polls, the last verify, and the event streams."""
         status = self._poller.status()
         states = GaugeMetricFamily(
             "bedplate_dashboard_state",
-            "The state that the dashboard tells: 1 for the one that holds.",
+            "1 for the state that the dashboard shows, 0 for the other states.",
             labels=["state"],
         )
         for name in STATES:
@@ -37,22 +34,24 @@ class StatusMetrics(Collector):
         if status.seconds is not None:
             yield GaugeMetricFamily(
                 "bedplate_dashboard_poll_duration_seconds",
-                "How long the last poll took.",
+                "Duration of the last poll.",
                 value=status.seconds,
             )
         verify = status.verdict.operations.verify if status.verdict else None
         if verify and verify.ok is not None and verify.at is not None:
             yield GaugeMetricFamily(
-                "bedplate_dashboard_verify_ok", "1 if the last verify found nothing.", value=float(verify.ok)
+                "bedplate_dashboard_verify_ok", "1 if the last verify run passed.", value=float(verify.ok)
             )
             yield GaugeMetricFamily(
                 "bedplate_dashboard_verify_timestamp_seconds",
-                "When the last verify ran.",
+                "Unix time of the last verify run.",
                 value=verify.at.timestamp(),
             )
         yield CounterMetricFamily(
-            "bedplate_dashboard_polls", "Polls since the start.", value=status.poll_number
+            "bedplate_dashboard_polls", "Polls since the dashboard started.", value=status.poll_number
         )
         yield GaugeMetricFamily(
-            "bedplate_dashboard_streams", "Browsers that are sent events.", value=self._streams()
+            "bedplate_dashboard_streams",
+            "Open event streams, one for each browser.",
+            value=self._count_streams(),
         )

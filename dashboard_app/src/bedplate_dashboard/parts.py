@@ -1,17 +1,16 @@
-"""One look, part by part, as readers get it. Nothing here says whether the whole is healthy: `state` does."""
-
-from __future__ import annotations
+"""One poll, part by part, as page and API show it; `health` judges the stack as a whole."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
-from . import __version__
-from .collect import Contact, HostAnswer, MachineAnswer, Observation, ReportFile
-from .exposition import Exposition
-from .foreign import EngineModel, word
-from .settings import InferenceHost, Settings
-from .status import (
+from bedplate_dashboard import __version__
+from bedplate_dashboard.collect import Contact, HostAnswer, MachineAnswer, Observation, ReportFile
+from bedplate_dashboard.history import DaysLeft
+from bedplate_dashboard.payloads import EngineModel, clean_label
+from bedplate_dashboard.prometheus_text import Samples
+from bedplate_dashboard.settings import InferenceHost, Settings
+from bedplate_dashboard.status import (
     Alert,
     Answered,
     Canary,
@@ -34,42 +33,50 @@ from .status import (
 )
 
 FULL_RATIO = 0.05
-"""What is left of a disk or of the memory when it counts as full."""
+"""A disk or memory with less than this share available counts as full."""
 
 CANARY_ALIAS = "canary"
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 BAD_UNIT_STATES = frozenset({"inactive", "failed"})
 
-DaysLeft = Mapping[tuple[str, str], float]
-"""By host and mountpoint."""
 
-
-def engine_name(model: str) -> str:
-    """Name a model as Ollama lists it: without a tag it is `latest`."""
+def add_default_tag(model: str) -> str:
+    """Return a model's name as Ollama lists it: without a tag it is `latest`."""
     return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
 
 
-def part(contact: Contact) -> Part:
-    """Tell how asking went."""
-    return Part(contact.ok, contact.seconds, contact.error)
+def describe_contact(contact: Contact) -> Part:
+    """Return the result of polling one service."""
+    return Part(ok=contact.ok, latency_seconds=contact.seconds, error=contact.error)
 
 
-def host_status(host: InferenceHost, answer: HostAnswer, ok: bool) -> HostStatus:
-    """Tell one inference host; whether it is `ok` is decided elsewhere."""
+def describe_host(host: InferenceHost, answer: HostAnswer, ok: bool) -> HostStatus:
+    """Return the status of one inference host; the caller decides whether it is `ok`."""
     state = answer.state
     if state is None:
         return HostStatus(
-            host.name, ok, part(answer.contact), None, len(host.models), None, None, None, undeclared=()
+            name=host.name,
+            ok=ok,
+            exporter=describe_contact(answer.contact),
+            engine=None,
+            models_declared=len(host.models),
+            models_present=None,
+            models_loaded=None,
+            memory_bytes=None,
+            undeclared=(),
         )
     engine = EngineStatus(
-        state.engine.up, state.engine.version, state.engine.latency_seconds, state.engine.error
+        up=state.engine.up,
+        version=state.engine.version,
+        latency_seconds=state.engine.latency_seconds,
+        error=state.engine.error,
     )
-    declared = {engine_name(model) for model in host.models}
+    declared = {add_default_tag(model) for model in host.models}
     loaded: list[EngineModel] = [model for model in state.models if model.loaded]
     return HostStatus(
         name=host.name,
         ok=ok,
-        exporter=part(answer.contact),
+        exporter=describe_contact(answer.contact),
         engine=engine,
         models_declared=len(host.models),
         models_present=len(declared & {model.name for model in state.models}) if engine.up else None,
@@ -79,57 +86,61 @@ def host_status(host: InferenceHost, answer: HostAnswer, ok: bool) -> HostStatus
     )
 
 
-def placement(name: str, answer: HostAnswer) -> Placement:
-    """Tell a declared model on one of its hosts."""
+def describe_placement(name: str, answer: HostAnswer) -> Placement:
+    """Return the state of a declared model on one of its hosts."""
     state = answer.state
     if state is None or not state.engine.up:
-        return Placement(answer.name, present=None)
-    found = next((model for model in state.models if model.name == engine_name(name)), None)
-    if found is None:
-        return Placement(answer.name, present=False)
-    # Both times are of the exporter's clock, so a wrong clock on either machine changes nothing.
-    unload = (found.expires_at - state.at).total_seconds() if found.loaded and found.expires_at else None
+        return Placement(host=answer.name, present=None)
+    listed = next((model for model in state.models if model.name == add_default_tag(name)), None)
+    if listed is None:
+        return Placement(host=answer.name, present=False)
+    # Both times come from the exporter's clock, so a wrong clock on either machine does not matter.
+    unload = (listed.expires_at - state.at).total_seconds() if listed.loaded and listed.expires_at else None
     return Placement(
         host=answer.name,
         present=True,
-        loaded=found.loaded,
-        digest=found.digest,
-        size_bytes=found.size_bytes,
-        memory_bytes=found.memory_bytes,
-        gpu_memory_bytes=found.gpu_memory_bytes,
-        context_length=found.context_length,
+        loaded=listed.loaded,
+        digest=listed.digest,
+        size_bytes=listed.size_bytes,
+        memory_bytes=listed.memory_bytes,
+        gpu_memory_bytes=listed.gpu_memory_bytes,
+        context_length=listed.context_length,
         unload_seconds=unload,
     )
 
 
-def answered(name: str, seen: Observation) -> Answered | None:
-    """Tell when a model was last asked; what the canary wrote outlives the gateway's count."""
+def find_last_answer(name: str, observation: Observation) -> Answered | None:
+    """Return the last request to a model; the canary's file survives a restart of the gateway."""
     times: list[tuple[float, Literal["request", "canary"], bool]] = [
         (
             sample.value,
             "canary" if sample.labels.get("alias") == CANARY_ALIAS else "request",
             sample.labels.get("result") == "answered",
         )
-        for sample in seen.gateway.metrics.having(
+        for sample in observation.gateway.metrics.select(
             "bedplate_gateway_last_request_timestamp_seconds", model=name
         )
     ]
     times += [
         (sample.value, "canary", True)
-        for machine in seen.machines
-        for sample in machine.metrics.having(
+        for machine in observation.machines
+        for sample in machine.metrics.select(
             "bedplate_traffic_canary_last_answer_timestamp_seconds", model=name
         )
     ]
     if not times:
         return None
     seconds, by, ok = max(times)
-    at = _moment(seconds)
-    return Answered(at, max(0.0, (seen.at - at).total_seconds()), by, ok) if at else None
+    at = _to_datetime(seconds)
+    return (
+        Answered(at=at, age_seconds=max(0.0, (observation.at - at).total_seconds()), by=by, ok=ok)
+        if at
+        else None
+    )
 
 
-def gpus(seen: Observation) -> tuple[Gpu, ...]:
-    """Tell every GPU of every inference host."""
+def list_gpus(observation: Observation) -> tuple[Gpu, ...]:
+    """Return every GPU of every inference host."""
     return tuple(
         Gpu(
             host=answer.name,
@@ -137,72 +148,77 @@ def gpus(seen: Observation) -> tuple[Gpu, ...]:
             number=gpu.number,
             name=gpu.name,
             utilization_ratio=gpu.utilization_ratio,
-            memory_used_bytes=_whole(gpu.memory_used_bytes),
-            memory_bytes=_whole(gpu.memory_bytes),
+            memory_used_bytes=_to_int(gpu.memory_used_bytes),
+            memory_bytes=_to_int(gpu.memory_bytes),
             temperature_celsius=gpu.temperature_celsius,
             power_watts=gpu.power_watts,
             throttling=gpu.throttling,
         )
-        for answer in seen.hosts
+        for answer in observation.hosts
         if answer.state
         for gpu in answer.state.gpus
     )
 
 
-def limits(metrics: Exposition) -> tuple[Limit, ...]:
-    """Tell what is used of each limit, the fullest first."""
-    used = {_labels(sample.labels): sample.value for sample in metrics["bedplate_gateway_limit_used"]}
-    found = [
+def list_limits(metrics: Samples) -> tuple[Limit, ...]:
+    """Return how much of each limit is used, the fullest limit first."""
+    used = {_freeze_labels(sample.labels): sample.value for sample in metrics["bedplate_gateway_limit_used"]}
+    limits = [
         Limit(
             scope="model" if sample.labels.get("scope") == "model" else "key",
-            name=word(sample.labels.get("name", "")),
-            unit=word(sample.labels.get("unit", "")),
-            used=used.get(_labels(sample.labels), 0.0),
+            name=clean_label(sample.labels.get("name", "")),
+            unit=clean_label(sample.labels.get("unit", "")),
+            used=used.get(_freeze_labels(sample.labels), 0.0),
             limit=sample.value,
         )
         for sample in metrics["bedplate_gateway_limit"]
     ]
-    return tuple(sorted(found, key=lambda limit: (-limit.used / max(limit.limit, 1), limit.name, limit.unit)))
+    return tuple(
+        sorted(limits, key=lambda limit: (-limit.used / max(limit.limit, 1), limit.name, limit.unit))
+    )
 
 
-def queue(metrics: Exposition) -> Queue:
-    """Tell who waits and what runs."""
+def describe_queue(metrics: Samples) -> Queue:
+    """Return the waiting requests by class and the busy slots by engine."""
     oldest = {
         sample.labels.get("class"): sample.value
         for sample in metrics["bedplate_gateway_queue_oldest_wait_seconds"]
     }
     classes = tuple(
         QueueClass(
-            word(sample.labels.get("class", "")),
-            round(sample.value),
-            oldest.get(sample.labels.get("class"), 0.0),
+            name=clean_label(sample.labels.get("class", "")),
+            waiting=round(sample.value),
+            oldest_seconds=oldest.get(sample.labels.get("class"), 0.0),
         )
         for sample in metrics["bedplate_gateway_queue_requests"]
     )
-    busy = {_labels(sample.labels): sample.value for sample in metrics["bedplate_gateway_slots_busy"]}
+    busy = {_freeze_labels(sample.labels): sample.value for sample in metrics["bedplate_gateway_slots_busy"]}
     engines = tuple(
         Slots(
-            word(sample.labels.get("engine", "")),
-            word(sample.labels.get("model", "")),
-            round(busy.get(_labels(sample.labels), 0.0)),
-            round(sample.value),
+            engine=clean_label(sample.labels.get("engine", "")),
+            model=clean_label(sample.labels.get("model", "")),
+            busy=round(busy.get(_freeze_labels(sample.labels), 0.0)),
+            slots=round(sample.value),
         )
         for sample in metrics["bedplate_gateway_slots"]
     )
     return Queue(
-        classes, sum(slots.busy for slots in engines), sum(slots.slots for slots in engines), engines
+        classes=classes,
+        slots_busy=sum(slots.busy for slots in engines),
+        slots=sum(slots.slots for slots in engines),
+        engines=engines,
     )
 
 
-def machine(answer: MachineAnswer, days_left: DaysLeft) -> Machine:
-    """Tell one host."""
+def describe_machine(answer: MachineAnswer, days_left: DaysLeft) -> Machine:
+    """Return the state of one host."""
     if not answer.contact.ok:
-        return Machine(answer.name, "unknown", answer.contact.error)
+        return Machine(name=answer.name, state="unknown", error=answer.contact.error)
     metrics = answer.metrics
-    disks = tuple(_disks(answer, days_left))
-    total = _whole(metrics.value("node_memory_MemTotal_bytes"))
-    available = _whole(metrics.value("node_memory_MemAvailable_bytes"))
-    services = tuple(_services(metrics))
+    disks = tuple(_list_disks(answer, days_left))
+    total = _to_int(metrics.value("node_memory_MemTotal_bytes"))
+    available = _to_int(metrics.value("node_memory_MemAvailable_bytes"))
+    services = tuple(_list_services(metrics))
     reboot = metrics.value("bedplate_host_reboot_required")
     bad = any(map(is_full, disks)) or any(service.state in BAD_UNIT_STATES for service in services)
     short = bool(total and available is not None and available < FULL_RATIO * total)
@@ -219,28 +235,28 @@ def machine(answer: MachineAnswer, days_left: DaysLeft) -> Machine:
 
 
 def is_full(disk: Disk) -> bool:
-    """Is hardly anything left of it?"""
+    """Return whether less than `FULL_RATIO` of a disk is available."""
     return disk.available_bytes < FULL_RATIO * disk.size_bytes
 
 
-def unit_state(seen: Observation, host: str, unit: str) -> str | None:
-    """Tell the ActiveState of one of the stack's units, None where the host's node exporter does not."""
-    for answer in seen.machines:
+def find_unit_state(observation: Observation, host: str, unit: str) -> str | None:
+    """Return the ActiveState of one of the stack's units, None if the node exporter does not report it."""
+    for answer in observation.machines:
         if answer.name == host:
             return next(
-                (service.state for service in _services(answer.metrics) if service.name == unit), None
+                (service.state for service in _list_services(answer.metrics) if service.name == unit), None
             )
     return None
 
 
-def operations(settings: Settings, seen: Observation) -> Operations:
-    """Tell reports, canary, versions and alerts."""
-    alerts = seen.prometheus.alerts
+def describe_operations(settings: Settings, observation: Observation) -> Operations:
+    """Return reports, canary, versions and alerts."""
+    alerts = observation.prometheus.alerts
     return Operations(
-        verify=report(seen.verify),
-        load_test=report(seen.smoke),
-        canary=tuple(_canary(seen)),
-        versions=versions(settings, seen),
+        verify=summarize_report(observation.verify),
+        load_test=summarize_report(observation.smoke),
+        canary=tuple(_list_canaries(observation)),
+        versions=list_versions(settings, observation),
         alerts=None
         if alerts is None
         else tuple(
@@ -257,12 +273,13 @@ def operations(settings: Settings, seen: Observation) -> Operations:
     )
 
 
-def report(file: ReportFile) -> ReportStatus:
-    """Sum up a report."""
+def summarize_report(file: ReportFile) -> ReportStatus:
+    """Count the checks of a report by result."""
     if file.report is None:
         return ReportStatus(ok=None, error=file.error)
     checks = tuple(
-        CheckStatus(check.host, check.name, check.ok, check.seen, check.next) for check in file.report.checks
+        CheckStatus(host=check.host, name=check.name, ok=check.ok, seen=check.seen, next=check.next)
+        for check in file.report.checks
     )
     results = [check.ok for check in checks]
     failed = results.count(False)
@@ -277,46 +294,56 @@ def report(file: ReportFile) -> ReportStatus:
     )
 
 
-def gateway_version(seen: Observation) -> str | None:
-    """Return the gateway's version; None where its metrics do not have it."""
-    info = next(iter(seen.gateway.metrics["bedplate_gateway_info"]), None)
-    return word(info.labels.get("version", "")) if info else None
+def find_gateway_version(observation: Observation) -> str | None:
+    """Return the gateway's version, None if its metrics lack it.
+
+    Earlier gateways have only a label `litellm`: LiteLLM's version, not theirs.
+    """
+    info = next(iter(observation.gateway.metrics["bedplate_gateway_info"]), None)
+    version = info.labels.get("version") if info else None
+    return clean_label(version) if version else None
 
 
-def versions(settings: Settings, seen: Observation) -> tuple[Version, ...]:
-    """Tell each part's version as declared and as it runs; distributions pin their own packages."""
+def list_versions(settings: Settings, observation: Observation) -> tuple[Version, ...]:
+    """Return each component's pinned and running version; packages of the distribution have no pin."""
     running: dict[tuple[str, str], str | None] = {
-        ("Ollama", answer.name): answer.state.engine.version for answer in seen.hosts if answer.state
+        ("Ollama", answer.name): answer.state.engine.version for answer in observation.hosts if answer.state
     }
-    if (version := gateway_version(seen)) is not None:
+    if (version := find_gateway_version(observation)) is not None:
         running["Gateway", settings.gateway] = version
     pinned: dict[tuple[str, str], str] = {
         (pin.component, pin.host): pin.version for pin in settings.pinned_versions
     }
-    found = [
+    versions = [
         Version(
-            component,
-            host,
-            pinned.get((component, host)),
-            version,
-            None
+            component=component,
+            host=host,
+            pinned=pinned.get((component, host)),
+            running=version,
+            ok=None
             if version is None or (component, host) not in pinned
             else version == pinned[component, host],
         )
         for component, host in dict.fromkeys([*pinned, *running])
         for version in [running.get((component, host))]
     ]
-    for answer in seen.machines:
+    for answer in observation.machines:
         for sample in answer.metrics["node_exporter_build_info"]:
-            version = word(sample.labels.get("version", ""))
-            found.append(Version("Node exporter", answer.name, None, version, None))
+            version = clean_label(sample.labels.get("version", ""))
+            versions.append(
+                Version(component="Node exporter", host=answer.name, pinned=None, running=version, ok=None)
+            )
     here = settings.monitoring
-    found.append(Version("Prometheus", here, None, seen.prometheus.version, None))
-    found.append(Version("Dashboard", here, None, __version__, None))
-    return tuple(found)
+    versions.append(
+        Version(
+            component="Prometheus", host=here, pinned=None, running=observation.prometheus.version, ok=None
+        )
+    )
+    versions.append(Version(component="Dashboard", host=here, pinned=None, running=__version__, ok=None))
+    return tuple(versions)
 
 
-def _disks(answer: MachineAnswer, days_left: DaysLeft) -> Iterator[Disk]:
+def _list_disks(answer: MachineAnswer, days_left: DaysLeft) -> Iterator[Disk]:
     sizes = {
         sample.labels.get("mountpoint"): sample for sample in answer.metrics["node_filesystem_size_bytes"]
     }
@@ -326,13 +353,16 @@ def _disks(answer: MachineAnswer, days_left: DaysLeft) -> Iterator[Disk]:
         if size is None or size.value <= 0:
             continue
         disk = Disk(
-            word(mountpoint), int(size.value), int(sample.value), days_left.get((answer.name, mountpoint))
+            mountpoint=clean_label(mountpoint),
+            size_bytes=int(size.value),
+            available_bytes=int(sample.value),
+            days_left=days_left.get((answer.name, mountpoint)),
         )
         if sample.labels.get("fstype") not in MEMORY_FILE_SYSTEMS or is_full(disk):
             yield disk
 
 
-def _services(metrics: Exposition) -> Iterator[Service]:
+def _list_services(metrics: Samples) -> Iterator[Service]:
     restarts = {
         sample.labels.get("name"): round(sample.value)
         for sample in metrics["node_systemd_service_restart_total"]
@@ -342,47 +372,53 @@ def _services(metrics: Exposition) -> Iterator[Service]:
         state = sample.labels.get("state", "")
         if sample.value != 1 or not name.endswith(".service"):
             continue
-        # A one-shot service is inactive as a rule.
+        # A one-shot service is normally inactive.
         if sample.labels.get("type") != "oneshot" or state == "failed":
-            yield Service(word(name.removesuffix(".service")), word(state), restarts.get(name))
+            yield Service(
+                name=clean_label(name.removesuffix(".service")),
+                state=clean_label(state),
+                restarts=restarts.get(name),
+            )
 
 
-def _canary(seen: Observation) -> Iterator[Canary]:
-    for answer in seen.machines:
+def _list_canaries(observation: Observation) -> Iterator[Canary]:
+    for answer in observation.machines:
         metrics = answer.metrics
         for sample in metrics["bedplate_traffic_canary_success"]:
             model = sample.labels.get("model", "")
             result = next(
                 (
-                    found.labels.get("result", "")
-                    for found in metrics.having("bedplate_traffic_canary_result", model=model)
-                    if found.value == 1
+                    other.labels.get("result", "")
+                    for other in metrics.select("bedplate_traffic_canary_result", model=model)
+                    if other.value == 1
                 ),
                 "",
             )
             yield Canary(
                 host=answer.name,
-                model=word(model),
+                model=clean_label(model),
                 ok=sample.value == 1,
-                result=word(result),
-                at=_moment(metrics.value("bedplate_traffic_canary_last_run_timestamp_seconds", model=model)),
-                answered_at=_moment(
+                result=clean_label(result),
+                at=_to_datetime(
+                    metrics.value("bedplate_traffic_canary_last_run_timestamp_seconds", model=model)
+                ),
+                answered_at=_to_datetime(
                     metrics.value("bedplate_traffic_canary_last_answer_timestamp_seconds", model=model)
                 ),
                 seconds=metrics.value("bedplate_traffic_canary_seconds", model=model),
             )
 
 
-def _labels(labels: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+def _freeze_labels(labels: Mapping[str, str]) -> frozenset[tuple[str, str]]:
     return frozenset(labels.items())
 
 
-def _moment(seconds: float | None) -> datetime | None:
+def _to_datetime(seconds: float | None) -> datetime | None:
     try:
         return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
         return None
 
 
-def _whole(value: float | None) -> int | None:
+def _to_int(value: float | None) -> int | None:
     return None if value is None else int(value)

@@ -1,6 +1,4 @@
-"""One background thread asks the stack every two seconds; any number of readers share its last look."""
-
-from __future__ import annotations
+"""One background thread polls the stack every two seconds; any number of readers share the last poll."""
 
 import asyncio
 import logging
@@ -9,33 +7,34 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from . import collect, history, state
-from .collect import Clients, Observation
-from .parts import DaysLeft
-from .settings import Secrets, Settings
-from .state import Memory, Snapshot
-from .status import Status
-from .traffic import Window
+from bedplate_dashboard import collect, health, history
+from bedplate_dashboard.collect import Clients, Observation
+from bedplate_dashboard.health import Memory, Snapshot
+from bedplate_dashboard.history import DaysLeft
+from bedplate_dashboard.settings import Secrets, Settings
+from bedplate_dashboard.status import Status
+from bedplate_dashboard.traffic_window import TrafficWindow
 
 Collect = Callable[[Clients, Settings, str], Awaitable[Observation]]
 
-DAYS_LEFT_SECONDS = 300.0
-"""How often Prometheus is asked how fast disks fill: it looks back six hours."""
+DISK_GROWTH_SECONDS = 300.0
+"""How often Prometheus is queried for disk growth, which it derives from six hours."""
 
 log = logging.getLogger(__name__)
 
 
 class Poller:
-    """Owns the last look at the stack. Reading never waits for a poll, unless it asks to."""
+    """Owns the last poll of the stack; `start` begins polling. Only `wait` blocks its caller."""
 
-    def __init__(self, settings: Settings, secrets: Secrets, ask: Collect = collect.collect) -> None:
-        """Prepare only; `start` begins to ask."""
+    def __init__(
+        self, settings: Settings, secrets: Secrets, collect_observation: Collect = collect.collect
+    ) -> None:
         self.settings = settings
         self._secrets = secrets
-        self._ask = ask
+        self._collect = collect_observation
         self._last: Snapshot | None = None
-        self._news = threading.Condition()
-        self._window = Window()
+        self._changed = threading.Condition()
+        self._window = TrafficWindow()
         self._days_left: DaysLeft = {}
         self._started = datetime.now(UTC)
         self._started_monotonic = time.monotonic()
@@ -45,60 +44,63 @@ class Poller:
         threading.Thread(target=lambda: asyncio.run(self._run()), name="poller", daemon=True).start()
 
     def status(self) -> Status:
-        """Tell the state as of now, from the last look and its age."""
-        return state.current(self._last, time.monotonic(), self._started, self._started_monotonic)
+        """Return the status as of now, from the last poll and its age."""
+        return health.describe_now(self._last, time.monotonic(), self._started, self._started_monotonic)
 
     def wait(self, number: int, seconds: float) -> int:
-        """Wait for a look other than `number`, for `seconds` at most; return the number of the last one."""
-        with self._news:
-            self._news.wait_for(lambda: self._number() != number, seconds)
+        """Wait for a poll other than `number`, at most `seconds`; return the number of the last poll."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._number() != number, seconds)
             return self._number()
+
+    def update(self, observation: Observation) -> None:
+        """Judge an observation, make it the last poll, and wake up every `wait`."""
+        now = time.monotonic()
+        if observation.gateway.metrics_contact.ok:
+            self._window.add(observation.gateway.metrics, now)
+        last = self._last
+        verdict = health.judge(
+            self.settings,
+            observation,
+            self._window.summary(now),
+            self._days_left,
+            last.memory if last else Memory(),
+        )
+        with self._changed:
+            self._last = health.advance(last, verdict, observation, now)
+            self._changed.notify_all()
+        if last is None or (last.verdict.state, _list_faults(last)) != (
+            verdict.state,
+            _list_faults(self._last),
+        ):
+            log.info("%s: %s", verdict.state, verdict.reason)
 
     def _number(self) -> int:
         return self._last.number if self._last else 0
 
     async def _run(self) -> None:
         async with collect.new_clients(self._secrets) as clients, asyncio.TaskGroup() as group:
-            group.create_task(self._look_forever(clients))
-            group.create_task(self._ask_history_forever(clients))
+            group.create_task(self._poll_forever(clients))
+            group.create_task(self._query_disk_growth_forever(clients))
 
-    async def _look_forever(self, clients: Clients) -> None:
+    async def _poll_forever(self, clients: Clients) -> None:
         while True:
             began = time.monotonic()
             try:
-                self.take(await self._ask(clients, self.settings, self._secrets.gateway_key))
+                self.update(await self._collect(clients, self.settings, self._secrets.gateway_key))
             except Exception:
-                # A defect of ours must not end the polling; readers see the last look grow stale.
+                # A defect of ours must not end the polling; readers see the last poll become stale.
                 log.exception("a poll failed")
-            await asyncio.sleep(max(0.0, began + state.POLL_SECONDS - time.monotonic()))
+            await asyncio.sleep(max(0.0, began + health.POLL_SECONDS - time.monotonic()))
 
-    async def _ask_history_forever(self, clients: Clients) -> None:
+    async def _query_disk_growth_forever(self, clients: Clients) -> None:
         while True:
             try:
-                self._days_left = await history.days_left(clients, self.settings)
+                self._days_left = await history.query_days_left(clients, self.settings)
             except Exception:
-                log.exception("the disks' days were not told")
-            await asyncio.sleep(DAYS_LEFT_SECONDS)
-
-    def take(self, seen: Observation) -> None:
-        """Put a look in the place of the last one, and tell those who wait for it."""
-        now = time.monotonic()
-        if seen.gateway.metrics_contact.ok:
-            self._window.add(seen.gateway.metrics, now)
-        last = self._last
-        verdict = state.judge(
-            self.settings,
-            seen,
-            self._window.lately(now),
-            self._days_left,
-            last.memory if last else Memory(),
-        )
-        with self._news:
-            self._last = state.advance(last, verdict, seen, now)
-            self._news.notify_all()
-        if last is None or (last.verdict.state, _words(last)) != (verdict.state, _words(self._last)):
-            log.info("%s: %s", verdict.state, verdict.reason)
+                log.exception("could not query Prometheus for disk growth")
+            await asyncio.sleep(DISK_GROWTH_SECONDS)
 
 
-def _words(look: Snapshot) -> tuple[str, ...]:
-    return tuple(fault.about for fault in look.verdict.faults)
+def _list_faults(snapshot: Snapshot) -> tuple[str, ...]:
+    return tuple(fault.about for fault in snapshot.verdict.faults)

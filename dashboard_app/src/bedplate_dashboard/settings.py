@@ -1,6 +1,4 @@
-"""What the dashboard is told at its start: the configuration file and its secrets."""
-
-from __future__ import annotations
+"""The settings, read once at startup: the configuration file and the secrets."""
 
 import os
 from collections.abc import Mapping
@@ -16,16 +14,16 @@ KEY_FILE = "gateway-key"
 LOGIN_FILE = "login"
 PROMETHEUS_PASSWORD_FILE = "prometheus-password"  # noqa: S105 - the name of a file
 PROMETHEUS_CA_FILE = "prometheus-ca"
-AGAIN = "deploy the dashboard again"
+REDEPLOY = "deploy the dashboard again"
 MODEL_NAME_LENGTH = 200
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used; its text is one sentence: the setting, what it got, the remedy."""
+    """A setting is invalid; the message is one sentence: the setting, its value, the remedy."""
 
 
 def _base_url(value: str) -> str:
-    """Check an address of a service and cut its last slash, so that paths can be appended."""
+    """Validate the address of a service and remove its trailing slash, so that paths can be appended."""
     try:
         parts = urlsplit(value)
         port_is_valid = parts.port != 0
@@ -34,7 +32,7 @@ def _base_url(value: str) -> str:
     if not port_is_valid or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an address like http://127.0.0.1:8000")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError("must have neither a user, a query nor a fragment, since the page shows it")
+        raise ValueError("must have no user, query or fragment, since the page shows it")
     return value.rstrip("/")
 
 
@@ -55,7 +53,7 @@ class _Settings(BaseModel):
 
 
 class InferenceHost(_Settings):
-    """One inference host: its name in the inventory, its exporter, the models declared for it."""
+    """One inference host: its name in the inventory, its exporter and its declared models."""
 
     name: HostName
     exporter_url: BaseUrl
@@ -70,7 +68,7 @@ class NodeExporter(_Settings):
 
 
 class PinnedVersion(_Settings):
-    """The version of a part that the playbooks install on a host."""
+    """The version of a component that the playbooks install on a host."""
 
     component: Literal["Ollama", "Gateway"]
     host: HostName
@@ -78,9 +76,9 @@ class PinnedVersion(_Settings):
 
 
 class Settings(_Settings):
-    """The whole configuration file. `gateway` is the host whose gateway is asked, `monitoring` this host.
+    """The configuration file. `gateway` is the gateway's host, `monitoring` is this host.
 
-    `other_models` are those that the gateway gets from servers without an exporter of ours.
+    `other_models` are the models of engines that have no exporter of ours.
     """
 
     name: ShortText
@@ -101,16 +99,16 @@ class Settings(_Settings):
 
     @property
     def declared_models(self) -> tuple[str, ...]:
-        """Every declared model once, in the order of the configuration."""
+        """All declared models without duplicates, in the order of the configuration."""
         ours = (model for host in self.inference_hosts for model in host.models)
         return tuple(dict.fromkeys([*ours, *self.other_models]))
 
 
 @dataclass(frozen=True)
 class Secrets:
-    """What the unit's credentials hold: the gateway's key, `user:password` of the page, and Prometheus' own.
+    """The unit's credentials: the gateway key, the page's `user:password`, Prometheus' password and CA.
 
-    `login` is None for a page that is open to all, Prometheus' two are where it is asked over TLS.
+    `login` is None if the page is open to everybody; Prometheus' two are None unless its address is https.
     """
 
     gateway_key: str
@@ -128,7 +126,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         text = Path(name).read_bytes()
     except OSError as error:
         raise SettingsError(
-            f"{CONFIG_VARIABLE} names {name}, which cannot be read ({error.strerror}); {AGAIN}."
+            f"{CONFIG_VARIABLE} names {name}, which cannot be read ({error.strerror}); {REDEPLOY}."
         ) from error
     try:
         settings = Settings.model_validate_json(text)
@@ -143,7 +141,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     names = [host.name for host in settings.inference_hosts]
     if len(set(names)) < len(names):
         twice = next(host for host in names if names.count(host) > 1)
-        raise SettingsError(f"{name}: inference_hosts: {twice} stands there twice; name each host once.")
+        raise SettingsError(f"{name}: inference_hosts: {twice} is listed twice; list each host once.")
     return settings
 
 
@@ -157,18 +155,20 @@ def load_secrets(settings: Settings, environ: Mapping[str, str] = os.environ) ->
         )
     key = _read_secret(Path(folder, KEY_FILE))
     if not key.isascii() or " " in key:
-        raise SettingsError(f"{Path(folder, KEY_FILE)} must hold one key on one line; {AGAIN}.")
+        raise SettingsError(f"{Path(folder, KEY_FILE)} must hold one key on one line; {REDEPLOY}.")
     login = None
     if settings.login:
         login = _read_secret(Path(folder, LOGIN_FILE))
         user, _, password = login.partition(":")
         if not user or not password:
-            raise SettingsError(f"{Path(folder, LOGIN_FILE)} must hold user:password on one line; {AGAIN}.")
+            raise SettingsError(
+                f"{Path(folder, LOGIN_FILE)} must hold user:password on one line; {REDEPLOY}."
+            )
     if not settings.prometheus_url.startswith("https:"):
         return Secrets(key, login)
     authority = Path(folder, PROMETHEUS_CA_FILE)
     if not authority.is_file():
-        raise SettingsError(f"{authority} is not there; {AGAIN}.")
+        raise SettingsError(f"{authority} does not exist; {REDEPLOY}.")
     return Secrets(key, login, _read_secret(Path(folder, PROMETHEUS_PASSWORD_FILE)), authority)
 
 
@@ -176,11 +176,11 @@ def _read_secret(path: Path) -> str:
     try:
         secret = path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise SettingsError(f"The secret {path} cannot be read ({error.strerror}); {AGAIN}.") from error
+        raise SettingsError(f"The secret {path} cannot be read ({error.strerror}); {REDEPLOY}.") from error
     except UnicodeDecodeError as error:
-        raise SettingsError(f"The secret {path} is no text; {AGAIN}.") from error
+        raise SettingsError(f"The secret {path} is not UTF-8 text; {REDEPLOY}.") from error
     if not secret or not secret.isprintable():
-        raise SettingsError(f"The secret {path} must be one line of text; {AGAIN}.")
+        raise SettingsError(f"The secret {path} must be one line of text; {REDEPLOY}.")
     return secret
 
 

@@ -1,10 +1,8 @@
-"""What every reader gets: page, text, API and metrics all show one `Status`.
+"""The data behind page, text, API and metrics: all of them show one `Status`, which `health` makes.
 
-Data only; `state` makes it. Seconds, bytes, tokens and ratios from 0 to 1; None means unknown, an empty tuple
-that there is none.
+Field names are the API's. Units are seconds, bytes, tokens and ratios from 0 to 1; None means unknown, and an
+empty tuple means that there is none.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,11 +12,11 @@ State = Literal["healthy", "degraded", "down"]
 Health = Literal["ok", "warn", "bad", "unknown"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that is wrong (a clause without a full stop), what to type where, and since when.
+    """One fault: `what` is a clause without a full stop, `next` the command to type on `next_on`.
 
-    `about` is what it is about, in words that stay the same while it lasts, such as `engine gpu1`.
+    `about` identifies the fault while it lasts, such as `engine gpu1`.
     """
 
     what: str
@@ -28,20 +26,20 @@ class Fault:
     about: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LastError:
-    """The last thing that went wrong at a hop, over or not: its words, and when it was last seen."""
+    """The last error of a hop, fixed or not, and the last poll that found it."""
 
     text: str
     at: datetime
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hop:
-    """One step on the way of a request.
+    """One hop of the request path.
 
     Clients, gateway and queue have their kind as their name; a host and its gpu have the host's name.
-    `error` is what is wrong now; `last_error` is kept after it is mended, until the dashboard starts anew.
+    `error` is the current error; `last_error` is kept after it is fixed, until the dashboard restarts.
     """
 
     kind: Literal["clients", "gateway", "queue", "host", "gpu"]
@@ -54,18 +52,18 @@ class Hop:
     last_error: LastError | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Part:
-    """One service, asked directly: `ok`, the time to its answer, and why not."""
+    """One service, polled directly: whether it answered, the time that took, and its error."""
 
     ok: bool
     latency_seconds: float
     error: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineStatus:
-    """An engine as its exporter saw it at the last look."""
+    """An engine as its exporter reports it."""
 
     up: bool
     version: str | None
@@ -73,9 +71,9 @@ class EngineStatus:
     error: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HostStatus:
-    """One inference host; `engine` is None when its exporter gave no answer. Memory in bytes."""
+    """One inference host; `engine` is None if its exporter does not answer. Memory in bytes."""
 
     name: str
     ok: bool
@@ -88,11 +86,11 @@ class HostStatus:
     undeclared: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Placement:
-    """One declared model on one host; None where unknown. Bytes, tokens, seconds until it is unloaded.
+    """One declared model on one host. Sizes in bytes, the context in tokens, seconds until it is unloaded.
 
-    `unload_seconds` is None when it is not loaded and when it stays loaded for ever.
+    `unload_seconds` is None if the model is not loaded or is never unloaded.
     """
 
     host: str
@@ -106,9 +104,9 @@ class Placement:
     unload_seconds: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answered:
-    """The last time that somebody asked a model: when, how long before this look, who, and did it answer."""
+    """The last request to a model: its time, its age at the poll, its sender, and whether it was answered."""
 
     at: datetime
     age_seconds: float
@@ -116,12 +114,12 @@ class Answered:
     ok: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelStatus:
-    """One declared model and its three truths: listed by the gateway, present on its engines, answered.
+    """One declared model with three checks: listed by the gateway, present on its engines, answered last.
 
-    `answered` is None when nobody has asked since the gateway started. `tokens_per_second` is what one
-    request got in the last minute, or the last one where there was none.
+    `answered` is None without a request since the gateway started. `tokens_per_second` is the mean speed of a
+    request in the last minute, or of the last request before it.
     """
 
     name: str
@@ -132,9 +130,9 @@ class ModelStatus:
     tokens_per_second: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One GPU; what it does not tell is None. `throttling` is the reason, empty where there is none."""
+    """One GPU; what it does not report is None. `throttling` is the reason, empty if there is none."""
 
     host: str
     vendor: str
@@ -148,21 +146,21 @@ class Gpu:
     throttling: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Refusals:
-    """Requests that were refused for one reason, in the window of the traffic."""
+    """The number of requests refused for one reason in the traffic window."""
 
     reason: str
     status: int
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """What went through the gateways in the last `window_seconds` (60, or less after a start).
+    """The gateway's traffic in the last `window_seconds` (60, or less after a start).
 
-    Counts are of requests for a model that ended. `success_ratio` is the share of them that did not end with
-    5xx, None without any; times are None where nobody asked for what they measure.
+    Only ended requests for a model count. `success_ratio` is the share of them without a 5xx status, None
+    without requests; the quantiles are None without requests that they measure.
     """
 
     window_seconds: float
@@ -182,9 +180,9 @@ class Traffic:
     refusals: tuple[Refusals, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limit:
-    """What a key or a model has used of what it may use in a minute."""
+    """How much of its limit for a minute a key or a model has used."""
 
     scope: Literal["key", "model"]
     name: str
@@ -193,18 +191,18 @@ class Limit:
     limit: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QueueClass:
-    """The requests of one class that wait for a slot, and for how long the oldest has."""
+    """The requests of one priority class that wait for a slot, and how long the oldest has waited."""
 
     name: str
     waiting: int
     oldest_seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slots:
-    """Requests that run on one engine for one model, of how many at a time."""
+    """Busy and available slots of one model on one engine."""
 
     engine: str
     model: str
@@ -212,9 +210,9 @@ class Slots:
     slots: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Queue:
-    """Who waits and what runs; `slots_busy` of `slots` in all."""
+    """Waiting and running requests; `slots_busy` and `slots` are totals."""
 
     classes: tuple[QueueClass, ...]
     slots_busy: int
@@ -222,9 +220,9 @@ class Queue:
     engines: tuple[Slots, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Disk:
-    """One file system; `days_left` at the pace of the last hours, None where it is unknown or endless."""
+    """One file system; `days_left` until it is full at its recent growth, None if unknown or never."""
 
     mountpoint: str
     size_bytes: int
@@ -232,18 +230,18 @@ class Disk:
     days_left: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Service:
-    """One of the stack's units: systemd's ActiveState, and how often systemd started it again by itself."""
+    """One of the stack's units: systemd's ActiveState, and how often systemd restarted it automatically."""
 
     name: str
     state: str
     restarts: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Machine:
-    """One host as its node exporter tells it; where that does not answer: `error`, and the rest is empty."""
+    """One host as its node exporter reports it; without an answer only `error` is set."""
 
     name: str
     state: Health
@@ -255,9 +253,9 @@ class Machine:
     reboot_required: bool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckStatus:
-    """One line of a report; `ok` is None where it could not be asked."""
+    """One check of a report; `ok` is None if it could not be carried out."""
 
     host: str
     name: str
@@ -266,9 +264,9 @@ class CheckStatus:
     next: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportStatus:
-    """The last report of verify or the load test; `ok` is None where there is none that can be read."""
+    """The last report of verify or the load test; `ok` is None without a readable report."""
 
     ok: bool | None
     at: datetime | None = None
@@ -280,9 +278,12 @@ class ReportStatus:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Canary:
-    """The canary's last look at one model: answered, failed, not_loaded or not_used; and its last answer."""
+    """The canary's last run for one model.
+
+    `result` is answered, failed, not_loaded or not_used; `answered_at` is the time of the last answer.
+    """
 
     host: str
     model: str
@@ -293,9 +294,9 @@ class Canary:
     seconds: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Version:
-    """A part's version as declared and as it runs; `ok` is None where one of them is not known."""
+    """The pinned and the running version of a component; `ok` is None unless both are known."""
 
     component: str
     host: str
@@ -304,7 +305,7 @@ class Version:
     ok: bool | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Alert:
     """One active alert of Prometheus."""
 
@@ -315,9 +316,9 @@ class Alert:
     next: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Operations:
-    """What operators look for. `alerts` is None when Prometheus does not answer."""
+    """Reports, canary, versions and alerts. `alerts` is None if Prometheus does not answer."""
 
     verify: ReportStatus
     load_test: ReportStatus
@@ -326,9 +327,9 @@ class Operations:
     alerts: tuple[Alert, ...] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What one look at the stack means, whatever its age; None for what the gateway does not tell."""
+    """The judgement of one poll, whatever its age; None for what the gateway's metrics do not show."""
 
     state: State
     reason: str
@@ -346,9 +347,9 @@ class Verdict:
     operations: Operations
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Status:
-    """The state as of now; `age_seconds` is the age of the last look, `poll_number` its number."""
+    """The state as of now; `age_seconds` is the age of the last poll, `poll_number` its number."""
 
     state: State
     reason: str

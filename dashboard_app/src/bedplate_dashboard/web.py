@@ -1,6 +1,4 @@
-"""The readers' side: page, text for a terminal, API, events and metrics. All of it reads one `Status`."""
-
-from __future__ import annotations
+"""The web application: page, plain text, API, events and metrics, all from one `Status`."""
 
 import dataclasses
 import gzip
@@ -15,21 +13,21 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException
 
-from . import __version__, assets, login, wording
-from .events import Events, Full
-from .history import SPANS, History
-from .metrics import StatusMetrics
-from .poller import Poller
-from .settings import Secrets, Settings
-from .status import Status
+from bedplate_dashboard import __version__, assets, filters, login
+from bedplate_dashboard.events import Events, TooManyStreamsError
+from bedplate_dashboard.history import SPANS, History
+from bedplate_dashboard.metrics import StatusMetrics
+from bedplate_dashboard.poller import Poller
+from bedplate_dashboard.settings import Secrets, Settings
+from bedplate_dashboard.status import Status
 
 API_SCHEMA = 2
 NO_STORE = "no-store"
 STREAM_SEND_SECONDS = 10.0
-"""A browser that sleeps takes nothing; its thread is for others then."""
+"""A browser that reads nothing for this long, such as a sleeping one, is disconnected: it holds a thread."""
 
-WORTH_PACKING_BYTES = 1024
-PACKED_TYPES = frozenset({"text/html", "text/plain", "application/json"})
+MIN_COMPRESSED_BYTES = 1024
+COMPRESSED_TYPES = frozenset({"text/html", "text/plain", "application/json"})
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -43,20 +41,20 @@ SECURITY_HEADERS = {
 
 
 def create_app(poller: Poller, secrets: Secrets) -> Flask:
-    """Make the WSGI application, with its `Events` as the extension of that name; it starts nothing."""
+    """Return the WSGI application, with its `Events` as extension `events`; starts no thread."""
     settings = poller.settings
     app = Flask(__name__, static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    app.jinja_env.filters.update(wording.FILTERS)
-    app.jinja_env.globals.update(share=wording.share)
+    app.jinja_env.filters.update(filters.FILTERS)
+    app.jinja_env.globals.update(gpu_share=filters.describe_gpu_share)
     assets.register(app, assets.load())
     if secrets.login:
         login.register(app, secrets.login, settings.name)
 
-    def render(template: str, **words: Any) -> str:
+    def render(template: str, **context: Any) -> str:
         return render_template(
-            template, status=poller.status(), settings=settings, now=datetime.now(UTC), **words
+            template, status=poller.status(), settings=settings, now=datetime.now(UTC), **context
         )
 
     def render_live() -> str:
@@ -68,17 +66,17 @@ def create_app(poller: Poller, secrets: Secrets) -> Flask:
     _add_pages(app, settings, render, render_live)
     _add_data(app, poller, History(settings, secrets), events)
     _add_events(app, events)
-    _guard(app)
+    _add_guards(app)
     return app
 
 
 def _add_pages(
     app: Flask, settings: Settings, render: Callable[..., str], render_live: Callable[[], str]
 ) -> None:
-    snippets = {"base_url": base_url(settings), "code": client_snippets(settings)}
+    snippets = {"base_url": build_base_url(settings), "code": build_client_snippets(settings)}
 
     @app.get("/")
-    def page() -> Response | tuple[Response, int]:
+    def show_page() -> Response | tuple[Response, int]:
         form = request.args.get("format", "html")
         span = request.args.get("range", "1h")
         if span not in SPANS:
@@ -93,8 +91,8 @@ def _add_pages(
         return Response(text, mimetype="text/html")
 
     @app.get("/live")
-    def live() -> Response:
-        """Only the changing part of the page, for browsers that get no events."""
+    def send_live() -> Response:
+        """Return the changing part of the page, for browsers without an event stream."""
         return Response(render_live(), mimetype="text/html")
 
 
@@ -103,59 +101,59 @@ def _add_data(app: Flask, poller: Poller, history: History, events: Events) -> N
     registry.register(StatusMetrics(poller, lambda: events.streams))
 
     @app.get("/api/status.json")
-    def api() -> Response:
-        return _json(as_json(poller.status(), poller.settings))
+    def send_status() -> Response:
+        return _json(status_to_json(poller.status(), poller.settings))
 
     @app.get("/api/history.json")
-    def past() -> Response:
+    def send_history() -> Response:
         span = request.args.get("range", "1h")
         if span not in SPANS:
             return _text("range must be 1h or 1d.\n", 400)
-        return _json(history.document(span))
+        return _json(history.fetch(span))
 
     @app.get("/healthz")
-    def healthz() -> Response:
+    def send_health() -> Response:
         return _text("ok\n")
 
     @app.get("/metrics")
-    def metrics() -> Response:
+    def send_metrics() -> Response:
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
 
 def _add_events(app: Flask, events: Events) -> None:
     @app.get("/events")
-    def stream() -> Response:
-        packed = request.accept_encodings.quality("gzip") > 0
+    def stream_events() -> Response:
+        compressed = request.accept_encodings.quality("gzip") > 0
         try:
-            content = events.open(packed=packed)
-        except Full:
-            response = _text("There are as many streams as may be; ask /live.\n", 503)
+            content = events.open(compressed=compressed)
+        except TooManyStreamsError:
+            response = _text("Too many open event streams; poll /live instead.\n", 503)
             response.headers["Retry-After"] = "30"
             return response
         response = Response(content, mimetype="text/event-stream")
         response.call_on_close(events.close)
         response.headers["X-Accel-Buffering"] = "no"
-        if packed:
+        if compressed:
             response.content_encoding = "gzip"
         if peer := request.environ.get("gunicorn.socket"):
             peer.settimeout(STREAM_SEND_SECONDS)
         return response
 
 
-def _guard(app: Flask) -> None:
+def _add_guards(app: Flask) -> None:
     @app.after_request
-    def secure(response: Response) -> Response:
+    def finish_response(response: Response) -> Response:
         response.headers.update(SECURITY_HEADERS)
         if request.endpoint != "static":
             response.headers["Cache-Control"] = NO_STORE
-            _pack(response)
+            _compress(response)
         return response
 
     @app.errorhandler(HTTPException)
-    def refuse(error: HTTPException) -> Response:
+    def report_http_error(error: HTTPException) -> Response:
         sentences = {
-            404: "There is nothing at this address; the dashboard is at /.",
-            405: "The dashboard can only be read: use GET.",
+            404: "Not found; the dashboard is at /.",
+            405: "The dashboard is read-only: use GET.",
         }
         response = _text(sentences.get(error.code or 500, f"{error.name}.") + "\n", error.code or 500)
         if error.code == 405:
@@ -163,26 +161,28 @@ def _guard(app: Flask) -> None:
         return response
 
     @app.errorhandler(Exception)
-    def fail(error: Exception) -> Response:
+    def report_defect(error: Exception) -> Response:
         app.logger.error("a request failed", exc_info=error)
-        return _text("The dashboard made a mistake; see journalctl -u bedplate-dashboard -n 50.\n", 500)
+        return _text(
+            "The dashboard failed to answer this request; see journalctl -u bedplate-dashboard -n 50.\n", 500
+        )
 
 
-def _pack(response: Response) -> None:
-    """Compress an answer for whoever can read that."""
-    if response.is_streamed or response.mimetype not in PACKED_TYPES:
+def _compress(response: Response) -> None:
+    """Compress a response if the client accepts gzip and it is large enough."""
+    if response.is_streamed or response.mimetype not in COMPRESSED_TYPES:
         return
     response.vary.add("Accept-Encoding")
     content = response.get_data()
-    if request.accept_encodings.quality("gzip") > 0 and len(content) >= WORTH_PACKING_BYTES:
+    if request.accept_encodings.quality("gzip") > 0 and len(content) >= MIN_COMPRESSED_BYTES:
         response.set_data(gzip.compress(content, 6, mtime=0))
         response.content_encoding = "gzip"
 
 
-def as_json(status: Status, settings: Settings) -> dict[str, Any]:
-    """Shape the API's answer; `state` comes first. Parts that were not asked yet are null."""
+def status_to_json(status: Status, settings: Settings) -> dict[str, Any]:
+    """Return the body of /api/status.json; `state` comes first, and parts are null before the first poll."""
     verdict = status.verdict
-    seen: dict[str, Any] = dataclasses.asdict(verdict) if verdict else {}
+    parts: dict[str, Any] = dataclasses.asdict(verdict) if verdict else {}
     return {
         "state": status.state,
         "schema": API_SCHEMA,
@@ -196,31 +196,31 @@ def as_json(status: Status, settings: Settings) -> dict[str, Any]:
         "poll_seconds": status.seconds,
         "poll_number": status.poll_number,
         "name": settings.name,
-        "base_url": base_url(settings),
-        "faults": seen.get("faults"),
-        "chain": seen.get("chain"),
-        "gateway": seen.get("gateway"),
-        "inference_hosts": seen.get("hosts"),
-        "models": seen.get("models"),
-        "gpus": seen.get("gpus"),
-        "traffic": seen.get("traffic"),
-        "limits": seen.get("limits"),
-        "queue": seen.get("queue"),
-        "machines": seen.get("machines"),
-        "prometheus": seen.get("prometheus"),
-        "operations": seen.get("operations"),
+        "base_url": build_base_url(settings),
+        "faults": parts.get("faults"),
+        "chain": parts.get("chain"),
+        "gateway": parts.get("gateway"),
+        "inference_hosts": parts.get("hosts"),
+        "models": parts.get("models"),
+        "gpus": parts.get("gpus"),
+        "traffic": parts.get("traffic"),
+        "limits": parts.get("limits"),
+        "queue": parts.get("queue"),
+        "machines": parts.get("machines"),
+        "prometheus": parts.get("prometheus"),
+        "operations": parts.get("operations"),
     }
 
 
-def base_url(settings: Settings) -> str:
-    """Tell what clients set as OPENAI_BASE_URL."""
+def build_base_url(settings: Settings) -> str:
+    """Return what clients set as OPENAI_BASE_URL."""
     return f"{settings.public_gateway_url}/v1"
 
 
-def client_snippets(settings: Settings) -> dict[str, str]:
-    """Make the examples to paste, with the address that clients use and never with a key."""
+def build_client_snippets(settings: Settings) -> dict[str, str]:
+    """Return examples to paste, by language; they contain the clients' address and no key."""
     model = next(iter(settings.declared_models), "MODEL")
-    url = base_url(settings)
+    url = build_base_url(settings)
     body = f"""{{"model": {json.dumps(model)},
        "messages": [{{"role": "user", "content": "Say hello."}}]}}"""
     curl = f"""curl {shlex.quote(f"{url}/chat/completions")} \\
@@ -240,7 +240,7 @@ print(answer.choices[0].message.content)"""
 
 
 def _json(document: dict[str, Any]) -> Response:
-    body = json.dumps(document, default=wording.utc, ensure_ascii=False)
+    body = json.dumps(document, default=filters.format_utc, ensure_ascii=False)
     return Response(body + "\n", mimetype="application/json")
 
 

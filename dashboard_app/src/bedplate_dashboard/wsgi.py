@@ -1,15 +1,13 @@
 """The WSGI application for gunicorn: `bedplate_dashboard.wsgi:app`.
 
-Loading this module starts the poller, so it belongs in the worker (gunicorn's default, without preload).
+Importing this module starts the poller, so gunicorn must import it in the worker (its default, no preload).
 """
-
-from __future__ import annotations
 
 import logging
 
-from . import settings
-from .poller import Poller
-from .web import create_app
+from bedplate_dashboard import settings
+from bedplate_dashboard.poller import Poller
+from bedplate_dashboard.web import create_app
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request

@@ -1,1 +1,1 @@
-"""What an inference host holds and has loaded, as Prometheus metrics and as JSON."""
+"""The models and GPUs of an inference host, as Prometheus metrics and as JSON."""

@@ -1,21 +1,21 @@
-"""gunicorn's settings, for `gunicorn -c python:bedplate_exporter.gunicorn_conf`; its flags win over them."""
+"""gunicorn's settings, for `gunicorn -c python:bedplate_exporter.gunicorn_conf`; its flags override them."""
 
 import sys
 
 from bedplate_exporter import settings
 
 try:
-    # Checked here too: found by a worker, a bad setting is a traceback in the journal and not one line.
-    settings.ollama_url()
-    settings.expected_gpus()
+    # Checked before a worker starts: there an invalid setting would be a traceback instead of one line.
+    settings.read_ollama_url()
+    settings.read_expected_gpus()
 except settings.SettingsError as error:
     sys.exit(f"bedplate-exporter: {error}")
 
 bind = "127.0.0.1:9101"
 workers = 1
 worker_class = "gthread"
-# Prometheus, the dashboard and a few curious people at once; one thread more for each engine that hangs.
+# Prometheus, the dashboard and a few people at the same time, also while an engine hangs.
 threads = 8
 graceful_timeout = 5
-# The control socket would lie in a home directory, which the service has not.
+# The control socket would be created in a home directory, which the service lacks.
 control_socket_disable = True

@@ -1,4 +1,4 @@
-"""The state of engine and GPUs as Prometheus metrics; each scrape polls each once."""
+"""The state of engine and GPUs as Prometheus metrics; each scrape polls both once."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,44 +11,44 @@ from bedplate_exporter.ollama import Engine, State
 
 
 class EngineCollector(Collector):
-    """Collects `bedplate_ollama_…`; a model's metrics are there only while the engine is up."""
+    """Collects `bedplate_ollama_…`; each scrape polls the engine. Models have metrics only while it is up."""
 
     def __init__(self, engine: Engine) -> None:
-        """`engine` is polled at each collection, never before."""
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
         """Poll the engine and yield its metrics."""
-        return families(self._engine.poll())
+        return build_engine_families(self._engine.poll())
 
 
 class GpuCollector(Collector):
-    """Collects `bedplate_gpu_…`: a host without GPUs says that it has none."""
+    """Collects `bedplate_gpu_…`; each scrape polls the GPUs. A host without GPUs reports 0 devices."""
 
     def __init__(self, gpus: Gpus) -> None:
-        """`gpus` is polled at each collection, never before."""
         self._gpus = gpus
 
     def collect(self) -> Iterator[Metric]:
         """Poll the GPUs and yield their metrics."""
-        return gpu_families(self._gpus.poll())
+        return build_gpu_families(self._gpus.poll())
 
 
-def gpu_families(answers: tuple[Answer, ...]) -> Iterator[Metric]:
-    """Yield the metric families of what the vendors' drivers answered."""
+def build_gpu_families(answers: tuple[Answer, ...]) -> Iterator[Metric]:
+    """Yield the metric families of the drivers' answers."""
     devices = GaugeMetricFamily("bedplate_gpu_devices", "GPUs that the driver lists.", labels=["vendor"])
     expected = GaugeMetricFamily(
         "bedplate_gpu_expected",
-        "GPUs that were found in the machine, or declared, when it was set up.",
+        "GPUs that were found, or declared, when the host was installed.",
         labels=["vendor"],
     )
     failed = GaugeMetricFamily(
         "bedplate_gpu_failed",
-        "1 if there is a driver and it does not answer as it should.",
+        "1 if the GPU driver does not answer correctly.",
         labels=["vendor"],
     )
     matches = GaugeMetricFamily(
-        "bedplate_gpu_driver_matches", "1 if kernel module and library are of one version.", labels=["vendor"]
+        "bedplate_gpu_driver_matches",
+        "1 if kernel module and library have the same version.",
+        labels=["vendor"],
     )
     driver = GaugeMetricFamily(
         "bedplate_gpu_driver_info", "Always 1.", labels=["vendor", "module_version", "library_version"]
@@ -65,18 +65,18 @@ def gpu_families(answers: tuple[Answer, ...]) -> Iterator[Metric]:
         for gpu in answer.gpus:
             info.add_metric([gpu.vendor, gpu.number, gpu.name], 1)
     yield from (expected, devices, failed, matches, driver, info)
-    told: list[tuple[str, str, Callable[[Gpu], float | None]]] = [
+    fields: list[tuple[str, str, Callable[[Gpu], float | None]]] = [
         (
             "bedplate_gpu_utilization_ratio",
-            "Share of time that it computes.",
+            "Share of time in use.",
             lambda gpu: gpu.utilization_ratio,
         ),
         ("bedplate_gpu_memory_used_bytes", "Memory in use.", lambda gpu: gpu.memory_used_bytes),
-        ("bedplate_gpu_memory_bytes", "Memory in all.", lambda gpu: gpu.memory_bytes),
+        ("bedplate_gpu_memory_bytes", "Total memory.", lambda gpu: gpu.memory_bytes),
         ("bedplate_gpu_temperature_celsius", "Temperature.", lambda gpu: gpu.temperature_celsius),
         ("bedplate_gpu_power_watts", "Power drawn.", lambda gpu: gpu.power_watts),
     ]
-    for name, text, value in told:
+    for name, text, value in fields:
         family = GaugeMetricFamily(name, text, labels=["vendor", "gpu"])
         for answer in answers:
             for gpu in answer.gpus:
@@ -85,7 +85,7 @@ def gpu_families(answers: tuple[Answer, ...]) -> Iterator[Metric]:
         yield family
 
 
-def families(state: State) -> Iterator[Metric]:
+def build_engine_families(state: State) -> Iterator[Metric]:
     """Yield the metric families of one state."""
     yield GaugeMetricFamily("bedplate_ollama_up", "1 if the engine answered.", value=int(state.up))
     yield GaugeMetricFamily(
@@ -95,15 +95,15 @@ def families(state: State) -> Iterator[Metric]:
     )
     if state.version is not None:
         yield InfoMetricFamily("bedplate_ollama", "The engine's version.", value={"version": state.version})
-    present = _per_model("bedplate_ollama_model_present", "1 for each model on the engine's disk.")
-    size = _per_model("bedplate_ollama_model_size_bytes", "Size on disk.")
-    loaded = _per_model("bedplate_ollama_model_loaded", "1 if the model is in memory.")
-    memory = _per_model(
+    present = _new_family("bedplate_ollama_model_present", "1 for each model on the engine's disk.")
+    size = _new_family("bedplate_ollama_model_size_bytes", "Size on disk.")
+    loaded = _new_family("bedplate_ollama_model_loaded", "1 if the model is in memory.")
+    memory = _new_family(
         "bedplate_ollama_model_memory_bytes", "Memory of the loaded model, GPU memory included."
     )
-    gpu_memory = _per_model("bedplate_ollama_model_gpu_memory_bytes", "GPU memory of the loaded model.")
-    context = _per_model("bedplate_ollama_model_context_length_tokens", "Context of the loaded model.")
-    unload = _per_model(
+    gpu_memory = _new_family("bedplate_ollama_model_gpu_memory_bytes", "GPU memory of the loaded model.")
+    context = _new_family("bedplate_ollama_model_context_length_tokens", "Context of the loaded model.")
+    unload = _new_family(
         "bedplate_ollama_model_unload_seconds",
         "Time until the engine unloads the model; +Inf if it never does.",
     )
@@ -121,5 +121,5 @@ def families(state: State) -> Iterator[Metric]:
     yield from (present, size, loaded, memory, gpu_memory, context, unload)
 
 
-def _per_model(name: str, text: str) -> GaugeMetricFamily:
+def _new_family(name: str, text: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, labels=["model"])

@@ -14,10 +14,10 @@ T = TypeVar("T")
 Fault = Literal["stopped", "hung", "broken"]
 
 TIMEOUT_SECONDS = 1.0
-"""The dashboard, which tells a hung engine within 5 s, waits 1.5 s for all of this host's state."""
+"""Below the 1.5 s that the dashboard waits for this host: it must show a hung engine within 5 s."""
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
-"""Ten thousand models fit; a stranger on the port that never stops sending does not."""
+"""Enough for ten thousand models, and a limit for another program on the port that sends without end."""
 
 NEVER_UNLOADED = timedelta(days=3650)
 TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
@@ -25,18 +25,17 @@ TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d
 
 
 class EngineError(Exception):
-    """The engine gave no usable answer; the message is one sentence for the operator.
+    """The engine returned no usable answer; the message is one sentence for the operator.
 
-    `fault` is `stopped` when nobody listens, `hung` when no answer comes in time, else `broken`.
+    `fault` is `stopped` if no process listens, `hung` after a timeout, else `broken`.
     """
 
     def __init__(self, message: str, fault: Fault = "broken") -> None:
-        """Keep which kind it is."""
         super().__init__(message)
         self.fault = fault
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """A model on the engine's disk, and how it is loaded. Sizes are bytes, the context is tokens."""
 
@@ -48,12 +47,12 @@ class Model:
     gpu_memory_bytes: int = 0
     context_length: int | None = None
     expires_at: datetime | None = None
-    """When the engine unloads it; None when it is not loaded or stays loaded for ever."""
+    """When the engine unloads it; None if it is not loaded or is never unloaded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
-    """One moment of the engine: `error` is None when it is up; `latency_seconds` is the poll's time."""
+    """The engine at one moment: `error` is None if it is up; `latency_seconds` is the poll's duration."""
 
     at: datetime
     latency_seconds: float
@@ -64,33 +63,32 @@ class State:
 
     @property
     def up(self) -> bool:
-        """Whether all of the engine's answers were there and usable."""
+        """Whether all of the engine's answers were usable."""
         return self.error is None
 
 
 class Engine:
-    """An Ollama engine, asked with plain reads that never load a model."""
+    """An Ollama engine at a base URL; polling never loads a model. `timeout_seconds` bounds a poll."""
 
     def __init__(self, url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        """`url` is its base URL; `timeout_seconds` bounds a whole poll."""
         self._url = url
         self._timeout_seconds = timeout_seconds
-        # The machine's proxy settings are for downloads, never for the engine.
+        # The environment's proxies are for downloads, not for the engine.
         self._client = httpx.Client(base_url=url, trust_env=False)
 
     def poll(self) -> State:
-        """Return the engine's state; one that is down or strange is a state with an error, no exception."""
+        """Return the engine's state; a failure is a state with an error, not an exception."""
         at, start = datetime.now(timezone.utc), time.monotonic()
         try:
             deadline = start + self._timeout_seconds
-            version = self._ask("/api/version", _parse_version, deadline)
-            present = self._ask("/api/tags", _parse_present, deadline)
-            models = self._ask("/api/ps", lambda answer: _add_loaded(present, answer), deadline)
+            version = self._query("/api/version", _parse_version, deadline)
+            present = self._query("/api/tags", _parse_present, deadline)
+            models = self._query("/api/ps", lambda answer: _add_loaded(present, answer), deadline)
         except EngineError as error:
-            return State(at, time.monotonic() - start, error=str(error), fault=error.fault)
-        return State(at, time.monotonic() - start, version=version, models=models)
+            return State(at=at, latency_seconds=time.monotonic() - start, error=str(error), fault=error.fault)
+        return State(at=at, latency_seconds=time.monotonic() - start, version=version, models=models)
 
-    def _ask(self, path: str, parse: Callable[[Any], T], deadline: float) -> T:
+    def _query(self, path: str, parse: Callable[[Any], T], deadline: float) -> T:
         answer = self._read(path, deadline)
         try:
             return parse(json.loads(answer))
@@ -117,7 +115,7 @@ class Engine:
                     )
                 for chunk in response.iter_bytes():
                     body += chunk
-                    # httpx bounds each wait, not their sum.
+                    # httpx limits each wait, not their sum.
                     if time.monotonic() > deadline:
                         raise late
                     if len(body) > MAX_ANSWER_BYTES:
@@ -133,21 +131,21 @@ class Engine:
             ) from None
         except httpx.HTTPError as error:
             raise EngineError(
-                f"Ollama at {self._url} broke off its answer to {path} ({type(error).__name__}): "
-                "look into `journalctl -u ollama`."
+                f"Ollama at {self._url} closed the connection while answering {path} "
+                f"({type(error).__name__}): look into `journalctl -u ollama`."
             ) from None
         return bytes(body)
 
 
-def _text(value: Any) -> str:
+def _check_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
-    # Raises on half a surrogate pair, which no answer of ours could carry.
+    # Raises for an unpaired surrogate, which JSON in UTF-8 cannot contain.
     value.encode()
     return value
 
 
-def _count(value: Any) -> int:
+def _check_count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError
     if not 0 <= value < 2**63:
@@ -155,26 +153,30 @@ def _count(value: Any) -> int:
     return value
 
 
-def _digest(value: Any) -> str:
-    """Return a digest as sha256:HEX; Ollama leaves the prefix out of its lists."""
-    return f"sha256:{_text(value).removeprefix('sha256:')}"
+def _normalize_digest(value: Any) -> str:
+    """Return a digest as sha256:HEX; Ollama's lists omit the prefix."""
+    return f"sha256:{_check_text(value).removeprefix('sha256:')}"
 
 
 def _parse_version(answer: Any) -> str:
-    return _text(answer["version"])
+    return _check_text(answer["version"])
 
 
 def _parse_present(answer: Any) -> tuple[Model, ...]:
     # Go writes an empty list as null.
     return tuple(
-        Model(_text(entry["name"]), _digest(entry["digest"]), _count(entry["size"]))
+        Model(
+            name=_check_text(entry["name"]),
+            digest=_normalize_digest(entry["digest"]),
+            size_bytes=_check_count(entry["size"]),
+        )
         for entry in answer["models"] or ()
     )
 
 
 def _parse_expiry(value: Any) -> datetime | None:
-    # Go writes up to nine digits of a second and a Z, which Python 3.10 does not read.
-    match = TIMESTAMP.fullmatch(_text(value))
+    # Go writes up to nine decimals and a Z, which Python 3.10 does not parse.
+    match = TIMESTAMP.fullmatch(_check_text(value))
     if match is None:
         raise ValueError
     second, fraction, zone = match.groups()
@@ -184,15 +186,15 @@ def _parse_expiry(value: Any) -> datetime | None:
 
 
 def _add_loaded(present: tuple[Model, ...], answer: Any) -> tuple[Model, ...]:
-    # By digest, not by name: a copy under a second name is served by the same loaded weights.
-    loaded = {_digest(entry["digest"]): entry for entry in answer["models"] or ()}
+    # By digest, not by name: a copy under a second name shares the loaded weights.
+    loaded = {_normalize_digest(entry["digest"]): entry for entry in answer["models"] or ()}
     return tuple(
         replace(
             model,
             loaded=True,
-            memory_bytes=_count(entry["size"]),
-            gpu_memory_bytes=_count(entry["size_vram"]),
-            context_length=_count(entry["context_length"]),
+            memory_bytes=_check_count(entry["size"]),
+            gpu_memory_bytes=_check_count(entry["size_vram"]),
+            context_length=_check_count(entry["context_length"]),
             expires_at=_parse_expiry(entry["expires_at"]),
         )
         if (entry := loaded.get(model.digest))

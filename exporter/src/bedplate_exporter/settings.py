@@ -1,4 +1,4 @@
-"""The settings, from the environment."""
+"""The settings, read from the environment."""
 
 import os
 import re
@@ -9,11 +9,11 @@ EXPECTED_GPUS_VARIABLE = "BEDPLATE_EXPECTED_GPUS"
 
 
 class SettingsError(Exception):
-    """A setting cannot be used; the message is one sentence that names it and the remedy."""
+    """A setting is invalid; the message is one sentence that names it and the remedy."""
 
 
-def ollama_url() -> str:
-    """Return the engine's base URL without a slash at its end; raises SettingsError when it is none."""
+def read_ollama_url() -> str:
+    """Return the engine's base URL without a trailing slash; raises SettingsError if it is invalid."""
     url = os.environ.get(OLLAMA_URL_VARIABLE, "http://127.0.0.1:11434")
     try:
         parts = urlsplit(url)
@@ -25,8 +25,8 @@ def ollama_url() -> str:
     return url.rstrip("/")
 
 
-def expected_gpus() -> dict[str, int]:
-    """Return how many GPUs there should be, by vendor; raises SettingsError when that cannot be read."""
+def read_expected_gpus() -> dict[str, int]:
+    """Return the expected number of GPUs by vendor; raises SettingsError if it is invalid."""
     text = os.environ.get(EXPECTED_GPUS_VARIABLE, "")
     if not re.fullmatch(r"((nvidia|amd)=\d{1,3}( |$))*", text):
         raise SettingsError(f"{EXPECTED_GPUS_VARIABLE} is {text!r}: give VENDOR=NUMBER, such as nvidia=1.")

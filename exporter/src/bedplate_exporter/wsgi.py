@@ -11,14 +11,14 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from bedplate_exporter.gpu import Answer, Gpus
 from bedplate_exporter.metrics import EngineCollector, GpuCollector
 from bedplate_exporter.ollama import Engine, State
-from bedplate_exporter.settings import expected_gpus, ollama_url
+from bedplate_exporter.settings import read_expected_gpus, read_ollama_url
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 SCHEMA = 1
 GPU_WAIT_SECONDS = 0.3
-"""A dashboard waits 1.5 s for engine and GPUs together; a driver may take seconds to answer."""
+"""The dashboard waits 1.5 s for engine and GPUs together, and a driver may take seconds to answer."""
 
 _TEXT = "text/plain; charset=utf-8"
 
@@ -31,34 +31,36 @@ def create_app(engine: Engine, gpus: Gpus) -> "Callable[[WSGIEnvironment, StartR
     metrics = make_wsgi_app(registry)
 
     def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        def answer(status: str, kind: str, body: str, *headers: tuple[str, str]) -> Iterable[bytes]:
+        def respond(status: str, kind: str, body: str, *headers: tuple[str, str]) -> Iterable[bytes]:
             data = body.encode()
             start_response(status, [("Content-Type", kind), ("Content-Length", str(len(data))), *headers])
             return [data]
 
         if environ["REQUEST_METHOD"] != "GET":
-            # No body, since the answer to a HEAD may not have one.
-            return answer("405 Method Not Allowed", _TEXT, "", ("Allow", "GET"))
+            # No body, since the answer to a HEAD must not have one.
+            return respond("405 Method Not Allowed", _TEXT, "", ("Allow", "GET"))
         match environ.get("PATH_INFO"):
             case "/metrics":
                 lines: Iterable[bytes] = metrics(environ, start_response)
                 return lines
             case "/state.json":
-                body = json.dumps(document(engine.poll(), gpus.poll(GPU_WAIT_SECONDS))) + "\n"
-                return answer("200 OK", "application/json", body, ("Cache-Control", "no-store"))
+                body = json.dumps(build_state_document(engine.poll(), gpus.poll(GPU_WAIT_SECONDS))) + "\n"
+                return respond("200 OK", "application/json", body, ("Cache-Control", "no-store"))
             case "/healthz":
-                return answer("200 OK", _TEXT, "ok\n")
+                return respond("200 OK", _TEXT, "ok\n")
             case _:
-                return answer("404 Not Found", _TEXT, "Here are /metrics, /state.json and /healthz.\n")
+                return respond(
+                    "404 Not Found", _TEXT, "Not found; the paths are /metrics, /state.json and /healthz.\n"
+                )
 
     return app
 
 
-def document(state: State, answers: tuple[Answer, ...]) -> dict[str, object]:
+def build_state_document(state: State, answers: tuple[Answer, ...]) -> dict[str, object]:
     """Return the body of /state.json for one state and the GPUs' answers, ready for JSON."""
     return {
         "schema": SCHEMA,
-        "at": _rfc3339(state.at),
+        "at": _format_rfc3339(state.at),
         "engine": {
             "up": state.up,
             "version": state.version,
@@ -75,7 +77,7 @@ def document(state: State, answers: tuple[Answer, ...]) -> dict[str, object]:
                 "memory_bytes": model.memory_bytes,
                 "gpu_memory_bytes": model.gpu_memory_bytes,
                 "context_length": model.context_length,
-                "expires_at": _rfc3339(model.expires_at) if model.expires_at else None,
+                "expires_at": _format_rfc3339(model.expires_at) if model.expires_at else None,
             }
             for model in state.models
         ],
@@ -97,8 +99,8 @@ def document(state: State, answers: tuple[Answer, ...]) -> dict[str, object]:
     }
 
 
-def _rfc3339(moment: datetime) -> str:
+def _format_rfc3339(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-app = create_app(Engine(ollama_url()), Gpus(expected=expected_gpus()))
+app = create_app(Engine(read_ollama_url()), Gpus(expected=read_expected_gpus()))

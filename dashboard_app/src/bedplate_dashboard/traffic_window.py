@@ -1,6 +1,4 @@
-"""The last minute's traffic, out of counters that only grow: what each look adds is kept for a minute."""
-
-from __future__ import annotations
+"""The last minute's traffic, computed from counters: each poll's increase is kept for a minute."""
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
@@ -8,15 +6,15 @@ from dataclasses import dataclass, field
 
 from prometheus_client.samples import Sample
 
-from .exposition import Exposition
-from .foreign import word
-from .status import Refusals, Traffic
+from bedplate_dashboard.payloads import clean_label
+from bedplate_dashboard.prometheus_text import Samples
+from bedplate_dashboard.status import Refusals, Traffic
 
 WINDOW_SECONDS = 60.0
 RECENT_SECONDS = 10.0
-"""How long a refusal counts as going on."""
+"""A refusal within this time counts as a current fault."""
 
-# Of the last minute their growth is told.
+# Counters whose increase over the last minute is reported.
 COUNTERS = (
     "bedplate_gateway_requests_total",
     "bedplate_gateway_refusals_total",
@@ -33,26 +31,25 @@ Series = tuple[str, frozenset[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
-class Lately:
-    """The last minute's traffic, the last seconds' refusals, and the minute's tokens a second by model."""
+class RecentTraffic:
+    """Traffic of the last minute, refusals of the last `RECENT_SECONDS`, and tokens per second by model."""
 
     traffic: Traffic | None = None
     refusals: tuple[Refusals, ...] = ()
     tokens_per_second: Mapping[str, float] = field(default_factory=dict)
 
 
-class Window:
-    """What was counted in the last minute, also across a restart of the gateway."""
+class TrafficWindow:
+    """The increase of the counters in the last minute, also across a restart of the gateway."""
 
     def __init__(self) -> None:
-        """Know nothing yet."""
         self._last: dict[Series, float] | None = None
         self._process: float | None = None
         self._began = 0.0
         self._growth: deque[tuple[float, dict[Series, float]]] = deque()
 
-    def add(self, metrics: Exposition, now: float) -> None:
-        """Take one look's counters; `now` is monotonic seconds."""
+    def add(self, metrics: Samples, now: float) -> None:
+        """Add the counters of one poll; `now` is in monotonic seconds."""
         values = {
             (name, frozenset(sample.labels.items())): sample.value
             for name in COUNTERS
@@ -69,8 +66,8 @@ class Window:
         while self._growth and self._growth[0][0] <= now - WINDOW_SECONDS:
             self._growth.popleft()
 
-    def _grown(self, now: float, seconds: float) -> Exposition:
-        """Add up the last `seconds`."""
+    def _sum_increase(self, now: float, seconds: float) -> Samples:
+        """Return the increase over the last `seconds`."""
         total: dict[Series, float] = defaultdict(float)
         for at, growth in self._growth:
             if at > now - seconds:
@@ -79,28 +76,32 @@ class Window:
         found: dict[str, list[Sample]] = {}
         for (name, labels), value in total.items():
             found.setdefault(name, []).append(Sample(name, dict(labels), value))
-        return Exposition({name: tuple(samples) for name, samples in found.items()})
+        return Samples({name: tuple(samples) for name, samples in found.items()})
 
-    def lately(self, now: float) -> Lately:
-        """Sum up."""
-        grown = self._grown(now, WINDOW_SECONDS)
-        # Before the second look there is nothing to tell.
-        traffic = _traffic(grown, min(WINDOW_SECONDS, now - self._began)) if self._growth else None
-        return Lately(traffic, _refusals(self._grown(now, RECENT_SECONDS)), _tokens_per_second(grown))
+    def summary(self, now: float) -> RecentTraffic:
+        """Return the recent traffic; `now` is in monotonic seconds."""
+        increase = self._sum_increase(now, WINDOW_SECONDS)
+        # An increase needs two polls.
+        traffic = _compute_traffic(increase, min(WINDOW_SECONDS, now - self._began)) if self._growth else None
+        return RecentTraffic(
+            traffic=traffic,
+            refusals=_list_refusals(self._sum_increase(now, RECENT_SECONDS)),
+            tokens_per_second=_compute_token_rates(increase),
+        )
 
 
-def _traffic(grown: Exposition, seconds: float) -> Traffic:
-    """Tell what grew in `seconds`."""
+def _compute_traffic(increase: Samples, seconds: float) -> Traffic:
+    """Compute rates and quantiles from the increase over `seconds`."""
     statuses: Counter[int] = Counter()
-    for sample in grown["bedplate_gateway_requests_total"]:
+    for sample in increase["bedplate_gateway_requests_total"]:
         if sample.labels.get("model", NO_MODEL) != NO_MODEL:
-            statuses[_status(sample)] += round(sample.value)
+            statuses[_parse_status(sample)] += round(sample.value)
     requests = statuses.total()
     failed = sum(count for status, count in statuses.items() if status >= 500)
-    tokens_in = round(_sum(grown["bedplate_gateway_prompt_tokens_total"]))
-    tokens_out = round(_sum(grown["bedplate_gateway_completion_tokens_total"]))
-    first = _buckets(grown["bedplate_gateway_time_to_first_token_seconds_bucket"])
-    latency = _buckets(grown["bedplate_gateway_request_seconds_bucket"])
+    tokens_in = round(_sum(increase["bedplate_gateway_prompt_tokens_total"]))
+    tokens_out = round(_sum(increase["bedplate_gateway_completion_tokens_total"]))
+    first = _sum_buckets(increase["bedplate_gateway_time_to_first_token_seconds_bucket"])
+    latency = _sum_buckets(increase["bedplate_gateway_request_seconds_bucket"])
     return Traffic(
         window_seconds=seconds,
         requests=requests,
@@ -109,30 +110,30 @@ def _traffic(grown: Exposition, seconds: float) -> Traffic:
         requests_per_second=requests / seconds,
         tokens_in_per_second=tokens_in / seconds,
         tokens_out_per_second=tokens_out / seconds,
-        ttft_p50_seconds=quantile(first, 0.5),
-        ttft_p95_seconds=quantile(first, 0.95),
-        latency_p50_seconds=quantile(latency, 0.5),
-        latency_p95_seconds=quantile(latency, 0.95),
+        ttft_p50_seconds=estimate_quantile(first, 0.5),
+        ttft_p95_seconds=estimate_quantile(first, 0.95),
+        latency_p50_seconds=estimate_quantile(latency, 0.5),
+        latency_p95_seconds=estimate_quantile(latency, 0.95),
         success_ratio=1 - failed / requests if requests else None,
         refused_429=statuses[429],
         refused_503=statuses[503],
-        refusals=_refusals(grown),
+        refusals=_list_refusals(increase),
     )
 
 
-def _tokens_per_second(grown: Exposition) -> dict[str, float]:
-    """Tell the tokens out for each second of an engine's time, by model."""
+def _compute_token_rates(increase: Samples) -> dict[str, float]:
+    """Return the completion tokens per second of engine time, by model."""
     seconds: dict[str, float] = defaultdict(float)
     tokens: dict[str, float] = defaultdict(float)
-    for sample in grown["bedplate_gateway_service_seconds_sum"]:
+    for sample in increase["bedplate_gateway_service_seconds_sum"]:
         seconds[sample.labels.get("model", NO_MODEL)] += sample.value
-    for sample in grown["bedplate_gateway_completion_tokens_total"]:
+    for sample in increase["bedplate_gateway_completion_tokens_total"]:
         tokens[sample.labels.get("model", NO_MODEL)] += sample.value
     return {model: tokens[model] / spent for model, spent in seconds.items() if spent and tokens[model]}
 
 
-def quantile(buckets: Mapping[float, float], share: float) -> float | None:
-    """Estimate a quantile as Prometheus does: evenly within its bucket, which may have no end."""
+def estimate_quantile(buckets: Mapping[float, float], share: float) -> float | None:
+    """Estimate a quantile as Prometheus does: linear within a bucket, the lower bound for +Inf."""
     bounds = sorted(buckets)
     total = buckets[bounds[-1]] if bounds else 0.0
     if not total:
@@ -152,23 +153,27 @@ def _sum(samples: Iterable[Sample]) -> float:
     return sum(sample.value for sample in samples)
 
 
-def _status(sample: Sample) -> int:
+def _parse_status(sample: Sample) -> int:
     status = sample.labels.get("status", "")
     return int(status) if status.isdecimal() else 0
 
 
-def _buckets(samples: Iterable[Sample]) -> dict[float, float]:
-    """Add up the buckets of all classes and models."""
+def _sum_buckets(samples: Iterable[Sample]) -> dict[float, float]:
+    """Add up the buckets of all classes and models, by upper bound."""
     buckets: dict[float, float] = defaultdict(float)
     for sample in samples:
         buckets[float(sample.labels["le"])] += sample.value
     return buckets
 
 
-def _refusals(grown: Exposition) -> tuple[Refusals, ...]:
+def _list_refusals(increase: Samples) -> tuple[Refusals, ...]:
     refusals = (
-        Refusals(word(sample.labels.get("reason", "")), _status(sample), round(sample.value))
-        for sample in grown["bedplate_gateway_refusals_total"]
-        if _status(sample) in REFUSED
+        Refusals(
+            reason=clean_label(sample.labels.get("reason", "")),
+            status=_parse_status(sample),
+            count=round(sample.value),
+        )
+        for sample in increase["bedplate_gateway_refusals_total"]
+        if _parse_status(sample) in REFUSED
     )
     return tuple(sorted(refusals, key=lambda refusal: (-refusal.count, refusal.reason)))

@@ -1,13 +1,11 @@
-"""The last minute out of growing counters: whole counts, across restarts, and Prometheus' quantiles."""
-
-from __future__ import annotations
+"""The last minute's traffic from counters: exact counts, across restarts, and Prometheus' quantiles."""
 
 import math
 
 import pytest
-from bedplate_dashboard.exposition import Exposition
+from bedplate_dashboard.prometheus_text import Samples
 from bedplate_dashboard.status import Refusals, Traffic
-from bedplate_dashboard.traffic import Window, quantile
+from bedplate_dashboard.traffic_window import TrafficWindow, estimate_quantile
 from observed import gateway_metrics
 
 
@@ -19,8 +17,8 @@ def counters(
     tokens: tuple[int, int] = (0, 0),
     seconds: float = 0.0,
     process: float = 1.0,
-) -> Exposition:
-    """The gateway's counters; half of the served are streams that began within 0.5 s, the rest within 1 s."""
+) -> Samples:
+    """Return the gateway's counters; half of the served requests began within 0.5 s, the rest within 1 s."""
     request = 'alias="a",model="m",path="/v1/chat/completions"'
     lines = [
         f"process_start_time_seconds {process}",
@@ -42,29 +40,29 @@ def counters(
     return gateway_metrics(*lines)
 
 
-def told(window: Window, now: float) -> Traffic:
-    """The last minute's traffic."""
-    traffic = window.lately(now).traffic
+def summarize(window: TrafficWindow, now: float) -> Traffic:
+    """Return the last minute's traffic."""
+    traffic = window.summary(now).traffic
     assert traffic is not None
     return traffic
 
 
-def test_nothing_is_known_before_the_second_look() -> None:
-    window = Window()
-    assert window.lately(0).traffic is None
+def test_nothing_is_known_before_the_second_poll() -> None:
+    window = TrafficWindow()
+    assert window.summary(0).traffic is None
     window.add(counters(served=1000), 0)
-    assert window.lately(0).traffic is None
+    assert window.summary(0).traffic is None
     window.add(counters(served=1000), 2)
-    assert told(window, 2).requests == 0
-    assert told(window, 2).success_ratio is None
+    assert summarize(window, 2).requests == 0
+    assert summarize(window, 2).success_ratio is None
 
 
 def test_the_last_minute() -> None:
-    window = Window()
+    window = TrafficWindow()
     window.add(counters(served=1000, tokens=(70, 70), seconds=5), 0)
     window.add(counters(served=1010, refused=3, timed_out=1, tokens=(170, 370), seconds=8), 2)
     window.add(counters(served=1016, refused=4, timed_out=2, tokens=(230, 670), seconds=11), 40)
-    assert told(window, 40) == Traffic(
+    assert summarize(window, 40) == Traffic(
         window_seconds=40,
         requests=22,
         prompt_tokens=160,
@@ -79,30 +77,33 @@ def test_the_last_minute() -> None:
         success_ratio=1 - 2 / 22,
         refused_429=4,
         refused_503=2,
-        refusals=(Refusals("key_requests", 429, 4), Refusals("queue_timeout", 503, 2)),
+        refusals=(
+            Refusals(reason="key_requests", status=429, count=4),
+            Refusals(reason="queue_timeout", status=503, count=2),
+        ),
     )
-    assert window.lately(40).tokens_per_second == {"m": 100.0}
-    assert window.lately(40).refusals == (
-        Refusals("key_requests", 429, 1),
-        Refusals("queue_timeout", 503, 1),
+    assert window.summary(40).tokens_per_second == {"m": 100.0}
+    assert window.summary(40).refusals == (
+        Refusals(reason="key_requests", status=429, count=1),
+        Refusals(reason="queue_timeout", status=503, count=1),
     )
-    assert window.lately(51).refusals == ()
+    assert window.summary(51).refusals == ()
 
 
-def test_what_is_older_than_a_minute_is_forgotten() -> None:
-    window = Window()
+def test_requests_older_than_a_minute_do_not_count() -> None:
+    window = TrafficWindow()
     for second in range(0, 200, 2):
         window.add(counters(served=second), second)
-    assert (told(window, 198).requests, told(window, 198).window_seconds) == (60, 60)
+    assert (summarize(window, 198).requests, summarize(window, 198).window_seconds) == (60, 60)
 
 
-def test_a_restart_loses_and_invents_nothing() -> None:
-    window = Window()
+def test_a_restart_of_the_gateway_changes_no_count() -> None:
+    window = TrafficWindow()
     window.add(counters(served=100), 0)
     window.add(counters(served=107), 2)
     window.add(counters(served=3, process=2.0), 4)
     window.add(counters(served=110, process=2.0), 6)
-    assert told(window, 6).requests == 117
+    assert summarize(window, 6).requests == 117
 
 
 @pytest.mark.parametrize(
@@ -116,4 +117,4 @@ def test_a_restart_loses_and_invents_nothing() -> None:
     ],
 )
 def test_quantiles(buckets: dict[float, float], share: float, expected: float | None) -> None:
-    assert quantile(buckets, share) == (expected if expected is None else pytest.approx(expected))
+    assert estimate_quantile(buckets, share) == (expected if expected is None else pytest.approx(expected))

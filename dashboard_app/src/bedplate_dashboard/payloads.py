@@ -1,28 +1,26 @@
-"""What other services send, checked field by field. All of it is hostile input.
+"""The JSON bodies of other services, validated field by field. All of it is hostile input.
 
-`clean` makes text printable and short before anybody sees it; fields that we do not know are ignored, so that
-they may grow.
+`clean` makes text printable and short before it is shown. Unknown fields are ignored, so that services can
+add fields.
 """
-
-from __future__ import annotations
 
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from .settings import MODEL_NAME_LENGTH
+from bedplate_dashboard.settings import MODEL_NAME_LENGTH
 
 
 def clean(text: object, length: int = 300) -> object:
-    """Make text from elsewhere fit to be shown: printable characters only, at most `length` of them."""
+    """Replace unprintable characters and cut text to `length`; return other values unchanged."""
     if not isinstance(text, str):
         return text
     shown = "".join(character if character.isprintable() else "\ufffd" for character in text[: length + 1])
     return shown if len(shown) <= length else shown[:length] + "…"
 
 
-def word(text: str) -> str:
-    """Clean a label's value."""
+def clean_label(text: str) -> str:
+    """Clean the value of a label."""
     return str(clean(text, MODEL_NAME_LENGTH))
 
 
@@ -37,12 +35,12 @@ Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(ge=0)]
 
 
-class _Foreign(BaseModel):
+class _Payload(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, validate_by_name=True, validate_by_alias=True)
 
 
-class Engine(_Foreign):
-    """The engine as its exporter saw it; `fault` is why it is not up."""
+class Engine(_Payload):
+    """The engine as its exporter reports it; `fault` is why it is not up."""
 
     up: bool
     version: Text | None = None
@@ -51,7 +49,7 @@ class Engine(_Foreign):
     latency_seconds: Number | None = None
 
 
-class EngineModel(_Foreign):
+class EngineModel(_Payload):
     """One model on an engine; sizes in bytes, context in tokens."""
 
     name: Name
@@ -64,7 +62,7 @@ class EngineModel(_Foreign):
     expires_at: AwareDatetime | None = None
 
 
-class GpuDevice(_Foreign):
+class GpuDevice(_Payload):
     """One GPU, in base units."""
 
     vendor: Name
@@ -78,8 +76,8 @@ class GpuDevice(_Foreign):
     throttling: Text | None = None
 
 
-class GpuDriver(_Foreign):
-    """What one vendor's driver says of its GPUs, and how many there should be."""
+class GpuDriver(_Payload):
+    """What one vendor's driver reports about its GPUs, and how many are expected."""
 
     vendor: Name
     expected: Count = 0
@@ -91,7 +89,7 @@ class GpuDriver(_Foreign):
     library_version: Text | None = None
 
 
-class EngineState(_Foreign):
+class EngineState(_Payload):
     """The exporter's /state.json."""
 
     schema_: Annotated[Literal[1], Field(alias="schema")]
@@ -102,8 +100,8 @@ class EngineState(_Foreign):
     drivers: tuple[GpuDriver, ...] = ()
 
 
-class Check(_Foreign):
-    """One line of a report; `ok` is None where it could not be asked."""
+class Check(_Payload):
+    """One check of a report; `ok` is None if it could not be carried out."""
 
     host: Text
     name: Text
@@ -112,8 +110,8 @@ class Check(_Foreign):
     next: Text | None = None
 
 
-class Report(_Foreign):
-    """What the playbooks verify.yml and smoke.yml leave behind."""
+class Report(_Payload):
+    """The report that the playbooks verify.yml and smoke.yml write."""
 
     schema_: Annotated[Literal[1], Field(alias="schema")]
     ok: bool
@@ -121,31 +119,31 @@ class Report(_Foreign):
     checks: tuple[Check, ...]
 
 
-class _Model(_Foreign):
+class _Model(_Payload):
     id: Name
 
 
-class ModelList(_Foreign):
+class ModelList(_Payload):
     """The gateway's /v1/models."""
 
     data: tuple[_Model, ...]
 
 
-class AlertLabels(_Foreign):
+class AlertLabels(_Payload):
     """The labels of an alert that are shown."""
 
     alertname: Name
     severity: Name = ""
 
 
-class AlertAnnotations(_Foreign):
+class AlertAnnotations(_Payload):
     """The annotations of an alert that are shown."""
 
     summary: Text = ""
     next: Text | None = None
 
 
-class ActiveAlert(_Foreign):
+class ActiveAlert(_Payload):
     """One of Prometheus' alerts, pending or firing."""
 
     labels: AlertLabels
@@ -154,39 +152,39 @@ class ActiveAlert(_Foreign):
     active_at: Annotated[AwareDatetime, Field(alias="activeAt")]
 
 
-class _Alerts(_Foreign):
+class _Alerts(_Payload):
     alerts: tuple[ActiveAlert, ...]
 
 
-class AlertList(_Foreign):
+class AlertList(_Payload):
     """Prometheus' /api/v1/alerts."""
 
     data: _Alerts
 
 
-class _Build(_Foreign):
+class _Build(_Payload):
     version: Text
 
 
-class BuildInfo(_Foreign):
+class BuildInfo(_Payload):
     """Prometheus' /api/v1/status/buildinfo."""
 
     data: _Build
 
 
-class Series(_Foreign):
-    """One series of a query: pairs of Unix seconds and a number as text; `value` for one moment."""
+class Series(_Payload):
+    """One series of a query result: Unix seconds and a number as text; `value` for an instant query."""
 
     metric: dict[str, Name] = {}
     value: tuple[float, str] | None = None
     values: tuple[tuple[float, str], ...] = ()
 
 
-class _Result(_Foreign):
+class _Result(_Payload):
     result: tuple[Series, ...]
 
 
-class QueryResult(_Foreign):
-    """Prometheus' answer to a query, of a moment (vector) or of a range (matrix)."""
+class QueryResult(_Payload):
+    """Prometheus' answer to an instant query (vector) or a range query (matrix)."""
 
     data: _Result

@@ -1,6 +1,4 @@
-"""What each observation means: one row a situation, and never green on an old look."""
-
-from __future__ import annotations
+"""What each observation means: one row for each situation; an old poll is never healthy."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from bedplate_dashboard import state as judging
+from bedplate_dashboard import health
 from bedplate_dashboard.collect import (
     Contact,
     GatewayAnswer,
@@ -17,12 +15,12 @@ from bedplate_dashboard.collect import (
     Observation,
     PrometheusAnswer,
 )
-from bedplate_dashboard.foreign import ActiveAlert, EngineState
-from bedplate_dashboard.parts import engine_name
+from bedplate_dashboard.health import STALE_SECONDS, Memory, Snapshot, advance, describe_now
+from bedplate_dashboard.parts import add_default_tag
+from bedplate_dashboard.payloads import ActiveAlert, EngineState
 from bedplate_dashboard.settings import Settings
-from bedplate_dashboard.state import STALE_SECONDS, Memory, Snapshot, advance, current
 from bedplate_dashboard.status import Refusals, Verdict
-from bedplate_dashboard.traffic import Lately
+from bedplate_dashboard.traffic_window import RecentTraffic
 from observed import ANSWERED, gateway_metrics, node_metrics
 
 Change = Callable[[Observation], Observation]
@@ -30,9 +28,12 @@ STARTED = datetime(2026, 3, 1, 11, 0, 0, tzinfo=UTC)
 
 
 def judge(
-    settings: Settings, seen: Observation, lately: Lately | None = None, memory: Memory | None = None
+    settings: Settings,
+    observation: Observation,
+    recent: RecentTraffic | None = None,
+    memory: Memory | None = None,
 ) -> Verdict:
-    return judging.judge(settings, seen, lately or Lately(), {}, memory or Memory())
+    return health.judge(settings, observation, recent or RecentTraffic(), {}, memory or Memory())
 
 
 def engine(
@@ -51,43 +52,47 @@ def engine(
 
 def gateway(outcome: Any, error: str | None = None, *models: str) -> Change:
     contact = Contact(outcome, 0.1, error)
-    answer = GatewayAnswer(contact, frozenset(models), contact, gateway_metrics())
-    return lambda seen: dataclasses.replace(seen, gateway=answer)
+    answer = GatewayAnswer(
+        contact=contact, models=frozenset(models), metrics_contact=contact, metrics=gateway_metrics()
+    )
+    return lambda observation: dataclasses.replace(observation, gateway=answer)
 
 
-def counted(*lines: str) -> Change:
+def gateway_metrics_are(*lines: str) -> Change:
     """The gateway's metrics."""
 
-    def change(seen: Observation) -> Observation:
-        answer = dataclasses.replace(seen.gateway, metrics=gateway_metrics(*lines), metrics_contact=ANSWERED)
-        return dataclasses.replace(seen, gateway=answer)
+    def change(observation: Observation) -> Observation:
+        answer = dataclasses.replace(
+            observation.gateway, metrics=gateway_metrics(*lines), metrics_contact=ANSWERED
+        )
+        return dataclasses.replace(observation, gateway=answer)
 
     return change
 
 
-def no_metrics(seen: Observation) -> Observation:
-    answer = dataclasses.replace(seen.gateway, metrics_contact=Contact("refused", 0.1, "HTTP 403"))
-    return dataclasses.replace(seen, gateway=answer)
+def no_metrics(observation: Observation) -> Observation:
+    answer = dataclasses.replace(observation.gateway, metrics_contact=Contact("refused", 0.1, "HTTP 403"))
+    return dataclasses.replace(observation, gateway=answer)
 
 
 def machine(*lines: str, contact: Contact = ANSWERED) -> Change:
     """The node exporter's metrics."""
     answer = MachineAnswer("gpu1", contact, node_metrics(*lines))
-    return lambda seen: dataclasses.replace(seen, machines=(answer,))
+    return lambda observation: dataclasses.replace(observation, machines=(answer,))
 
 
 def host(index: int, outcome: Any, error: str | None = None, state: EngineState | None = None) -> Change:
-    def change(seen: Observation) -> Observation:
-        hosts = list(seen.hosts)
+    def change(observation: Observation) -> Observation:
+        hosts = list(observation.hosts)
         hosts[index] = HostAnswer(hosts[index].name, Contact(outcome, 0.1, error), state)
-        return dataclasses.replace(seen, hosts=tuple(hosts))
+        return dataclasses.replace(observation, hosts=tuple(hosts))
 
     return change
 
 
 def prometheus(outcome: Any, error: str) -> Change:
-    answer = PrometheusAnswer(Contact(outcome, 0.1, error), None, None)
-    return lambda seen: dataclasses.replace(seen, prometheus=answer)
+    answer = PrometheusAnswer(contact=Contact(outcome, 0.1, error), alerts=None, version=None)
+    return lambda observation: dataclasses.replace(observation, prometheus=answer)
 
 
 SMALL = {"name": "small:1b"}
@@ -191,7 +196,7 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         [host(0, "failed", "connection refused")],
         "degraded",
         "All 2 declared models can be served, but the exporter on gpu1 does not work (connection refused), "
-        "so its engine cannot be seen.",
+        "so its engine's state is unknown.",
         "journalctl -u bedplate-exporter -n 50",
         "gpu1",
     ),
@@ -205,14 +210,14 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
     "something else on the engine's port": (
         [host(1, "answered", None, engine(fault="broken"))],
         "degraded",
-        "All 2 declared models can be served, but the engine on gpu2 answers nonsense.",
+        "All 2 declared models can be served, but the engine on gpu2 returns invalid answers.",
         "journalctl -u ollama -n 50",
         "gpu2",
     ),
-    "a wrong key, while the gateway's metrics tell what is served": (
+    "a wrong key, while the gateway's metrics show what is served": (
         [
             gateway("refused", "HTTP 401"),
-            counted(
+            gateway_metrics_are(
                 'bedplate_gateway_engine_serves{engine="gpu1",model="small:1b"} 1',
                 'bedplate_gateway_engine_serves{engine="gpu1",model="embed"} 1',
             ),
@@ -225,8 +230,8 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
     "the gateway's metrics are closed": (
         [no_metrics],
         "degraded",
-        "All 2 declared models can be served, but the gateway does not tell its metrics (HTTP 403), "
-        "so traffic and limits are not seen.",
+        "All 2 declared models can be served, but the gateway does not return its metrics (HTTP 403), "
+        "so traffic and limits are unknown.",
         "journalctl -u bedplate-gateway -n 50",
         "the gateway host",
     ),
@@ -248,7 +253,7 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         [machine(contact=Contact("failed", 0.1, "connection refused"))],
         "degraded",
         "All 2 declared models can be served, but the node exporter on gpu1 does not work "
-        "(connection refused), so its disks and services cannot be seen.",
+        "(connection refused), so the state of its disks and services is unknown.",
         "journalctl -u node-exporter -n 50",
         "gpu1",
     ),
@@ -297,7 +302,8 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
     "a model fell back to the processor": (
         [host(1, "answered", None, engine(ON_GPU | {"gpu_memory_bytes": 10}, drivers=(CARD,)))],
         "degraded",
-        "All 2 declared models can be served, but small:1b on gpu2 is not wholly on the GPU, so it is slow.",
+        "All 2 declared models can be served, "
+        "but small:1b on gpu2 is not entirely on the GPU, so it is slow.",
         "journalctl -u ollama | grep 'inference compute' | tail",
         "gpu2",
     ),
@@ -308,9 +314,9 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         None,
         None,
     ),
-    "somebody waits for long": (
+    "requests wait too long": (
         [
-            counted(
+            gateway_metrics_are(
                 'bedplate_gateway_queue_requests{class="normal"} 3',
                 'bedplate_gateway_queue_oldest_wait_seconds{class="normal"} 31.4',
             )
@@ -320,9 +326,9 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         "journalctl -u bedplate-gateway -n 50",
         "the gateway host",
     ),
-    "those who may wait do": (
+    "requests of class low wait": (
         [
-            counted(
+            gateway_metrics_are(
                 'bedplate_gateway_queue_requests{class="low"} 3',
                 'bedplate_gateway_queue_oldest_wait_seconds{class="low"} 600',
             )
@@ -336,7 +342,7 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         [host(0, "failed", "connection refused"), host(1, "failed", "connection refused")],
         "degraded",
         "All 2 declared models can be served, but the exporter on gpu1 does not work "
-        "(connection refused), so its engine cannot be seen, and 1 more fault.",
+        "(connection refused), so its engine's state is unknown, and 1 more fault.",
         "journalctl -u bedplate-exporter -n 50",
         "gpu1",
     ),
@@ -344,7 +350,7 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         [gateway("answered"), host(0, "failed", "refused"), host(1, "failed", "refused")],
         "down",
         "None of 2 declared models can be served: the exporter on gpu1 does not work (refused), "
-        "so its engine cannot be seen, and 1 more fault.",
+        "so its engine's state is unknown, and 1 more fault.",
         "journalctl -u bedplate-exporter -n 50",
         "gpu1",
     ),
@@ -360,7 +366,7 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         [prometheus("failed", "connection refused")],
         "degraded",
         "All 2 declared models can be served, but Prometheus does not answer (connection refused), "
-        "so no history is kept.",
+        "so no history is recorded.",
         "journalctl -u prometheus -n 50",
         "the monitoring host",
     ),
@@ -390,31 +396,31 @@ def test_state(
     todo: str | None,
     where: str | None,
 ) -> None:
-    seen = all_well
+    observation = all_well
     for change in changes:
-        seen = change(seen)
-    verdict = judge(settings, seen)
-    status = current(advance(None, verdict, seen, 100.0), 101.0, STARTED, 0.0)
+        observation = change(observation)
+    verdict = judge(settings, observation)
+    status = describe_now(advance(None, verdict, observation, 100.0), 101.0, STARTED, 0.0)
     assert (status.state, status.reason, status.next, status.next_on) == (state, reason, todo, where)
     assert (state == "healthy") == (not verdict.faults)
 
 
 def test_one_declared_model_is_named(settings: Settings, all_well: Observation) -> None:
     one = settings.model_copy(update={"inference_hosts": (settings.inference_hosts[1],)})
-    seen = dataclasses.replace(all_well, hosts=all_well.hosts[1:])
-    assert judge(one, seen).reason == "small:1b can be served."
-    broken = gateway("failed", "HTTP 500")(seen)
+    observation = dataclasses.replace(all_well, hosts=all_well.hosts[1:])
+    assert judge(one, observation).reason == "small:1b can be served."
+    broken = gateway("failed", "HTTP 500")(observation)
     assert judge(one, broken).reason == "small:1b cannot be served: the gateway does not work (HTTP 500)."
 
 
-def test_no_declared_model_is_said(settings: Settings, all_well: Observation) -> None:
+def test_no_declared_model_is_reported(settings: Settings, all_well: Observation) -> None:
     bare = settings.inference_hosts[1].model_copy(update={"models": ()})
     none = settings.model_copy(update={"inference_hosts": (bare,)})
     verdict = judge(none, dataclasses.replace(all_well, hosts=all_well.hosts[1:]))
     assert (verdict.state, verdict.reason) == ("healthy", "No model is declared.")
 
 
-def test_a_model_has_its_three_truths(settings: Settings, all_well: Observation) -> None:
+def test_a_model_has_three_checks(settings: Settings, all_well: Observation) -> None:
     loaded = SMALL | {
         "loaded": True,
         "memory_bytes": 10,
@@ -422,9 +428,9 @@ def test_a_model_has_its_three_truths(settings: Settings, all_well: Observation)
         "context_length": 4096,
         "expires_at": "2026-03-01T12:05:00Z",
     }
-    seen = host(0, "answered", None, engine(loaded, EMBED, {"name": "extra:7b"}))(all_well)
-    seen = host(1, "failed", "HTTP 500")(seen)
-    verdict = judge(settings, seen)
+    observation = host(0, "answered", None, engine(loaded, EMBED, {"name": "extra:7b"}))(all_well)
+    observation = host(1, "failed", "HTTP 500")(observation)
+    verdict = judge(settings, observation)
     small = verdict.models[0]
     assert (small.name, small.listed, small.can_be_served) == ("small:1b", True, True)
     first, second = small.placements
@@ -439,7 +445,7 @@ def test_a_model_has_its_three_truths(settings: Settings, all_well: Observation)
     [("embed", "embed:latest"), ("small:1b", "small:1b"), ("host:5000/embed", "host:5000/embed:latest")],
 )
 def test_a_name_without_a_tag_is_latest(declared: str, listed: str) -> None:
-    assert engine_name(declared) == listed
+    assert add_default_tag(declared) == listed
 
 
 @pytest.fixture
@@ -447,23 +453,23 @@ def healthy(settings: Settings, all_well: Observation) -> Snapshot:
     return advance(None, judge(settings, all_well), all_well, 100.0)
 
 
-def test_an_old_look_is_never_healthy(healthy: Snapshot) -> None:
-    fresh = current(healthy, 100.0 + STALE_SECONDS, STARTED, 0.0)
+def test_an_old_poll_is_never_healthy(healthy: Snapshot) -> None:
+    fresh = describe_now(healthy, 100.0 + STALE_SECONDS, STARTED, 0.0)
     assert (fresh.state, fresh.stale) == ("healthy", False)
-    old = current(healthy, 100.1 + STALE_SECONDS, STARTED, 0.0)
+    old = describe_now(healthy, 100.1 + STALE_SECONDS, STARTED, 0.0)
     assert (old.state, old.stale, old.next) == ("degraded", True, "systemctl restart bedplate-dashboard")
-    assert old.reason == "The state is unknown: the last look found it healthy."
+    assert old.reason == "The state is unknown: the last poll reported healthy."
     assert old.since == healthy.at + timedelta(seconds=STALE_SECONDS)
 
 
-def test_before_the_first_look() -> None:
-    fresh = current(None, 51.0, STARTED, 50.0)
+def test_before_the_first_poll() -> None:
+    fresh = describe_now(None, 51.0, STARTED, 50.0)
     assert (fresh.state, fresh.stale, fresh.next, fresh.at) == ("degraded", True, None, None)
-    stuck = current(None, 70.0, STARTED, 50.0)
+    stuck = describe_now(None, 70.0, STARTED, 50.0)
     assert (stuck.next, stuck.since) == ("systemctl restart bedplate-dashboard", STARTED)
 
 
-def test_one_sentence_says_in_what_state_the_unit_is(settings: Settings, all_well: Observation) -> None:
+def test_the_reason_includes_the_state_of_the_unit(settings: Settings, all_well: Observation) -> None:
     here = settings.model_copy(update={"gateway": "gpu1"})
     stopped = units(**{"bedplate-gateway": "failed"})(gateway("failed", "connection refused")(all_well))
     assert "(bedplate-gateway is failed, connection refused)" in judge(here, stopped).reason
@@ -477,7 +483,7 @@ def test_a_model_of_another_server(settings: Settings, all_well: Observation) ->
     assert judge(more, listed).reason == "All 3 declared models can be served."
 
 
-def test_alerts_are_told_and_not_judged(settings: Settings, all_well: Observation) -> None:
+def test_alerts_are_shown_and_not_judged(settings: Settings, all_well: Observation) -> None:
     alert = ActiveAlert.model_validate(
         {
             "labels": {"alertname": "QueueSaturated", "severity": "warning"},
@@ -487,67 +493,69 @@ def test_alerts_are_told_and_not_judged(settings: Settings, all_well: Observatio
         }
     )
     pending = alert.model_copy(update={"state": "pending"})
-    seen = dataclasses.replace(
+    observation = dataclasses.replace(
         all_well, prometheus=dataclasses.replace(all_well.prometheus, alerts=(pending, alert))
     )
-    verdict = judge(settings, seen)
+    verdict = judge(settings, observation)
     assert (verdict.state, verdict.reason) == (
         "healthy",
         "All 2 declared models can be served; 1 alert is active.",
     )
     assert verdict.operations.alerts is not None
-    assert [told.name for told in verdict.operations.alerts] == ["QueueSaturated"]
+    assert [shown.name for shown in verdict.operations.alerts] == ["QueueSaturated"]
 
 
 @pytest.mark.parametrize(
     ("reason", "status", "state"),
     [("queue_full", 429, "degraded"), ("queue_timeout", 503, "degraded"), ("key_tokens", 429, "healthy")],
 )
-def test_only_refusals_that_are_ours_count(
+def test_only_refusals_caused_by_the_stack_count(
     settings: Settings, all_well: Observation, reason: str, status: int, state: str
 ) -> None:
-    verdict = judge(settings, all_well, Lately(refusals=(Refusals(reason, status, 3),)))
+    verdict = judge(
+        settings, all_well, RecentTraffic(refusals=(Refusals(reason=reason, status=status, count=3),))
+    )
     assert verdict.state == state
     assert ("3 requests were just refused" in verdict.reason) == (state == "degraded")
 
 
-def asked(seconds_ago: float, result: str, alias: str = "default") -> Change:
-    """Somebody asked small:1b."""
+def requested(seconds_ago: float, result: str, alias: str = "default") -> Change:
+    """A request to small:1b ended."""
     at = 1772366400.0 - seconds_ago
     name = "bedplate_gateway_last_request_timestamp_seconds"
-    return counted(f'{name}{{alias="{alias}",model="small:1b",result="{result}"}} {at}')
+    return gateway_metrics_are(f'{name}{{alias="{alias}",model="small:1b",result="{result}"}} {at}')
 
 
-def test_the_third_truth_is_the_last_answer(settings: Settings, all_well: Observation) -> None:
+def test_the_third_check_is_the_last_answer(settings: Settings, all_well: Observation) -> None:
     assert judge(settings, all_well).models[0].answered is None
-    told = judge(settings, asked(12, "answered")(all_well)).models[0].answered
-    assert told is not None
-    assert (told.age_seconds, told.by, told.ok) == (12.0, "request", True)
-    told = judge(settings, asked(12, "answered", "canary")(all_well)).models[0].answered
-    assert told is not None
-    assert told.by == "canary"
+    answered = judge(settings, requested(12, "answered")(all_well)).models[0].answered
+    assert answered is not None
+    assert (answered.age_seconds, answered.by, answered.ok) == (12.0, "request", True)
+    answered = judge(settings, requested(12, "answered", "canary")(all_well)).models[0].answered
+    assert answered is not None
+    assert answered.by == "canary"
 
 
-def test_the_canarys_file_outlives_the_gateways_count(settings: Settings, all_well: Observation) -> None:
+def test_the_canarys_file_survives_a_gateway_restart(settings: Settings, all_well: Observation) -> None:
     name = "bedplate_traffic_canary_last_answer_timestamp_seconds"
-    told = judge(settings, machine(f'{name}{{model="small:1b"}} 1772366340')(all_well)).models[0].answered
-    assert told is not None
-    assert (told.age_seconds, told.by) == (60.0, "canary")
+    answered = judge(settings, machine(f'{name}{{model="small:1b"}} 1772366340')(all_well)).models[0].answered
+    assert answered is not None
+    assert (answered.age_seconds, answered.by) == (60.0, "canary")
 
 
-def test_a_request_that_failed_for_no_reason_that_is_seen(settings: Settings, all_well: Observation) -> None:
-    verdict = judge(settings, asked(12, "failed")(all_well))
+def test_a_request_that_failed_without_a_known_fault(settings: Settings, all_well: Observation) -> None:
+    verdict = judge(settings, requested(12, "failed")(all_well))
     assert (verdict.state, verdict.reason) == (
         "degraded",
         "1 of 2 declared models can be served: the last request for small:1b failed.",
     )
     assert (verdict.faults[0].next, verdict.faults[0].next_on) == ("journalctl -u ollama -n 50", "gpu1")
-    assert judge(settings, asked(301, "failed")(all_well)).state == "healthy"
-    # A fault that was seen since explains it, and is over.
+    assert judge(settings, requested(301, "failed")(all_well)).state == "healthy"
+    # A fault that was found since then explains it, and is fixed.
     explained = Memory(unable={"small:1b": all_well.at - timedelta(seconds=20)})
-    assert judge(settings, asked(12, "failed")(all_well), memory=explained).state == "healthy"
+    assert judge(settings, requested(12, "failed")(all_well), memory=explained).state == "healthy"
     earlier = Memory(unable={"small:1b": all_well.at - timedelta(seconds=23)})
-    assert judge(settings, asked(12, "failed")(all_well), memory=earlier).state == "degraded"
+    assert judge(settings, requested(12, "failed")(all_well), memory=earlier).state == "degraded"
 
 
 def test_a_fault_and_an_error_are_remembered(settings: Settings, all_well: Observation) -> None:
@@ -558,33 +566,33 @@ def test_a_fault_and_an_error_are_remembered(settings: Settings, all_well: Obser
     verdict = judge(settings, second, memory=first.memory)
     assert verdict.faults[0].since == broken.at
     well = later(all_well, 4)
-    mended = judge(settings, well, memory=advance(first, verdict, second, 102.0).memory)
-    assert not mended.faults
-    (hop,) = (hop for hop in mended.chain if (hop.kind, hop.name) == ("host", "gpu1"))
+    fixed = judge(settings, well, memory=advance(first, verdict, second, 102.0).memory)
+    assert not fixed.faults
+    (hop,) = (hop for hop in fixed.chain if (hop.kind, hop.name) == ("host", "gpu1"))
     assert (hop.state, hop.error) == ("ok", None)
     assert hop.last_error is not None
     assert (hop.last_error.text, hop.last_error.at) == ("It does not answer.", second.at)
 
 
-def later(seen: Observation, seconds: float) -> Observation:
-    return dataclasses.replace(seen, at=seen.at + timedelta(seconds=seconds))
+def later(observation: Observation, seconds: float) -> Observation:
+    return dataclasses.replace(observation, at=observation.at + timedelta(seconds=seconds))
 
 
 def test_since_is_when_the_state_last_changed(
     settings: Settings, all_well: Observation, healthy: Snapshot
 ) -> None:
-    def look(last: Snapshot, seen: Observation, after: float) -> Snapshot:
-        verdict: Verdict = judge(settings, seen)
-        return advance(last, verdict, later(seen, after), 100.0 + after)
+    def poll(last: Snapshot, observation: Observation, after: float) -> Snapshot:
+        verdict: Verdict = judge(settings, observation)
+        return advance(last, verdict, later(observation, after), 100.0 + after)
 
     at = all_well.at
-    same = look(healthy, all_well, 2)
+    same = poll(healthy, all_well, 2)
     assert same.since == at
-    broken = look(same, prometheus("failed", "HTTP 503")(all_well), 4)
+    broken = poll(same, prometheus("failed", "HTTP 503")(all_well), 4)
     assert broken.since == at + timedelta(seconds=4)
-    otherwise = look(broken, host(1, "answered", None, ENGINE_DOWN)(all_well), 6)
+    otherwise = poll(broken, host(1, "answered", None, ENGINE_DOWN)(all_well), 6)
     assert otherwise.since == broken.since
-    well = look(otherwise, all_well, 8)
+    well = poll(otherwise, all_well, 8)
     assert well.since == at + timedelta(seconds=8)
-    after_a_gap = look(well, all_well, 30)
+    after_a_gap = poll(well, all_well, 30)
     assert after_a_gap.since == at + timedelta(seconds=30)
