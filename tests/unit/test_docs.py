@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("roles/*/README.md")])
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("roles/*/README.md")}
+)
 PAGES = [page for page in PAGES if not page.relative_to(ROOT).parts[0].startswith(".")]
 SPECS = sorted(ROOT.glob("roles/*/meta/argument_specs.yml"))
 SETTINGS = {
@@ -31,10 +33,9 @@ ENDINGS = {"Counter": "_total", "CounterMetricFamily": "_total", "InfoMetricFami
 METRICS = {
     name + ENDINGS.get(kind, "")
     for source in [
-        *ROOT.glob("*/src/*/metrics.py"),
-        *ROOT.glob("dashboard_app/src/*/web.py"),
+        *ROOT.glob("*/src/**/metrics.py"),
+        *ROOT.glob("*/src/**/canary.py"),
         *ROOT.glob("roles/node_exporter/files/*.py"),
-        ROOT / "traffic/src/traffic/canary.py",
     ]
     for kind, name in re.findall(r'(?:(\w+)\(\s*)?"(bedplate_[a-z_]+)"', source.read_text())
 }
@@ -82,6 +83,6 @@ def test_settings_exist(page: Path) -> None:
 
 
 def test_metrics_of_ours_are_all_described() -> None:
-    page = (ROOT / "docs/metrics.md").read_text()
+    page = (ROOT / "docs/reference/metrics.md").read_text()
     assert set(re.findall(r"`(bedplate_[a-z_]+)`", page)) == METRICS
     assert set(re.findall(r"`(bedplate:[a-z0-9_:]+)`", page)) == RECORDS

@@ -3,7 +3,7 @@
     gunicorn -c python:bedplate_dashboard.gunicorn_conf --bind ADDRESS:3001 bedplate_dashboard.wsgi:app
 
 One process, since the poller's last look lives in it, with a thread for each browser that gets events.
-Waiting threads cost little (docs/dashboard.md has the numbers). It writes nowhere but in /dev/shm.
+Waiting threads cost little (docs/results/dashboard.md has the numbers). It writes nowhere but in /dev/shm.
 """
 
 from __future__ import annotations
