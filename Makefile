@@ -195,7 +195,7 @@ test: lint unit ## Everything that must hold
 	  [[ "$${CI:-}" != true ]]; fi
 
 .PHONY: test-all
-# Hours on 2 cores, so it is run by hand. docs/test-results.md has what was last seen.
+# Hours on 2 cores, so it is run by hand. docs/results/test-results.md has the last results.
 test-all: test clients ## The slow rest too (4 hours): driver packages, faults on Debian 12, an hour of load
 	for scenario in former_gateway gpu_packages faults_debian12 gateway_debian12 monitoring_debian12; do $(MAKE) "molecule-$$scenario"; done
 	$(MAKE) bench-gateway ROWS="disconnects malformed restart soak"

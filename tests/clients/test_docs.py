@@ -1,4 +1,4 @@
-"""The blocks of docs/clients.md, run as they stand."""
+"""The blocks of docs/guide/clients.md, run as they stand."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ import pytest
 from endpoints import MODEL, Endpoint
 from environments import aider, npm
 
-PAGE = Path(__file__).parents[2] / "docs/clients.md"
+PAGE = Path(__file__).parents[2] / "docs/guide/clients.md"
 
 
 def block(title: str, language: str) -> str:

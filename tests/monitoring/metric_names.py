@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
     "roles/prometheus/templates/*.rules.yml.j2",
     "grafana/bedplate.json",
-    "docs/*.md",
+    "docs/**/*.md",
     "dashboard_app/src/*/*.py",
     "traffic/src/*/*.py",
 )

@@ -72,7 +72,7 @@ def test_an_unknown_card(control: Control, inventory: Path, card: Host) -> None:
     with cards(card, "10de:3340"):
         assert control.run(inventory).refused() == (
             "card: The card 10de:3340 of NVIDIA at 0000:01:00.0 is unknown here. If you know its chip, set "
-            f"gpu_driver_extra_cards: {{'10de:3340': CHIP}} (docs/gpu.md lists them), {CPU}"
+            f"gpu_driver_extra_cards: {{'10de:3340': CHIP}} (docs/reference/gpu-drivers.md lists them), {CPU}"
         )
         control.run(inventory, {"gpu_driver_extra_cards": {"10de:3340": "AD102"}}).accepted()
 

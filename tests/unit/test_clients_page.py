@@ -1,4 +1,4 @@
-"""docs/clients.md names the versions that the locks hold, so those that `make clients` runs."""
+"""docs/guide/clients.md names the versions that the locks hold, so those that `make clients` runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def locked() -> dict[str, str]:
 
 
 def test_versions() -> None:
-    rows = re.findall(r"^\| (.+?) \| (\S+?)[ |]", (ROOT / "docs/clients.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (.+?) \| (\S+?)[ |]", (ROOT / "docs/guide/clients.md").read_text(), re.MULTILINE)
     told = {name: version for name, version in rows if re.match(r"\d", version)}
     versions = locked()
     assert told == {

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("roles/*/README.md")])
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("roles/*/README.md")}
+)
 PAGES = [page for page in PAGES if not page.relative_to(ROOT).parts[0].startswith(".")]
+# The pages for users and contributors; the READMEs inside the folders belong to their parts.
+MANUAL = [page for page in PAGES if page.parent == ROOT or page.is_relative_to(ROOT / "docs")]
+ARCHITECTURE = ROOT / "docs/design/architecture.md"
+LONGEST_LINE = 140
+# Words that a stranger has to guess, and the word to use.
+UNCLEAR = {
+    r"doors?": "listener, endpoint, port",
+    r"tells?|told": "reports, shows, returns",
+    r"mend(s|ed|ing)?": "fix, repair",
+    r"besides?": "next to, compared with, in addition to",
+    r"lately": "recently",
+    r"whose turn": "schedules, priority",
+    r"let in|lets in": "accepts",
+    r"leavers?": "disconnected client",
+    r"heirs?": "successor",
+    r"ledgers?": "usage log",
+    r"(is|are|was|were) so|all is well|what happens": "name the thing",
+    r"as (it|they) stands?|stands? (there|there twice|above|in)": "is",
+    r"for want of": "for lack of",
+    r"anew": "again",
+}
 SPECS = sorted(ROOT.glob("roles/*/meta/argument_specs.yml"))
 SETTINGS = {
     name
@@ -31,10 +55,9 @@ ENDINGS = {"Counter": "_total", "CounterMetricFamily": "_total", "InfoMetricFami
 METRICS = {
     name + ENDINGS.get(kind, "")
     for source in [
-        *ROOT.glob("*/src/*/metrics.py"),
-        *ROOT.glob("dashboard_app/src/*/web.py"),
+        *ROOT.glob("*/src/**/metrics.py"),
+        *ROOT.glob("*/src/**/canary.py"),
         *ROOT.glob("roles/node_exporter/files/*.py"),
-        ROOT / "traffic/src/traffic/canary.py",
     ]
     for kind, name in re.findall(r'(?:(\w+)\(\s*)?"(bedplate_[a-z_]+)"', source.read_text())
 }
@@ -82,6 +105,82 @@ def test_settings_exist(page: Path) -> None:
 
 
 def test_metrics_of_ours_are_all_described() -> None:
-    page = (ROOT / "docs/metrics.md").read_text()
+    page = (ROOT / "docs/reference/metrics.md").read_text()
     assert set(re.findall(r"`(bedplate_[a-z_]+)`", page)) == METRICS
     assert set(re.findall(r"`(bedplate:[a-z0-9_:]+)`", page)) == RECORDS
+
+
+def prose(page: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a page without code blocks, code and quoted messages."""
+    fenced = False
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif not fenced:
+            yield number, re.sub(r"`[^`]*`|(?<![*\w])\*[^*]+\*(?!\*)|\]\([^)]*\)", "", line)
+
+
+@pytest.mark.parametrize("page", MANUAL, ids=lambda page: str(page.relative_to(ROOT)))
+def test_words_are_plain(page: Path) -> None:
+    for number, line in prose(page):
+        for words, better in UNCLEAR.items():
+            match = re.search(rf"\b({words})\b", line, re.IGNORECASE)
+            assert not match, f"{page.relative_to(ROOT)}:{number}: {match and match[0]!r}; better: {better}"
+
+
+@pytest.mark.parametrize("page", MANUAL, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_are_short(page: Path) -> None:
+    fenced = False
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        fenced ^= line.lstrip().startswith("```")
+        assert fenced or len(line) <= LONGEST_LINE, (
+            f"{page.relative_to(ROOT)}:{number} has {len(line)} characters"
+        )
+
+
+def test_the_index_lists_every_page() -> None:
+    index = ROOT / "docs/README.md"
+    linked = {
+        (index.parent / target.partition("#")[0]).resolve()
+        for target in re.findall(r"\]\(([^)\s]+)\)", index.read_text())
+    }
+    assert set(ROOT.glob("docs/**/*.md")) - {index} <= linked
+
+
+def test_design_notes_are_numbered_in_order() -> None:
+    names = sorted(path.name for path in ARCHITECTURE.parent.glob("[0-9]*.md"))
+    for number, name in enumerate(names, 1):
+        assert name.startswith(f"{number:03}-"), name
+        assert (ARCHITECTURE.parent / name).read_text().startswith(f"# {number}. "), name
+
+
+def places() -> list[str]:
+    """The paths in the second column of the tables under "Where do I change"."""
+    section = ARCHITECTURE.read_text().partition("\n## Where do I change")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .* \| (.*) \|$", section, re.MULTILINE)
+    return [path for row in rows for path in re.findall(r"`([^`\s]*[/.][^`\s]*|Makefile)`", row)]
+
+
+@pytest.mark.parametrize("place", places())
+def test_the_places_in_the_architecture_exist(place: str) -> None:
+    assert (ROOT / place).exists(), f"docs/design/architecture.md names {place}, which is not there"
+
+
+def test_the_architecture_has_places() -> None:
+    assert len(places()) > 50
+
+
+def test_chips_of_extra_cards_are_those_of_the_table() -> None:
+    page = (ROOT / "docs/reference/gpu-drivers.md").read_text()
+    section = page.partition("\n## Chips\n")[2].partition("\n## ")[0]
+    tables = yaml.safe_load((ROOT / "roles/gpu_driver/vars/main.yml").read_text())["__gpu_driver_tables"]
+    rows = [*tables["nvidia_chips"], *tables["amd_chips"]]
+    # A refused family, and a chip that is one of two.
+    usable = {
+        row["chip"]
+        for row in rows
+        if not row.get("integrated") and " or " not in row["chip"] and row["family"] != "GCN 1 to 3"
+    }
+    listed = set(re.findall(r"`([A-Z][^`]+)`", section))
+    assert usable <= listed
+    assert listed <= {row["chip"] for row in rows}

@@ -3,7 +3,7 @@
     gunicorn -c python:bedplate_dashboard.gunicorn_conf --bind ADDRESS:3001 bedplate_dashboard.wsgi:app
 
 One process, since it holds the poller's last poll, with a thread for each event stream. Waiting threads
-cost little (docs/dashboard.md has the numbers). gunicorn writes to /dev/shm only.
+cost little (docs/results/dashboard.md has the numbers). gunicorn writes to /dev/shm only.
 """
 
 from typing import Any

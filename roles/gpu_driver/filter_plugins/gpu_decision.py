@@ -186,7 +186,7 @@ def computing(cards: list[dict[str, Any]], tables: Row, settings: Row) -> list[d
             raise RefusedError(
                 f"The card {card['id']} of {NAMES[card['vendor']]} at {card['slot']} is unknown here.",
                 f"If you know its chip, set gpu_driver_extra_cards: {{'{card['id']}': CHIP}} "
-                f"(docs/gpu.md lists them){leave}",
+                f"(docs/reference/gpu-drivers.md lists them){leave}",
             )
     if not found:
         # A processor's own graphics counts where there is nothing else and Ollama's ROCm knows it.
