@@ -1,4 +1,4 @@
-# Bedplate's verbs. `make help` lists them; INVENTORY= picks the machines, the lab by default.
+# Bedplate's commands. `make help` lists them; INVENTORY= selects the machines, by default the lab.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -14,7 +14,7 @@ PLAY = $(VENV)/bin/ansible-playbook --inventory $(INVENTORY)
 ADHOC = $(VENV)/bin/ansible --inventory $(INVENTORY) --become
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-# Which group runs which unit; a verb may name the service with or without its prefix.
+# The inventory group of each unit; a target may name the service with or without its prefix.
 UNITS := ollama bedplate-gateway prometheus alertmanager node-exporter bedplate-exporter bedplate-dashboard traffic-canary
 group_ollama := inference
 group_bedplate-gateway := gateway
@@ -24,20 +24,20 @@ group_node-exporter := inference:gateway:monitoring
 group_bedplate-exporter := inference
 group_bedplate-dashboard := monitoring
 group_traffic-canary := gateway
-# The canary is a timer and the service that it starts: the timer is what runs, both have a state and a journal.
+# The canary is a timer and the service that it starts: start and stop apply to the timer, status and logs to both.
 started_traffic-canary := traffic-canary.timer
-seen_traffic-canary := traffic-canary.timer traffic-canary.service
+shown_traffic-canary := traffic-canary.timer traffic-canary.service
 unit = $(if $(group_$(1)),$(1),$(if $(group_bedplate-$(1)),bedplate-$(1),$(error no service is called '$(1)'; known: $(UNITS))))
 group = $(group_$(call unit,$(1)))
 started = $(or $(started_$(call unit,$(1))),$(call unit,$(1)).service)
-seen = $(or $(seen_$(call unit,$(1))),$(call unit,$(1)).service)
+shown = $(or $(shown_$(call unit,$(1))),$(call unit,$(1)).service)
 EVERYWHERE := inference:gateway:monitoring
 
 step = @printf '\n\033[1m[%s] %s\033[0m %s\n' '$(1)' '$(2)' '$(3)'
 
-##@ The lab: try it on this machine
+##@ Lab: try it on this machine
 .PHONY: up
-up: ## Boot a lab host, install the whole stack on it, prove it, print its addresses
+up: ## Boot a lab host, install and verify the whole stack on it, print its addresses
 	$(call step,1/5,Packages and Python environment,(usually 30 s the first time))
 	lab/lab deps
 	$(MAKE) install
@@ -53,46 +53,46 @@ up: ## Boot a lab host, install the whole stack on it, prove it, print its addre
 	@$(MAKE) INVENTORY=inventory/lab lab-addresses
 
 .PHONY: down
-down: ## Remove the lab's hosts; nothing of them stays
+down: ## Remove the lab's hosts with all their data
 	lab/lab down
 
-##@ Machines of your own
+##@ Your own machines
 .PHONY: install
-install: $(VENV)/.control ## Make the Python environment that runs the playbooks (.venv)
+install: $(VENV)/.control ## Create the Python environment that runs the playbooks (.venv)
 
 .PHONY: deploy
 deploy: install ## Install or update the stack: make deploy INVENTORY=inventory/mine
 	$(PLAY) site.yml
 
 .PHONY: gpu-probe
-gpu-probe: hosts ## Look at the GPUs and say which driver they would get, and why; changes nothing
-	@$(call answer,playbooks/gpu_probe.yml --tags gpu-probe --extra-vars "probe_file=$$file")
+gpu-probe: hosts ## Show the GPUs and which driver they would get, and why; changes nothing
+	@$(call output,playbooks/gpu_probe.yml --tags gpu-probe --extra-vars "probe_file=$$file")
 
 .PHONY: verify
-verify: hosts ## Prove on the running system that every promise holds
+verify: hosts ## Check the running system
 	$(PLAY) playbooks/verify.yml
 
-# A verb without a host would do nothing and say so in a warning only. (grep -q would leave ansible with a broken pipe.)
+# Without hosts ansible would only print a warning and succeed. (grep -q would cause a broken pipe in ansible.)
 .PHONY: hosts
 hosts: install
 	@$(VENV)/bin/ansible --inventory $(INVENTORY) $(EVERYWHERE) --list-hosts 2>/dev/null | grep 'hosts ([1-9]' >/dev/null \
-	  || { echo 'There is no host in $(INVENTORY): run make up for the lab, or name your machines with INVENTORY=inventory/mine.' >&2; exit 1; }
+	  || { echo 'There is no host in $(INVENTORY): run make up for the lab, or select your machines with INVENTORY=inventory/mine.' >&2; exit 1; }
 
 ##@ Day to day (add -SERVICE for one: make restart-gateway)
 .PHONY: start stop restart status health logs
 start: hosts ## Start every service
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl start bedplate.target'
-# The target alone would be told, and its services not waited for.
+# systemctl stop bedplate.target alone does not wait for its services.
 stop: hosts ## Stop every service
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.shell -a 'systemctl stop bedplate.target $$(systemctl show --value --property=ConsistsOf bedplate.target)'
 restart: hosts ## Restart every service
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.shell -a 'systemctl restart bedplate.target $$(systemctl show --value --property=ConsistsOf bedplate.target)'
 status: hosts ## Show the state of every service
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl --no-pager --all list-units $(foreach name,$(UNITS),$(call seen,$(name))) bedplate.target'
-health: hosts ## Say in one sentence how the stack is, and what to type next
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl --no-pager --all list-units $(foreach name,$(UNITS),$(call shown,$(name))) bedplate.target'
+health: hosts ## Print the stack's health in one sentence, and the next command
 	$(PLAY) playbooks/health.yml
 logs: hosts ## Show the last lines of every service's journal
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(foreach name,$(UNITS),$(addprefix --unit ,$(call seen,$(name))))'
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(foreach name,$(UNITS),$(addprefix --unit ,$(call shown,$(name))))'
 
 start-%: hosts
 	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl start $(call started,$*)'
@@ -100,34 +100,34 @@ stop-%: hosts
 	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl stop $(call started,$*)'
 restart-%: hosts
 	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl restart $(call started,$*)'
-# systemctl status tells a stopped unit by its exit status; that is an answer, no failure of the verb.
+# systemctl status exits with up to 3 for a stopped unit, which is a result and no error.
 status-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.shell -a 'systemctl --no-pager --full status $(call seen,$*); [ $$? -le 3 ]'
+	$(ADHOC) $(call group,$*) -m ansible.builtin.shell -a 'systemctl --no-pager --full status $(call shown,$*); [ $$? -le 3 ]'
 logs-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(call seen,$*))'
+	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(call shown,$*))'
 health-%: hosts
 	$(PLAY) playbooks/health.yml --extra-vars health_service=$(call unit,$*)
 
 ##@ Keys and clients
 .PHONY: env key rotate-key lab-addresses traffic-quick smoke
-env: hosts ## Print addresses and key for your shell: eval "$$(make env)"
+env: hosts ## Print URLs and key for your shell: eval "$$(make env)"
 	@$(call client,env)
 key: hosts ## Print one key: make key ALIAS=batch
 	@$(call client,key)
-rotate-key: hosts ## Make a new secret, the old one ends in 24 h: make rotate-key ALIAS=batch
+rotate-key: hosts ## Replace a key's secret, the old one expires in 24 h: make rotate-key ALIAS=batch
 	$(if $(filter file,$(origin ALIAS)),$(error name the key: make rotate-key ALIAS=batch))
 	$(PLAY) site.yml --tags keys --extra-vars gateway_rotate=$(ALIAS)
 lab-addresses: hosts
 	@$(call client,addresses)
-traffic-quick: hosts ## Ask three questions as a client would
+traffic-quick: hosts ## Send three chat requests as a client does
 	$(PLAY) playbooks/traffic.yml
-smoke: hosts ## Load the stack: exact limits, classes that overtake
+smoke: hosts ## Load the stack: checks rate limits and priorities (2 minutes)
 	$(PLAY) playbooks/smoke.yml
 
-# The playbook writes into a private file, so that nothing but the answer reaches standard output.
-answer = file=$$(mktemp); log=$$(mktemp); trap 'rm -f "$$file" "$$log"' EXIT; \
+# The playbook writes into a private file, so that only the result is printed on standard output.
+output = file=$$(mktemp); log=$$(mktemp); trap 'rm -f "$$file" "$$log"' EXIT; \
 	$(PLAY) $(1) >"$$log" 2>&1 || { cat "$$log" >&2; exit 1; }; cat "$$file"
-client = $(call answer,playbooks/client.yml --extra-vars "client_file=$$file client_form=$(1) client_alias=$(ALIAS)")
+client = $(call output,playbooks/client.yml --extra-vars "client_file=$$file client_form=$(1) client_alias=$(ALIAS)")
 
 ##@ Development
 .PHONY: lint lint-yaml lint-ansible lint-python lint-types lint-shell unit lab-ready browser lab-test molecule test lock
@@ -149,7 +149,7 @@ lint-types: $(VENV)/.dev
 	MYPYPATH=tests/gateway:tests/on_hosts mypy --explicit-package-bases tests/gateway/*.py tests/on_hosts/*.py
 	MYPYPATH=tests/dashboard:tests/gateway:tests/on_hosts:gateway/src:dashboard_app/src:dashboard_app/tests mypy --explicit-package-bases tests/dashboard/*.py
 	mypy grafana/generate.py roles/node_exporter/files/host_facts.py
-	mypy playbooks/library/gateway_promises.py playbooks/module_utils/*.py
+	mypy playbooks/library/gateway_checks.py playbooks/module_utils/*.py
 	mypy roles/gpu_driver/filter_plugins/*.py roles/gpu_driver/library/*.py
 	MYPYPATH=bench/gateway:gateway/src:gateway/tests:traffic/src mypy --explicit-package-bases bench/gateway/*.py
 	MYPYPATH=bench/gateway:bench/traffic mypy --explicit-package-bases bench/traffic/run.py bench/traffic/tools.py
@@ -158,7 +158,7 @@ lint-types: $(VENV)/.dev
 lint-shell: $(VENV)/.dev
 	shellcheck $$(git ls-files '*.sh' .ci/run tests/tools 'scripts/[a-z]*')
 
-unit: $(VENV)/.dev ## The tests that need no host
+unit: $(VENV)/.dev ## Unit tests; they need no host
 	pytest
 
 lab-ready:
@@ -170,12 +170,12 @@ lab-ready:
 browser: # Debian's Chromium; Playwright's own is never fetched.
 	@command -v chromium >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install --yes --no-install-recommends chromium; } >&2
 
-lab-test: $(VENV)/.dev lab-ready ## The lab's own promises, on hosts that it boots
+lab-test: $(VENV)/.dev lab-ready ## Tests of the lab, on hosts that it boots
 	pytest tests/lab
 
-# Two at a time: `default` leaves the host that the others of its row start from. A scenario's output comes when it ends.
-molecule: $(VENV)/.dev lab-ready ## What users are promised, on lab hosts with the real services
-	@echo 'Eleven scenarios, two at a time; each tells its story when it ends.'
+# Two at a time: `default` saves the host that the scenarios after it start from. A scenario's output is printed when it ends.
+molecule: $(VENV)/.dev lab-ready ## Scenario tests, on lab hosts with the real services
+	@echo 'Eleven scenarios, two at a time; the output of each is printed when it ends.'
 	$(MAKE) --jobs 2 --output-sync=target molecule-dashboard molecule-gpu
 molecule-faults: molecule-default
 molecule-installs: molecule-faults
@@ -189,14 +189,14 @@ molecule-gpu: molecule-models
 molecule-%:
 	ANSIBLE_HOME=$(CURDIR)/.ansible molecule test --scenario-name $*
 
-test: lint unit ## Everything that must hold
+test: lint unit ## All linters and tests
 	@if reason=$$({ lab/lab deps >&2 && lab/lab check; } 2>&1); then $(MAKE) lab-test molecule; else \
-	  printf 'Left out: the tests on lab hosts (make lab-test molecule), since they cannot be booted here: %s\n' "$$(tail -n 1 <<<"$$reason")"; \
+	  printf 'Skipped: the tests on lab hosts (make lab-test molecule), because no lab host can be booted here: %s\n' "$$(tail -n 1 <<<"$$reason")"; \
 	  [[ "$${CI:-}" != true ]]; fi
 
 .PHONY: test-all
-# Hours on 2 cores, so it is run by hand. docs/results/test-results.md has the last results.
-test-all: test clients ## The slow rest too (4 hours): driver packages, faults on Debian 12, an hour of load
+# Takes hours on 2 cores, so it is run by hand; docs/results/test-results.md has the last results.
+test-all: test clients ## Also the slow tests (4 hours): driver packages, faults on Debian 12, an hour of load
 	for scenario in former_gateway gpu_packages faults_debian12 gateway_debian12 monitoring_debian12; do $(MAKE) "molecule-$$scenario"; done
 	$(MAKE) bench-gateway ROWS="disconnects malformed restart soak"
 
@@ -207,17 +207,17 @@ clients: $(VENV)/.dev ## Real client programs against the gateway with the lab's
 	"$$($(VENV)/bin/python bench/gateway/servers.py clients)" -m pytest \
 	  --override-ini "pythonpath=traffic/src tests/clients bench/gateway" tests/clients
 
-bench-gateway: $(VENV)/.dev lab-ready ## The gateway beside stock LiteLLM, into bench/gateway.md (2 hours; ROWS="tpm labels" for some)
+bench-gateway: $(VENV)/.dev lab-ready ## Compare the gateway with stock LiteLLM, into bench/gateway.md (2 hours; ROWS="tpm labels" for some)
 	$(VENV)/bin/python bench/gateway/run.py $(ROWS)
 
-bench-traffic: $(VENV)/.dev ## Our load generator beside aiperf, guidellm and locust, into bench/traffic.md (8 minutes; TOOLS=locust for one)
+bench-traffic: $(VENV)/.dev ## Compare traffic with aiperf, guidellm and locust, into bench/traffic.md (8 minutes; TOOLS=locust for one)
 	PYTHONPATH=bench/gateway $(VENV)/bin/python bench/traffic/run.py $(TOOLS)
 
-bench-dashboard: $(VENV)/.dev lab-ready browser ## The dashboard's weight, first sentence and 200 viewers, into bench/dashboard.md (8 minutes)
+bench-dashboard: $(VENV)/.dev lab-ready browser ## Measure the dashboard's page size, first paint and 200 viewers, into bench/dashboard.md (8 minutes)
 	PYTHONPATH=bench/gateway:tests/dashboard $(VENV)/bin/python bench/dashboard/run.py
 
 .PHONY: outdated audit
-lock: $(VENV)/.control ## Make the locks of requirements/ and bench/requirements/ anew
+lock: $(VENV)/.control ## Update the lock files of requirements/ and bench/requirements/
 	scripts/lock
 outdated: $(VENV)/.control ## List locked packages that have a newer release
 	scripts/outdated
@@ -225,14 +225,14 @@ audit: $(VENV)/.control ## List locked packages that have a known vulnerability
 	scripts/audit
 
 .PHONY: help
-help: ## This list
+help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n\033[1m%s\033[0m\n", substr($$0, 5)} /^[a-z-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@printf '\n%s\n' 'INVENTORY=inventory/mine names your machines; without it a verb is for the lab.'
+	@printf '\n%s\n' 'INVENTORY=inventory/mine selects your machines; without it, commands apply to the lab.'
 
 $(VENV)/.control: requirements/control.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Bedplate needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || apt-get install --yes --no-install-recommends python3-venv >&2
-	@echo 'making the Python environment $(VENV)' >&2
+	@echo 'creating the Python environment $(VENV)' >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/control.txt
 	@touch $@

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the module runs of a play on its hosts: what a run that changes nothing spends its time on."""
+"""Counts the module runs of a play on its hosts, which determine the duration of a run without changes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ name: host_tasks
 type: aggregate
 short_description: Count the module runs on each host
 description:
-  - Each task that ran on a host counts, each item of a loop for itself. What Ansible decides on the control
-    machine, and what is delegated there, does not.
-  - Says at the end how many there were and how long all of it took.
-  - Writes a JSON object, the number by host, to the file that BEDPLATE_HOST_TASKS names.
+  - Counts each task that ran on a host, and each item of a loop separately. Tasks that run on the control
+    machine or are delegated to it do not count.
+  - Prints the numbers and the duration at the end.
+  - Writes the numbers as a JSON object, by host, to the file that BEDPLATE_HOST_TASKS names.
 """
 
 CONTROL_SIDE = {
@@ -39,7 +39,7 @@ CONTROL_SIDE = {
 
 
 class CallbackModule(CallbackBase):
-    """Counts while the play runs and writes the numbers at its end."""
+    """Counts during the play and writes the numbers at its end."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"
@@ -47,22 +47,21 @@ class CallbackModule(CallbackBase):
     CALLBACK_NEEDS_ENABLED = True
 
     def __init__(self) -> None:
-        """Start at nothing."""
         super().__init__()
         self.counts: dict[str, int] = {}
         self.started = time.monotonic()
 
     def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
-        """Count a task that went well."""
+        """Count a successful task."""
         self._count(result)
 
     def v2_runner_on_failed(self, result: CallbackTaskResult, ignore_errors: bool = False) -> None:
-        """Count a task that failed, whatever becomes of it."""
+        """Count a failed task, also if its failure is ignored."""
         del ignore_errors
         self._count(result)
 
     def v2_playbook_on_stats(self, stats: object) -> None:
-        """Say and write the numbers."""
+        """Print and write the numbers."""
         del stats
         numbers = ", ".join(f"{host} {count}" for host, count in sorted(self.counts.items())) or "none"
         self._display.display(f"Module runs: {numbers}; {time.monotonic() - self.started:.0f} s")

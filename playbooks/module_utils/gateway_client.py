@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway as a client sees it, for the modules that prove its promises; standard library only."""
+"""Client of the gateway's API for Ansible modules; uses only the standard library."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-# A question waits in the queue and for the engine.
-ANSWER_SECONDS = 150.0
+# A chat request waits in the queue and for the engine.
+CHAT_SECONDS = 150.0
 LIST_SECONDS = 10.0
-LOOK = "journalctl -u bedplate-gateway -n 50"
+JOURNAL_COMMAND = "journalctl -u bedplate-gateway -n 50"
 Check = dict[str, Any]
 
 
 class Answer(NamedTuple):
-    """One answer; `status` is -1 where none came. Times are monotonic seconds."""
+    """One response; `status` is -1 if the gateway did not respond. Times are monotonic seconds."""
 
     status: int
     headers: Mapping[str, str]
@@ -27,7 +27,7 @@ class Answer(NamedTuple):
     ended: float
 
     def document(self) -> dict[str, Any]:
-        """Return the JSON object of the body, empty where it is none."""
+        """Return the JSON object in the body; empty if the body is no JSON object."""
         try:
             document = json.loads(self.body)
         except ValueError:
@@ -35,31 +35,30 @@ class Answer(NamedTuple):
         return document if isinstance(document, dict) else {}
 
     def number(self, header: str) -> int:
-        """Return a header as a whole number, -1 where it is none."""
+        """Return a header as an integer; -1 if it is missing or no integer."""
         text = self.headers.get(header, "")
         return int(text) if text.isdecimal() else -1
 
     def error_code(self) -> str:
-        """Return the code of an error in OpenAI's shape, empty where there is none."""
+        """Return the code of an error in OpenAI's format; empty if there is none."""
         error = self.document().get("error")
         return str(error.get("code")) if isinstance(error, dict) else ""
 
     def over_limit(self) -> bool:
-        """Say whether it was refused for a limit of requests or tokens."""
+        """Return whether the request was refused for a limit of requests or tokens."""
         return self.status == 429 and self.error_code() == "rate_limit_exceeded"
 
 
 class Gateway:
-    """The gateway at an address."""
+    """Client of one gateway; `url` is without /v1."""
 
     def __init__(self, url: str) -> None:
-        """`url` is without /v1."""
         self.url = url
         self._address = urlsplit(url).netloc
 
-    def ask(self, method: str, path: str, key: str | None = None, body: object = None) -> Answer:
-        """Send one request on a connection of its own."""
-        connection = HTTPConnection(self._address, timeout=LIST_SECONDS if body is None else ANSWER_SECONDS)
+    def request(self, method: str, path: str, key: str | None = None, body: object = None) -> Answer:
+        """Send one request on a new connection; `body` is sent as JSON."""
+        connection = HTTPConnection(self._address, timeout=LIST_SECONDS if body is None else CHAT_SECONDS)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         started = time.monotonic()
         try:
@@ -73,31 +72,31 @@ class Gateway:
             connection.close()
 
     def models(self, key: str) -> Answer:
-        """Ask for the models, which costs nothing."""
-        return self.ask("GET", "/v1/models", key)
+        """Request the list of models, which uses no limit."""
+        return self.request("GET", "/v1/models", key)
 
     def chat(self, key: str, model: str) -> Answer:
-        """Ask the smallest question."""
+        """Send a chat request for one token."""
         body = {
             "model": model,
             "max_tokens": 1,
             "messages": [{"role": "user", "content": "Count to ten."}],
         }
-        return self.ask("POST", "/v1/chat/completions", key, body)
+        return self.request("POST", "/v1/chat/completions", key, body)
 
-    def seen(self, answer: Answer) -> str:
-        """Say what an answer was."""
+    def describe(self, answer: Answer) -> str:
+        """Return the answer's status and error code, or that there was none, for a report."""
         if answer.status == -1:
-            return f"the gateway does not answer at {self.url}"
+            return f"the gateway does not respond at {self.url}"
         return f"status {answer.status}{' ' * bool(answer.error_code())}{answer.error_code()}"
 
 
 def model_names(listed: Answer) -> list[str]:
-    """Return the names in a list of models."""
+    """Return the model names in a response of /v1/models."""
     data = listed.document().get("data")
     return [str(model.get("id")) for model in data] if isinstance(data, list) else []
 
 
-def check(name: str, ok: bool | None, seen: str, next_command: str = LOOK) -> Check:
-    """Return one line of a report; `ok` is None where it could not be asked."""
+def check(name: str, ok: bool | None, seen: str, next_command: str = JOURNAL_COMMAND) -> Check:
+    """Return one entry of the report; `ok` is None if the check could not run."""
     return {"name": name, "ok": ok, "seen": seen, "next": next_command}

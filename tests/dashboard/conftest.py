@@ -10,7 +10,7 @@ from watched_page import PageOpener, Times, WatchedPage, start
 
 @pytest.fixture(scope="session")
 def stack() -> Stack:
-    """The host with everything on it."""
+    """The host with the whole stack."""
     return stack_of("dashboard")
 
 

@@ -8,5 +8,5 @@ from gateway_lab import Stack, stack_of
 
 @pytest.fixture(scope="session")
 def stack() -> Stack:
-    """The host with everything on it."""
+    """The host with the whole stack."""
     return stack_of("gateway")

@@ -1,4 +1,4 @@
-"""A lab host with everything on it: its gateway as clients see it, and what operators type."""
+"""A lab host with the whole stack: API clients, playbook runs, and load on its gateway."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOON_SECONDS = 20.0
 
 
 class Stack:
-    """The host `one` with everything on it. `url` is the gateway's without /v1."""
+    """The host `one` with the whole stack; `url` is the gateway's without /v1."""
 
     def __init__(self, name: str, variables: dict[str, Any]) -> None:
         self.name = name
@@ -33,11 +33,11 @@ class Stack:
         self.keys_file = home / "bedplate" / variables["bedplate_name"] / "keys.json"
 
     def key(self, alias: str) -> str:
-        """The secret that `make key` would print."""
+        """Return the secret that `make key` prints."""
         return str(json.loads(self.keys_file.read_text())["keys"][alias])
 
     def __call__(self, script: str, *, fails: bool = False) -> str:
-        """Run a script on the host, without SSH."""
+        """Run a script on the host without SSH and return its output."""
         return run_script(self.name, script, fails=fails)
 
     def play(
@@ -47,7 +47,7 @@ class Stack:
         settings: dict[str, Any] | None = None,
         seconds: float = 600,
     ) -> int:
-        """Run a playbook as a user does; returns how many tasks changed something."""
+        """Run a playbook like a user; returns the number of changed tasks."""
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "ansible", "playbook", "--inventory=inventory/lab", playbook),
@@ -66,12 +66,12 @@ class Stack:
         return sum(int(number) for number in re.findall(r" changed=(\d+)", output))
 
     def client(self, secret: str = "") -> httpx.Client:
-        """A client with a key; its connections are kept."""
+        """Return a client with a key and persistent connections; the timeout is 60 s."""
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
     def chat(self, client: httpx.Client, **fields: Any) -> httpx.Response:
-        """Ask one small question."""
+        """Send one small chat request."""
         body = {
             "model": self.model,
             "max_tokens": 1,
@@ -79,8 +79,8 @@ class Stack:
         }
         return client.post("/v1/chat/completions", json=body | fields)
 
-    def said(self, secret: str) -> str:
-        """What a key is told: "ok", or the message of its 401."""
+    def key_status(self, secret: str) -> str:
+        """Return "ok" if the gateway accepts a key, else the error message of its 401."""
         with self.client(secret) as client:
             answer = client.get("/v1/models")
         assert answer.status_code in (200, 401), answer.text
@@ -91,28 +91,28 @@ class Stack:
         return str(error["message"])
 
     def main_pid(self) -> str:
-        """The gateway's main process."""
+        """Return the process id of the gateway's main process."""
         return self("systemctl show --property=MainPID --value bedplate-gateway").strip()
 
 
 def stack_of(scenario: str) -> Stack:
-    """The host `one` of a scenario that runs."""
+    """Return the host `one` of a running scenario."""
     hosts = running_hosts()
     assert "one" in hosts, f"there is no host `one`: run molecule converge --scenario-name {scenario}"
     return Stack("one", hosts["one"])
 
 
 class Outcome(NamedTuple):
-    """How one request of the load ended: 200, another status, or the error; and how long it took."""
+    """Result of one request under load: its status or error, and its duration in seconds."""
 
-    what: str
+    result: str
     seconds: float
 
 
 class Load:
-    """Clients that ask one question after the other, half of them on kept connections.
+    """Clients that send one chat request after the other, half of them on persistent connections.
 
-    An answer that breaks off counts as failed, a stream also where its end mark is missing.
+    An incomplete response counts as failed, also a stream without its [DONE].
     """
 
     def __init__(self, stack: Stack, clients: int, *, tokens: int = 4, stream: bool = False) -> None:
@@ -125,29 +125,29 @@ class Load:
         ]
         self.outcomes: list[Outcome] = []
 
-    def _run(self, keeps: bool) -> None:
+    def _run(self, keep_alive: bool) -> None:
         client = self._stack.client(self._secret)
         while not self._stop.is_set():
             started = time.monotonic()
             try:
                 answer = self._stack.chat(client, **self._fields)
-                whole = not self._fields["stream"] or answer.text.endswith("data: [DONE]\n\n")
-                what = str(answer.status_code) if whole else "broken off"
+                complete = not self._fields["stream"] or answer.text.endswith("data: [DONE]\n\n")
+                result = str(answer.status_code) if complete else "incomplete"
             except httpx.HTTPError as error:
-                what = repr(error)
-            self.outcomes.append(Outcome(what, time.monotonic() - started))
-            if not keeps:
+                result = repr(error)
+            self.outcomes.append(Outcome(result, time.monotonic() - started))
+            if not keep_alive:
                 client.close()
                 client = self._stack.client(self._secret)
         client.close()
 
     def failed(self) -> list[str]:
-        """Every outcome but 200."""
-        return [outcome.what for outcome in self.outcomes if outcome.what != "200"]
+        """Return all results other than 200."""
+        return [outcome.result for outcome in self.outcomes if outcome.result != "200"]
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Keep asking for the length of a block, then say how it went."""
+        """Send requests for the duration of the block, then print a summary."""
         for thread in self._threads:
             thread.start()
         try:
@@ -162,10 +162,10 @@ class Load:
         )
 
 
-def wait_for(true: Callable[[], bool], seconds: float = SOON_SECONDS) -> float:
-    """Wait until something is true; returns after how many seconds it was."""
+def wait_for(condition: Callable[[], bool], seconds: float = SOON_SECONDS) -> float:
+    """Wait until the condition is true; returns the seconds that it took."""
     started = time.monotonic()
-    while not true():
+    while not condition():
         assert time.monotonic() - started < seconds, f"not within {seconds} s"
         time.sleep(0.2)
     return time.monotonic() - started

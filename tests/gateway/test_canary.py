@@ -1,4 +1,4 @@
-"""The question every five minutes: never loads a model, never keeps one, and its result is a metric."""
+"""The canary loads no model, keeps none loaded, and exports its result as a metric."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def _timer_aside(stack: Stack) -> Iterator[None]:
 
 
 def result(stack: Stack) -> str:
-    """What a look gives, as the node exporter tells it."""
+    """Run the canary and return its result from the node exporter's metrics."""
     stack("systemctl start traffic-canary.service")
     metrics = stack("curl --silent --fail http://127.0.0.1:9100/metrics")
-    (found,) = re.findall(r'^bedplate_traffic_canary_result{.*result="(\w+)"} 1$', metrics, re.MULTILINE)
-    return str(found)
+    (value,) = re.findall(r'^bedplate_traffic_canary_result{.*result="(\w+)"} 1$', metrics, re.MULTILINE)
+    return str(value)
 
 
 def loaded(stack: Stack) -> bool:
-    """Whether the gateway sees the model in the engine's memory."""
+    """Return whether the gateway reports the model as loaded."""
     return bool(re.search(r"^bedplate_gateway_engine_loaded{.*} 1\.0$", metrics_of(stack), re.MULTILINE))
 
 
@@ -33,7 +33,7 @@ def metrics_of(stack: Stack) -> str:
     return stack(f"curl --silent --fail {stack.metrics_url}")
 
 
-def test_it_asks_only_what_others_use(stack: Stack) -> None:
+def test_it_tests_only_models_in_use(stack: Stack) -> None:
     with stack.client(stack.key("bench")) as client:
         assert stack.chat(client).status_code == 200
         wait_for(lambda: loaded(stack))
@@ -60,7 +60,7 @@ def test_a_gateway_that_is_stopped_is_a_failure(stack: Stack) -> None:
         stack("systemctl start bedplate-gateway")
 
 
-def test_who_does_not_want_it_has_nothing_of_it(stack: Stack) -> None:
+def test_a_disabled_canary_is_removed(stack: Stack) -> None:
     assert stack.play("--tags", "traffic", settings={"traffic_canary_enabled": False}) > 0
     assert stack.play("--tags", "traffic", settings={"traffic_canary_enabled": False}) == 0
     paths = "/etc/systemd/system/traffic-canary.* /etc/bedplate/traffic-canary /var/lib/traffic-canary"

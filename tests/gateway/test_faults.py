@@ -1,4 +1,4 @@
-"""What the gateway needs is taken away, and given back."""
+"""The gateway loses what it needs (engine, settings) and gets it back."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ SETTINGS = "/etc/bedplate/bedplate-gateway/gateway.json"
 
 
 def ready(stack: Stack) -> int:
-    """The status of readiness."""
+    """Return the HTTP status of /health/readiness."""
     with stack.client() as client:
         return client.get("/health/readiness").status_code
 
 
 def answers(stack: Stack) -> bool:
-    """Whether anybody answers on the port."""
+    """Return whether the gateway responds."""
     try:
         return ready(stack) in (200, 503)
     except httpx.ConnectError:
         return False
 
 
-def test_a_stopped_engine_is_said_and_restarts_nothing(stack: Stack) -> None:
+def test_a_stopped_engine_is_reported_and_restarts_nothing(stack: Stack) -> None:
     before = stack.main_pid()
     with stack.client(stack.key("bench")) as client:
         stack("systemctl stop ollama")
@@ -43,7 +43,7 @@ def test_a_stopped_gateway_stays_stopped(stack: Stack) -> None:
     stack("systemctl stop bedplate-gateway")
     try:
         assert not answers(stack)
-        # The dashboard gets its new secret by the same run, or the verify that follows would tell.
+        # The same run gives the dashboard its new secret; otherwise the verify at the end would fail.
         rotation = {"gateway_rotate": "dashboard", "gateway_rotation_grace_hours": 0}
         stack.play("--tags", "keys", settings=rotation)
         assert stack("systemctl is-active bedplate-gateway", fails=True).strip() == "inactive"
@@ -53,10 +53,10 @@ def test_a_stopped_gateway_stays_stopped(stack: Stack) -> None:
     assert answers(stack)
 
 
-def test_failed_starts_leave_no_closed_port_behind(stack: Stack) -> None:
+def test_the_gateway_starts_again_after_failed_starts(stack: Stack) -> None:
     stack(f'cp --archive {SETTINGS} /root/gateway.json && sed -i \'s/"share"/"shared"/\' {SETTINGS}')
     try:
-        # What runs is not harmed by a reload that cannot succeed.
+        # A failed reload does not affect the running process.
         stack("systemctl reload bedplate-gateway", fails=True)
         assert answers(stack)
         stack("systemctl restart bedplate-gateway", fails=True)

@@ -1,4 +1,4 @@
-"""Keys: added, rotated, taken away and ended by one play and a reload, which nobody else notices."""
+"""Keys are added, rotated, revoked and expired by one play and a reload, without affecting other clients."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def _lab_keys_again(stack: Stack) -> Iterator[None]:
 
 
 def declare(stack: Stack, *keys: dict[str, Any], **settings: Any) -> int:
-    """Deploy the lab's keys and these."""
+    """Deploy the lab's keys and these; returns the number of changed tasks."""
     return stack.play("--tags", "keys", settings={"gateway_keys": [*LAB_KEYS, *keys], **settings})
 
 
-def test_keys_are_added_while_streams_are_under_way(stack: Stack) -> None:
+def test_keys_are_added_during_streams(stack: Stack) -> None:
     before = stack.main_pid()
     expires = datetime.now(UTC) + timedelta(seconds=60)
     moment = expires.isoformat(timespec="seconds")
     streams = Load(stack, clients=3, tokens=200, stream=True)
     with streams.running():
         assert declare(stack, {"alias": "team"}, {"alias": "guest", "expires": moment}) > 0
-        assert [stack.said(stack.key(alias)) for alias in ("team", "guest")] == ["ok", "ok"]
+        assert [stack.key_status(stack.key(alias)) for alias in ("team", "guest")] == ["ok", "ok"]
     assert streams.failed() == []
     assert stack.main_pid() != before
     time.sleep(max(0.0, (expires - datetime.now(UTC)).total_seconds() + 1))
-    assert stack.said(stack.key("guest")) == f"This API key expired at {moment}: ask for a new one."
+    assert stack.key_status(stack.key("guest")) == f"This API key expired at {moment}: ask for a new one."
 
 
 def test_a_second_run_changes_nothing(stack: Stack) -> None:
@@ -54,26 +54,26 @@ def test_a_rotated_key_has_two_secrets_until_its_grace_ends(stack: Stack) -> Non
     declare(stack, {"alias": "team"}, gateway_rotate="team")
     second = stack.key("team")
     assert first != second
-    assert [stack.said(secret) for secret in (first, second)] == ["ok", "ok"]
+    assert [stack.key_status(secret) for secret in (first, second)] == ["ok", "ok"]
     declare(stack, {"alias": "team"}, gateway_rotate="team", gateway_rotation_grace_hours=0)
     third = stack.key("team")
-    assert stack.said(third) == "ok"
+    assert stack.key_status(third) == "ok"
     for secret in (first, second):
-        said = stack.said(secret)
-        assert said.startswith("This API key was replaced at ")
-        assert said.endswith(": use the new one.")
+        message = stack.key_status(secret)
+        assert message.startswith("This API key was replaced at ")
+        assert message.endswith(": use the new one.")
 
 
-def test_a_key_is_taken_away(stack: Stack) -> None:
+def test_a_key_is_revoked(stack: Stack) -> None:
     secret = stack.key("team")
     declare(stack, {"alias": "team", "revoked": True})
-    assert stack.said(secret) == REVOKED
+    assert stack.key_status(secret) == REVOKED
     declare(stack, {"alias": "team"})
-    assert stack.said(secret) == "ok"
+    assert stack.key_status(secret) == "ok"
     declare(stack)
-    assert stack.said(secret) == REVOKED
+    assert stack.key_status(secret) == REVOKED
     assert (
-        stack.said("sk-nobody-ever-had-this-one")
+        stack.key_status("sk-nobody-ever-had-this-one")
         == "The API key is not valid here: check it, or ask for a new one."
     )
 

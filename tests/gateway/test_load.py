@@ -1,4 +1,4 @@
-"""Under load: limits are exact, classes overtake, and neither restart nor reload loses a request."""
+"""Under load: limits are exact, priorities work, and neither restart nor reload drops a request."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import time
 from gateway_lab import ROOT, Load, Stack
 
 
-def test_limits_are_exact_and_classes_overtake(stack: Stack) -> None:
+def test_limits_are_exact_and_priorities_work(stack: Stack) -> None:
     stack.play(playbook="playbooks/smoke.yml")
     report = json.loads((ROOT / "reports/smoke.json").read_text())
     print("\n" + "\n".join(f"{check['name']}: {check['seen']}" for check in report["checks"]))
     assert [check["ok"] for check in report["checks"]] == [True, True, True]
-    handed = json.loads(stack("cat /var/lib/bedplate-dashboard/smoke.json"))
-    assert handed["checks"] == report["checks"]
+    copied = json.loads(stack("cat /var/lib/bedplate-dashboard/smoke.json"))
+    assert copied["checks"] == report["checks"]
 
 
 def test_the_gateway_counts_what_traffic_counted(stack: Stack) -> None:
-    """To the request and to the token, on the real engine."""
+    """The numbers of requests and tokens are equal, on the real engine."""
 
     def counted() -> list[float]:
         metrics = stack(f"curl --silent --fail {stack.metrics_url}")
@@ -29,8 +29,8 @@ def test_the_gateway_counts_what_traffic_counted(stack: Stack) -> None:
             r'completion_tokens_total{alias="bench",.*}',
         )
         return [
-            sum(map(float, re.findall(rf"^bedplate_gateway_{one} (.+)$", metrics, re.MULTILINE)))
-            for one in counters
+            sum(map(float, re.findall(rf"^bedplate_gateway_{counter} (.+)$", metrics, re.MULTILINE)))
+            for counter in counters
         ]
 
     before = counted()
@@ -40,13 +40,13 @@ def test_the_gateway_counts_what_traffic_counted(stack: Stack) -> None:
             "runuser --user nobody -- traffic run --concurrency 4 --requests 30 --max-tokens 12 --json -"
         )
     )
-    (ours,) = report["classes"]
-    assert ours["answered"] == 30
-    seen = [later - earlier for earlier, later in zip(before, counted(), strict=True)]
-    assert seen == [ours["answered"], ours["prompt_tokens"], ours["completion_tokens"]]
+    (traffic_class,) = report["classes"]
+    assert traffic_class["answered"] == 30
+    increases = [later - earlier for earlier, later in zip(before, counted(), strict=True)]
+    assert increases == [traffic_class[name] for name in ("answered", "prompt_tokens", "completion_tokens")]
 
 
-def test_restart_and_reload_lose_no_request(stack: Stack) -> None:
+def test_restart_and_reload_drop_no_request(stack: Stack) -> None:
     load = Load(stack, clients=10)
     with load.running():
         for verb in ("reload", "restart", "reload", "restart"):
@@ -64,5 +64,5 @@ def test_limits_survive_a_restart_and_a_kill(stack: Stack) -> None:
     stack("systemctl kill --kill-who=main --signal=KILL bedplate-gateway")
     with stack.client(stack.key("ratelimit")) as client:
         assert int(stack.chat(client).headers["x-ratelimit-remaining-requests"]) == left - 2
-    # A start by hand counts anew, so that verify sees no crash.
+    # A manual restart resets NRestarts, so that verify reports no crash.
     stack("systemctl restart bedplate-gateway")

@@ -1,4 +1,4 @@
-"""The scenario's host, which seems to have a card, and its alerts."""
+"""The scenario's host with a simulated GPU, and its alerts."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from gateway_lab import ROOT, Stack, stack_of
 
 @pytest.fixture(scope="session")
 def stack() -> Stack:
-    """The host with everything on it."""
+    """The host with the whole stack."""
     return stack_of("gpu")
 
 
 @pytest.fixture(scope="session")
 def settings() -> dict[str, Any]:
-    """What the scenario changed, for further runs of the playbooks."""
+    """The scenario's settings, for further runs of the playbooks."""
     plays = yaml.safe_load((ROOT / "molecule/gpu/converge.yml").read_text())
-    found: dict[str, Any] = plays[1]["vars"]
-    return found
+    variables: dict[str, Any] = plays[1]["vars"]
+    return variables
 
 
 @pytest.fixture(scope="session")
 def alerts(stack: Stack) -> Iterator[AlertWatch]:
-    """The alerts as Prometheus tells them; says at the end how long each took."""
+    """The alerts in Prometheus; prints at the end how long each took."""
     watch = AlertWatch(stack)
     yield watch
-    watch.tell()
+    watch.print_times()

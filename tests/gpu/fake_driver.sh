@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs packages that have the names and versions of Debian 13's NVIDIA driver, and nothing in them that works, and
-# leaves the role's record of having done so.
-# Argument: the kernel release whose module they seem to be.
+# Installs empty packages with the names and versions of Debian 13's NVIDIA driver, and writes the role's records of
+# their installation.
+# Argument: the kernel release for which they install a fake module.
 set -eu
 kernel=$1
 version=550.163.01
@@ -11,7 +11,7 @@ libraries="libcuda1/usr/lib/$(uname -m)-linux-gnu"
 
 modules="nvidia-kernel-dkms/usr/lib/modules/$kernel"
 
-# /etc/modprobe.d is kmod's, which each machine with a driver has.
+# /etc/modprobe.d belongs to the package kmod, which every machine with a driver has.
 mkdir -p "$work/$libraries" "$work/$modules/updates/dkms" "$work/$modules/build" "$work/$modules/kernel" \
   "$work/nvidia-kernel-dkms/etc/modprobe.d"
 touch "$work/$libraries/libcuda.so.$version" "$work/$modules/updates/dkms/nvidia-current.ko"
@@ -26,7 +26,7 @@ for name in "$@"; do
 done
 dpkg --install "$work"/*.deb >/dev/null
 
-# As if the role had installed them.
+# The role's records, as if it had installed the packages.
 mkdir -p /etc/bedplate/gpu_driver
 for record in requested installed; do
   printf '%s\n' "$@" >"/etc/bedplate/gpu_driver/$record"

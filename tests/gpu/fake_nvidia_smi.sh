@@ -1,5 +1,5 @@
 #!/bin/sh
-# A fake nvidia-smi: what it is asked it answers as the real one would, in the state that /etc/fake-nvidia-smi names:
+# A fake nvidia-smi with the real one's output in the state that /etc/fake-nvidia-smi names:
 # good (the default), lost, mismatch or hang.
 state=$(cat /etc/fake-nvidia-smi 2>/dev/null || echo good)
 [ "$state" = hang ] && exec sleep 600

@@ -1,6 +1,6 @@
-"""A host that seems to have a card, with a driver that is nothing but names: what is decided, done and told.
+"""A host with a simulated GPU and a fake driver: decision, installation, verify, metrics and alerts.
 
-The engine is the real one and computes on the CPU, which is what all of it must notice.
+The engine is the real one and runs on the CPU, which verify and alerts must detect.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def run(stack: Stack, playbook: str, settings: dict[str, Any], *arguments: str) 
 
 
 def verified(stack: Stack) -> dict[str, dict[str, Any]]:
-    """The lines of the last verify, as the dashboard got them."""
+    """Return the checks of the last verify by name, from the report on the host."""
     report = json.loads(stack("cat /var/lib/bedplate-dashboard/verify.json"))
     return {check["name"]: check for check in report["checks"]}
 
 
 def state(stack: Stack) -> dict[str, Any]:
-    """What the exporter tells the dashboard."""
-    found: dict[str, Any] = json.loads(stack("curl --silent --fail http://127.0.0.1:9101/state.json"))
-    return found
+    """Return the exporter's state for the dashboard."""
+    document: dict[str, Any] = json.loads(stack("curl --silent --fail http://127.0.0.1:9101/state.json"))
+    return document
 
 
 def metrics(stack: Stack) -> str:
@@ -52,7 +52,7 @@ def test_the_driver_is_held_and_loaded_at_boot(stack: Stack) -> None:
     assert stack("systemctl is-enabled gpu-devices").strip() == "enabled"
 
 
-def test_the_engine_may_open_the_card_and_nothing_else(stack: Stack) -> None:
+def test_the_engine_may_open_only_the_gpus_devices(stack: Stack) -> None:
     shown = stack("systemctl show ollama --property=DevicePolicy,PrivateDevices,DeviceAllow,After,Wants")
     assert "DevicePolicy=closed\n" in shown
     assert "PrivateDevices=no\n" in shown
@@ -62,13 +62,13 @@ def test_the_engine_may_open_the_card_and_nothing_else(stack: Stack) -> None:
         "char-nvidia-frontend rw",
         "char-nvidia-uvm rw",
         "char-nvidia-caps rw",
-        # It comes with ProtectClock.
+        # ProtectClock= adds it.
         "char-rtc r",
     }
     assert shown.count("gpu-devices.service") == 2
 
 
-def test_the_engine_starts_without_its_card(stack: Stack) -> None:
+def test_the_engine_starts_without_its_gpu(stack: Stack) -> None:
     assert stack("systemctl is-active ollama").strip() == "active"
     assert "failed" in stack("systemctl is-failed gpu-devices || true")
 
@@ -77,53 +77,53 @@ def test_a_second_run_changes_nothing(stack: Stack, settings: dict[str, Any]) ->
     assert stack.play("--skip-tags", "verify", settings=settings) == 0
 
 
-def test_verify_fails_and_says_that_the_model_runs_on_the_cpu(stack: Stack, settings: dict[str, Any]) -> None:
-    said, passed = run(stack, "playbooks/verify.yml", settings)
+def test_verify_fails_because_the_model_runs_on_the_cpu(stack: Stack, settings: dict[str, Any]) -> None:
+    output, passed = run(stack, "playbooks/verify.yml", settings)
     assert not passed
-    assert "the kernel module nvidia is not loaded" in said
-    found = verified(stack)
-    seen = {name: (check["ok"], check["seen"]) for name, check in found.items()}
-    assert seen["the card's kernel module is loaded"] == (False, "the kernel module nvidia is not loaded")
-    libraries = seen["Ollama has the libraries for the card"]
+    assert "the kernel module nvidia is not loaded" in output
+    checks = verified(stack)
+    seen = {name: (check["ok"], check["seen"]) for name, check in checks.items()}
+    assert seen["the GPU's kernel module is loaded"] == (False, "the kernel module nvidia is not loaded")
+    libraries = seen["Ollama has the libraries for the GPU"]
     assert libraries[0] is False
     assert libraries[1].endswith("/lib/ollama has no cuda_v12")
-    assert seen["Ollama's user can open the card's device nodes in its sandbox"] == (
+    assert seen["Ollama's user can open the GPU's device nodes in its sandbox"] == (
         False,
         "missing: /dev/nvidiactl, /dev/nvidia-uvm, /dev/nvidia[0-9]*",
     )
-    assert seen["Ollama found the card"] == (
+    assert seen["Ollama detected the GPU"] == (
         False,
-        "it computes with cpu, not with cuda: it fell back to the CPU",
+        "it uses cpu, not cuda: it fell back to the CPU",
     )
-    assert seen["a model that answers lies wholly on the card"] == (False, f"{MODEL} runs on the CPU")
-    assert seen["the engine's runner computes on the card"][0] is False
-    assert seen["every GPU of nvidia answers its driver"] == (True, "1 of 1")
-    assert all(check["next"] for check in found.values() if check["ok"] is False)
+    assert seen["a model runs entirely on the GPU"] == (False, f"{MODEL} runs on the CPU")
+    assert seen["the engine's runner process uses the GPU"][0] is False
+    assert seen["the driver reports every nvidia GPU"] == (True, "1 of 1")
+    assert all(check["next"] for check in checks.values() if check["ok"] is False)
 
 
-def test_a_node_that_is_there_and_does_not_open(stack: Stack, settings: dict[str, Any]) -> None:
-    """The nodes are real ones of a driver that does not run; the sandbox does not know its numbers."""
+def test_a_device_node_that_cannot_be_opened(stack: Stack, settings: dict[str, Any]) -> None:
+    """The nodes exist, but their driver does not run, so the sandbox cannot allow its device numbers."""
     stack(
         "cd /dev; mknod nvidiactl c 195 255; mknod nvidia0 c 195 0; mknod nvidia-uvm c 511 0; chmod 666 nv*"
     )
     run(stack, "playbooks/verify.yml", settings)
     stack("rm /dev/nvidia*")
-    found = verified(stack)["Ollama's user can open the card's device nodes in its sandbox"]
-    assert found["ok"] is False
-    assert "/dev/nvidiactl: Operation not permitted" in found["seen"]
+    check = verified(stack)["Ollama's user can open the GPU's device nodes in its sandbox"]
+    assert check["ok"] is False
+    assert "/dev/nvidiactl: Operation not permitted" in check["seen"]
 
 
 def test_the_card_in_metrics_and_state(stack: Stack) -> None:
-    told = metrics(stack)
-    assert 'bedplate_gpu_expected{vendor="nvidia"} 1.0' in told
-    assert 'bedplate_gpu_devices{vendor="nvidia"} 1.0' in told
-    assert 'bedplate_gpu_info{gpu="0",name="NVIDIA GeForce RTX 4090",vendor="nvidia"} 1.0' in told
-    assert 'library_version="550.163.01",module_version="",vendor="nvidia"' in told
-    found = state(stack)
-    assert [(gpu["name"], gpu["throttling"]) for gpu in found["gpus"]] == [
+    exported = metrics(stack)
+    assert 'bedplate_gpu_expected{vendor="nvidia"} 1.0' in exported
+    assert 'bedplate_gpu_devices{vendor="nvidia"} 1.0' in exported
+    assert 'bedplate_gpu_info{gpu="0",name="NVIDIA GeForce RTX 4090",vendor="nvidia"} 1.0' in exported
+    assert 'library_version="550.163.01",module_version="",vendor="nvidia"' in exported
+    document = state(stack)
+    assert [(gpu["name"], gpu["throttling"]) for gpu in document["gpus"]] == [
         ("NVIDIA GeForce RTX 4090", "power")
     ]
-    assert [driver["expected"] for driver in found["drivers"]] == [1]
+    assert [driver["expected"] for driver in document["drivers"]] == [1]
 
 
 def test_the_card_on_the_dashboard(stack: Stack) -> None:
@@ -134,7 +134,7 @@ def test_the_card_on_the_dashboard(stack: Stack) -> None:
 
 def test_alerts(stack: Stack, alerts: AlertWatch) -> None:
     alerts.fault(
-        "the engine computes on the CPU",
+        "the engine runs on the CPU",
         lambda: stack("systemctl restart ollama-preload"),
         lambda: stack(f"ollama stop {MODEL}"),
         f"EngineOnCpu {MODEL}",
@@ -152,29 +152,27 @@ def test_alerts(stack: Stack, alerts: AlertWatch) -> None:
         )
 
 
-def test_a_card_that_falls_off_is_missed_by_verify(stack: Stack, settings: dict[str, Any]) -> None:
+def test_verify_detects_a_lost_gpu(stack: Stack, settings: dict[str, Any]) -> None:
     stack(f"echo lost >{SMI}; mv {CARD} /root/card")
     _, passed = run(stack, "playbooks/verify.yml", settings)
     stack(f"rm {SMI}; mv /root/card {CARD}")
     assert not passed
-    found = verified(stack)["every GPU of nvidia answers its driver"]
-    assert (found["ok"], found["seen"]) == (False, "0 of 1; the driver does not answer as it should")
+    check = verified(stack)["the driver reports every nvidia GPU"]
+    assert (check["ok"], check["seen"]) == (False, "0 of 1; the driver does not respond correctly")
 
 
 def test_a_card_that_is_too_old_is_refused(stack: Stack, settings: dict[str, Any]) -> None:
-    """The other refusals are the scenario `refusals`' work."""
+    """The scenario `refusals` tests the other refusals."""
     stack(f"echo 0x1180 >{CARD}/device")
-    said, passed = run(stack, "playbooks/preflight.yml", settings)
+    output, passed = run(stack, "playbooks/preflight.yml", settings)
     stack(f"echo 0x2684 >{CARD}/device")
     assert not passed
-    assert "is older than Maxwell" in said
-    assert "gpu_driver_enabled: false" in said
-    assert re.search(r"one : ok=\d+ changed=0 ", said)
+    assert "is older than Maxwell" in output
+    assert "gpu_driver_enabled: false" in output
+    assert re.search(r"one : ok=\d+ changed=0 ", output)
 
 
-def test_without_the_driver_all_is_as_on_a_host_without_a_card(
-    stack: Stack, settings: dict[str, Any]
-) -> None:
+def test_uninstalling_the_driver_leaves_a_host_without_a_gpu(stack: Stack, settings: dict[str, Any]) -> None:
     off = settings | {"gpu_driver_enabled": False}
     stack.play(playbook="playbooks/gpu_uninstall.yml", settings=off)
     stack.play("--tags", "gpu_driver,ollama,exporter", settings=off)
@@ -189,5 +187,5 @@ def test_without_the_driver_all_is_as_on_a_host_without_a_card(
     assert 'bedplate_gpu_expected{vendor="nvidia"} 0.0' in metrics(stack)
     _, passed = run(stack, "playbooks/verify.yml", off)
     assert passed
-    found = verified(stack)["models run where they should"]
-    assert found["seen"] == "gpu_driver_enabled is false: models run on the CPU"
+    check = verified(stack)["models run on the expected device"]
+    assert check["seen"] == "gpu_driver_enabled is false: models run on the CPU"

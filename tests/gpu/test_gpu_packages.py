@@ -1,6 +1,6 @@
-"""Debian's own driver, really installed with its kernel module built, and taken away again.
+"""Debian's own driver is installed with its kernel module built, and uninstalled again.
 
-There is no card behind it: the proof has to fail, and to say why.
+There is no real GPU, so verify must fail with the reason.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import pytest
 from gateway_lab import Stack, stack_of
 from lab_host import run_script
 
-# Copies that each change of users leaves, such as /etc/passwd-.
+# Backup copies that each change of users creates, such as /etc/passwd-.
 NOT_COMPARED = "-path '/etc/*-'"
 
 
 @pytest.fixture(scope="module")
 def stack() -> Stack:
-    """The host of Debian 13, with everything on it and its card not used."""
+    """The Debian 13 host with the whole stack, without the GPU driver."""
     return stack_of("gpu_packages")
 
 
 @pytest.fixture(scope="module")
 def settings(stack: Stack) -> dict[str, Any]:
-    """The kernel that counts is the one that is installed; the running one is the machine's below."""
+    """Build for the installed kernel only; the running one belongs to the lab's machine."""
     return {"gpu_driver_kernels": stack("ls /lib/modules").split(), "gpu_driver_source": "archive"}
 
 
 def packages(stack: Stack) -> dict[str, str]:
-    """Each installed package with its version and what dpkg wants of it."""
+    """Return each installed package with dpkg's status letters and its version."""
     lines = stack(
         "dpkg-query --show --showformat='${Package}:${Architecture} ${db:Status-Abbrev}${Version}\\n'"
     ).splitlines()
@@ -38,34 +38,34 @@ def packages(stack: Stack) -> dict[str, str]:
 
 
 def etc(stack: Stack) -> dict[str, str]:
-    """Each file and link below /etc with its checksum or what it points at."""
-    found = stack(
+    """Return each file and symlink below /etc with its checksum or target."""
+    listing = stack(
         f"find /etc \\( {NOT_COMPARED} \\) -prune -o -type f -exec sha256sum {{}} + ; "
         f"find /etc \\( {NOT_COMPARED} \\) -prune -o -type l -printf '%l  %p\\n'"
     )
-    return {path: content for content, path in (line.split("  ", 1) for line in found.splitlines())}
+    return {path: content for content, path in (line.split("  ", 1) for line in listing.splitlines())}
 
 
 @pytest.fixture(scope="module")
 def before(stack: Stack) -> tuple[dict[str, str], dict[str, str]]:
-    """What was there before the driver."""
+    """Return packages and files before the driver is installed."""
     return packages(stack), etc(stack)
 
 
 @pytest.fixture(scope="module")
 def installed(stack: Stack, settings: dict[str, Any], before: tuple[dict[str, str], dict[str, str]]) -> str:
-    """Install the driver with site.yml, which has to fail at its proof; returns what it said."""
+    """Install the driver with site.yml, which must fail at verify; returns its output."""
     assert before
     started = time.monotonic()
     try:
         # A module takes 4 minutes to build on two cores that have nothing else to do.
         stack.play("--limit", "one", settings=settings, seconds=3600)
     except AssertionError as failed:
-        said = " ".join(str(failed).split())
+        output = " ".join(str(failed).split())
     else:
-        pytest.fail("site.yml passed on a host whose card does not work")
+        pytest.fail("site.yml passed on a host whose GPU does not work")
     print(f"\nsite.yml with the driver's packages took {time.monotonic() - started:.0f} s")
-    return said
+    return output
 
 
 def test_the_driver_is_installed_and_held(stack: Stack, installed: str, settings: dict[str, Any]) -> None:
@@ -84,14 +84,14 @@ def test_the_driver_is_installed_and_held(stack: Stack, installed: str, settings
     )
 
 
-def test_the_proof_says_what_is_wrong(stack: Stack, installed: str) -> None:
-    assert "the card's kernel module is loaded: the kernel module nvidia is not loaded. Next:" in installed
+def test_verify_reports_what_is_wrong(stack: Stack, installed: str) -> None:
+    assert "the GPU's kernel module is loaded: the kernel module nvidia is not loaded. Next:" in installed
     report = json.loads(stack("cat /var/lib/bedplate-dashboard/verify.json"))
     seen = {check["name"]: check["seen"] for check in report["checks"] if check["ok"] is False}
-    assert seen["Ollama found the card"] == "it computes with cpu, not with cuda: it fell back to the CPU"
-    assert seen["a model that answers lies wholly on the card"] == "smollm2:135m runs on the CPU"
-    # The real tool without a driver below it.
-    assert seen["every GPU of nvidia answers its driver"] == "0 of 1; the driver does not answer as it should"
+    assert seen["Ollama detected the GPU"] == "it uses cpu, not cuda: it fell back to the CPU"
+    assert seen["a model runs entirely on the GPU"] == "smollm2:135m runs on the CPU"
+    # The real nvidia-smi without a driver.
+    assert seen["the driver reports every nvidia GPU"] == "0 of 1; the driver does not respond correctly"
 
 
 def test_a_second_run_changes_nothing(stack: Stack, installed: str, settings: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ def test_a_second_run_changes_nothing(stack: Stack, installed: str, settings: di
     assert stack.play("--limit", "one", "--skip-tags", "verify", settings=settings) == 0
 
 
-def test_uninstalled_the_host_is_as_it_was(
+def test_uninstalling_restores_the_host(
     stack: Stack,
     installed: str,
     settings: dict[str, Any],
@@ -116,7 +116,7 @@ def test_uninstalled_the_host_is_as_it_was(
 
 
 def test_debian_12s_archive_is_refused(installed: str, settings: dict[str, Any], stack: Stack) -> None:
-    """Before anything is changed, with what is to be done."""
+    """Preflight refuses it with a remedy before anything is changed."""
     assert installed
     kernels = run_script("old", "ls /lib/modules").split()
     with pytest.raises(AssertionError) as refused:
@@ -126,6 +126,6 @@ def test_debian_12s_archive_is_refused(installed: str, settings: dict[str, Any],
             playbook="playbooks/preflight.yml",
             settings=settings | {"gpu_driver_kernels": kernels},
         )
-    said = " ".join(str(refused.value).split())
-    assert "Ollama with this card needs NVIDIA's driver 550 or newer" in said
-    assert "gpu_driver_source: auto" in said
+    message = " ".join(str(refused.value).split())
+    assert "Ollama with this card needs NVIDIA's driver 550 or newer" in message
+    assert "gpu_driver_source: auto" in message

@@ -1,4 +1,4 @@
-"""Waits for alerts to fire and to end, and keeps how long that took."""
+"""Waits until alerts fire and end, and measures how long that takes."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ import httpx
 from gateway_lab import Stack
 
 FOLDER = Path(__file__).parent
-# The label that says what an alert is about, the most telling first.
+# The labels that identify an alert's subject, the most specific first.
 ABOUT = ("name", "vendor", "mountpoint", "path", "reason", "class", "model", "job")
 WITHIN_SECONDS = 90.0
 
 
-def wait_until(true: Callable[[], bool], seconds: float, otherwise: Callable[[], str] = lambda: "") -> float:
-    """Wait until something is true; returns after how many seconds it was."""
+def wait_until(
+    condition: Callable[[], bool], seconds: float, explain: Callable[[], str] = lambda: ""
+) -> float:
+    """Wait until the condition is true; returns the seconds that it took."""
     started = time.monotonic()
-    while not true():
-        assert time.monotonic() - started < seconds, f"not within {seconds:.0f} s: {otherwise()}"
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds:.0f} s: {explain()}"
         time.sleep(0.3)
     return time.monotonic() - started
 
 
 class Receiver:
-    """What Alertmanager delivered."""
+    """A webhook and a mail server on the host that record what Alertmanager sends."""
 
     def __init__(self, stack: Stack) -> None:
-        """Start the fake receivers."""
         self._stack = stack
         self.log = "/root/received.jsonl"
         stack(
@@ -40,26 +41,25 @@ class Receiver:
             f"systemd-run --quiet --unit=fake-receiver /usr/bin/python3 /root/fake_receiver.py {self.log}"
         )
 
-    def got(self, kind: str) -> list[dict[str, Any]]:
-        """What came so far, as `webhook` or as `mail`."""
+    def received(self, kind: str) -> list[dict[str, Any]]:
+        """Return the messages received so far; `kind` is `webhook` or `mail`."""
         lines = self._stack(f"cat {self.log} 2>/dev/null || true").splitlines()
         return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
 
     def statuses(self, alert: str) -> set[str]:
-        """Whether the webhook was told that an alert is `firing` and that it is `resolved`."""
+        """Return which of `firing` and `resolved` the webhook received for an alert."""
         return {
-            told["status"]
-            for entry in self.got("webhook")
-            for told in entry["alerts"]
-            if told["labels"]["alertname"] == alert
+            message["status"]
+            for entry in self.received("webhook")
+            for message in entry["alerts"]
+            if message["labels"]["alertname"] == alert
         }
 
 
 class AlertWatch:
-    """An alert is written as its name and what it is about: `ServiceDown ollama.service`."""
+    """The host's alerts in Prometheus, each written as name and subject: `ServiceDown ollama.service`."""
 
     def __init__(self, stack: Stack) -> None:
-        """Ask the host's Prometheus, as its certificate and its password allow."""
         files = stack.keys_file.parent
         self._client = httpx.Client(
             base_url=stack.url.replace("http:", "https:").replace(":8000", ":9090"),
@@ -70,29 +70,29 @@ class AlertWatch:
         )
         self._times: list[tuple[str, str, float, float | None]] = []
 
-    def ask(self, path: str, **parameters: str) -> Any:
-        """The data of one answer of Prometheus."""
+    def query(self, path: str, **parameters: str) -> Any:
+        """Return the data of one response of Prometheus' API."""
         answer = self._client.get(f"/api/v1/{path}", params=parameters)
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]
 
     def value(self, expr: str, **parameters: str) -> float:
-        """The one number that an expression gives, 0 where there is none; now, unless `time` is given."""
-        result = self.ask("query", query=expr, **parameters)["result"]
+        """Return the value of an expression, 0 without a result; now, unless `time` is given."""
+        result = self.query("query", query=expr, **parameters)["result"]
         return float(result[0]["value"][1]) if result else 0.0
 
     def firing(self) -> set[str]:
-        """What fires now."""
-        found = set()
-        for alert in self.ask("alerts")["alerts"]:
+        """Return the alerts that fire now."""
+        alerts = set()
+        for alert in self.query("alerts")["alerts"]:
             labels = alert["labels"]
-            about = next(labels[label] for label in ABOUT if label in labels)
+            subject = next(labels[label] for label in ABOUT if label in labels)
             if alert["state"] == "firing":
                 assert alert["annotations"].keys() == {"summary", "meaning", "next"}
-                found.add(f"{labels['alertname']} {about}")
-        return found
+                alerts.add(f"{labels['alertname']} {subject}")
+        return alerts
 
-    def fire(self, what: str, expected: set[str], since: float) -> None:
+    def wait_firing(self, what: str, expected: set[str], since: float) -> None:
         """Wait until all of these fire."""
         left = set(expected)
 
@@ -104,7 +104,7 @@ class AlertWatch:
 
         wait_until(all_fire, WITHIN_SECONDS, lambda: f"{left} do not fire, but {self.firing()}")
 
-    def end(self, expected: set[str], since: float) -> None:
+    def wait_ended(self, expected: set[str], since: float) -> None:
         """Wait until none of these fires."""
         left = set(expected)
 
@@ -120,17 +120,17 @@ class AlertWatch:
         wait_until(all_end, WITHIN_SECONDS, lambda: f"{left} fire still")
 
     def fault(
-        self, what: str, break_it: Callable[[], object], mend: Callable[[], object], *expected: str
+        self, what: str, break_it: Callable[[], object], repair: Callable[[], object], *expected: str
     ) -> None:
-        """Break something, wait until it is told, mend it, wait until that is told."""
+        """Break something, wait until the expected alerts fire, repair it, wait until they end."""
         since = time.monotonic()
         break_it()
-        self.fire(what, set(expected), since)
+        self.wait_firing(what, set(expected), since)
         since = time.monotonic()
-        mend()
-        self.end(set(expected), since)
+        repair()
+        self.wait_ended(set(expected), since)
 
-    def tell(self) -> None:
+    def print_times(self) -> None:
         """Print the times as a table."""
         print("\n| fault | alert | fires after | ends after |\n|---|---|---|---|")
         for what, alert, fired, ended in self._times:

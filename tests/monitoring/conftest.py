@@ -1,4 +1,4 @@
-"""The scenario's host, its alerts, and the people who are told of them."""
+"""The scenario's host, its alerts, and their receivers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from gateway_lab import ROOT, Stack, stack_of
 
 @pytest.fixture(scope="session")
 def stack() -> Stack:
-    """The host with everything on it."""
+    """The host with the whole stack."""
     return stack_of("monitoring")
 
 
 @pytest.fixture(scope="session")
 def settings() -> dict[str, Any]:
-    """What the scenario changed, for further runs of the playbooks."""
-    found: dict[str, Any] = yaml.safe_load((ROOT / "molecule/monitoring/converge.yml").read_text())[1]["vars"]
-    return found
+    """The scenario's settings, for further runs of the playbooks."""
+    variables: dict[str, Any] = yaml.safe_load((ROOT / "molecule/monitoring/converge.yml").read_text())[1][
+        "vars"
+    ]
+    return variables
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +34,8 @@ def receiver(stack: Stack) -> Receiver:
 
 @pytest.fixture(scope="session")
 def alerts(stack: Stack, receiver: Receiver) -> Iterator[AlertWatch]:
-    """The alerts as Prometheus tells them; says at the end how long each took."""
+    """The alerts in Prometheus; prints at the end how long each took."""
     assert receiver.log
     watch = AlertWatch(stack)
     yield watch
-    watch.tell()
+    watch.print_times()

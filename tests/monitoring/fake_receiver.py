@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Takes what Alertmanager sends, as a webhook and as a mail server, and writes each as a line of JSON."""
+"""A webhook and a mail server that write each message from Alertmanager as a line of JSON."""
 
 import json
 import sys
@@ -11,8 +11,8 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 LOG = Path(sys.argv[1] if len(sys.argv) > 1 else "/root/received.jsonl")
 
 
-def keep(kind: str, **what: object) -> None:
-    """Write one line."""
+def record(kind: str, **what: object) -> None:
+    """Append one line to the log."""
     with LOG.open("a") as file:
         file.write(json.dumps({"kind": kind, **what}) + "\n")
 
@@ -21,29 +21,29 @@ class Hook(BaseHTTPRequestHandler):
     """The webhook."""
 
     def do_POST(self) -> None:
-        """Keep the alerts, with the secret that came with them."""
+        """Record the alerts and the request's bearer token."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        keep("webhook", authorization=self.headers["Authorization"], **body)
+        record("webhook", authorization=self.headers["Authorization"], **body)
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class Mail(StreamRequestHandler):
-    """As much of a mail server as one sender needs."""
+    """A minimal SMTP server."""
 
     def handle(self) -> None:
-        """Take one session's mails."""
+        """Record the mails of one session."""
         self.wfile.write(b"220 fake\r\n")
         for line in self.rfile:
             verb = line.split()[0].upper() if line.split() else b""
             if verb == b"DATA":
                 self.wfile.write(b"354 go on\r\n")
                 text = b"".join(iter(self.rfile.readline, b".\r\n"))
-                keep("mail", text=text.decode(errors="replace"))
+                record("mail", text=text.decode(errors="replace"))
             self.wfile.write(b"221 bye\r\n" if verb == b"QUIT" else b"250 fine\r\n")
             if verb == b"QUIT":
                 return

@@ -1,4 +1,4 @@
-"""Which metrics the repository asks for: rules, alerts, Grafana, the documents, dashboard, canary."""
+"""Which metrics the repository uses: rules, alerts, Grafana, the documents, dashboard, canary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCES = (
     "dashboard_app/src/*/*.py",
     "traffic/src/*/*.py",
 )
-# Some settings have names of the same kind.
+# Some settings have similar names.
 NAME = re.compile(
     r"\b(bedplate_(?:gateway|ollama|gpu|host|dashboard|traffic)_(?!address\b)[a-z0-9_]+"
     r"|node_(?!exporter(?!_build_info))\w+|bedplate:[a-z0-9_:]+)\b"
@@ -23,7 +23,7 @@ HISTOGRAM = ("_bucket", "_sum", "_count")
 
 
 def used() -> dict[str, set[str]]:
-    """The names with the files that use them."""
+    """Return the used metric names with the files that use them."""
     names: dict[str, set[str]] = {}
     for pattern in SOURCES:
         for path in ROOT.glob(pattern):
@@ -33,9 +33,9 @@ def used() -> dict[str, set[str]]:
 
 
 def missing(exposed: Iterable[str]) -> dict[str, set[str]]:
-    """The used names that are not exposed; a histogram's own name stands for its parts."""
+    """Return the used names that are not exposed; a histogram's base name stands for its series."""
     known = set(exposed)
     known |= {name.removesuffix(ending) for name in known for ending in HISTOGRAM}
-    # prometheus_client adds the ending to a counter's name in the dashboard's code.
+    # prometheus_client adds the suffix to a counter's name in the dashboard's code.
     known |= {name.removesuffix("_total") for name in known}
     return {name: files for name, files in used().items() if name not in known}

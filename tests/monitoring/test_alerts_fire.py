@@ -1,4 +1,4 @@
-"""Alerts are fired by the real thing, told to people, and end with its repair."""
+"""Real faults fire alerts, Alertmanager delivers them, and they end after the repair."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ OTHER_LIBRARY = "Failed to initialize NVML: Driver/library version mismatch"
 
 
 def fault(*arguments: str) -> None:
-    """Let the lab break or mend something."""
+    """Inject a fault into the lab, or remove it."""
     subprocess.run([ROOT / "lab/lab", "fault", *arguments], check=True, capture_output=True)
 
 
 def verify() -> None:
-    """Run verify, whatever it finds."""
+    """Run verify and ignore its result."""
     command = [
         sys.executable,
         "-m",
@@ -40,21 +40,21 @@ def verify() -> None:
     subprocess.run(command, cwd=ROOT, check=False, capture_output=True, timeout=300)
 
 
-def fake_nvidia_smi(stack: Stack, says: str, status: int = 0) -> None:
-    """Put a fake nvidia-smi on the host, which says this."""
+def fake_nvidia_smi(stack: Stack, output: str, status: int = 0) -> None:
+    """Install a fake nvidia-smi with this output and exit status."""
     tool = "/usr/local/bin/nvidia-smi"
     stack(
-        f"cat >{tool}.new <<'END'\n#!/bin/sh\ncat <<'EOF'\n{says}\nEOF\nexit {status}\nEND\n"
+        f"cat >{tool}.new <<'END'\n#!/bin/sh\ncat <<'EOF'\n{output}\nEOF\nexit {status}\nEND\n"
         f"chmod 755 {tool}.new; mv {tool}.new {tool}"
     )
 
 
-def test_nothing_fires_while_all_is_well(alerts: AlertWatch) -> None:
+def test_nothing_fires_on_a_healthy_stack(alerts: AlertWatch) -> None:
     wait_until(lambda: not alerts.firing(), 60, lambda: f"{alerts.firing()} fire")
     assert alerts.value('count(ALERTS{alertstate="firing"})') == 0
 
 
-def test_an_engine_that_is_dead(stack: Stack, alerts: AlertWatch) -> None:
+def test_a_stopped_engine(stack: Stack, alerts: AlertWatch) -> None:
     refused, failing = "RequestsRefused engine_unavailable", f"RequestsFailing {MODEL}"
     dead = {"ServiceDown ollama.service", f"ModelUnavailable {MODEL}"}
     since = time.monotonic()
@@ -62,22 +62,22 @@ def test_an_engine_that_is_dead(stack: Stack, alerts: AlertWatch) -> None:
     with stack.client(stack.key("bench")) as client:
         for _ in range(8):
             assert stack.chat(client).status_code == 503
-            # Over several scrapes: what keeps the value of its first sample has no rate.
+            # Over several scrapes, because a counter has no rate until its value changes.
             time.sleep(1)
-    alerts.fire("the engine is stopped, and clients ask it", {*dead, refused, failing}, since)
+    alerts.wait_firing("the engine is stopped while clients send requests", {*dead, refused, failing}, since)
     since = time.monotonic()
     verify()
-    alerts.fire("verify is run meanwhile", {"VerifyFailed dashboard"}, since)
+    alerts.wait_firing("verify runs meanwhile", {"VerifyFailed dashboard"}, since)
     since = time.monotonic()
     stack("systemctl start ollama ollama-preload")
-    # The failures' five minutes are the dashboards' too, so they are not shortened here.
-    alerts.end({*dead, refused}, since)
+    # RequestsFailing covers the dashboards' 5 minutes, which are not shortened here: do not wait for its end.
+    alerts.wait_ended({*dead, refused}, since)
     since = time.monotonic()
     verify()
-    alerts.end({"VerifyFailed dashboard"}, since)
+    alerts.wait_ended({"VerifyFailed dashboard"}, since)
 
 
-def test_what_hangs_what_fills_and_what_is_cut(stack: Stack, alerts: AlertWatch) -> None:
+def test_hanging_services_and_a_blocked_port(stack: Stack, alerts: AlertWatch) -> None:
     def break_it() -> None:
         fault("stop", "one", "node-exporter")
         fault("stop", "one", "ollama")
@@ -87,22 +87,22 @@ def test_what_hangs_what_fills_and_what_is_cut(stack: Stack, alerts: AlertWatch)
             " add rule inet lab_cut input tcp dport 3001 drop'"
         )
 
-    def mend() -> None:
+    def repair() -> None:
         fault("cont", "one", "node-exporter")
         fault("cont", "one", "ollama")
         stack("nft delete table inet lab_cut")
 
     alerts.fault(
-        "node exporter and engine hang, the dashboard's port is cut",
+        "node exporter and engine hang, the dashboard's port is blocked",
         break_it,
-        mend,
+        repair,
         "TargetDown node",
         "TargetDown dashboard",
         f"ModelUnavailable {MODEL}",
     )
 
 
-def test_what_dies_again_and_again_what_is_full_and_what_ends(stack: Stack, alerts: AlertWatch) -> None:
+def test_crash_loop_full_disk_and_expiring_certificate(stack: Stack, alerts: AlertWatch) -> None:
     def kill() -> None:
         before = stack("systemctl show --property=MainPID --value bedplate-dashboard").strip()
         fault("kill", "one", "bedplate-dashboard")
@@ -119,7 +119,7 @@ def test_what_dies_again_and_again_what_is_full_and_what_ends(stack: Stack, aler
         kill()
         kill()
 
-    def mend() -> None:
+    def repair() -> None:
         stack("systemctl start bedplate-gateway traffic-canary; systemctl restart bedplate-dashboard")
         fault("unfill", "one", "/srv")
         stack(
@@ -128,9 +128,9 @@ def test_what_dies_again_and_again_what_is_full_and_what_ends(stack: Stack, aler
         )
 
     alerts.fault(
-        "the gateway is stopped, the dashboard killed twice, a disk full, a certificate about to end",
+        "the gateway is stopped, the dashboard killed twice, a disk full, a certificate about to expire",
         break_it,
-        mend,
+        repair,
         "ServiceDown bedplate-gateway.service",
         "TargetDown gateway",
         f"CanaryFailing {MODEL}",
@@ -141,20 +141,20 @@ def test_what_dies_again_and_again_what_is_full_and_what_ends(stack: Stack, aler
 
 
 def test_gpus(stack: Stack, alerts: AlertWatch) -> None:
-    """With a fake nvidia-smi and a fake libcuda; the engine is the real one and computes on the CPU."""
+    """With a fake nvidia-smi and a fake libcuda; the engine is the real one and runs on the CPU."""
     stack(
         "cd /usr/lib/$(uname -m)-linux-gnu; touch libcuda.so.550.163.01;"
         " ln -sf libcuda.so.550.163.01 libcuda.so.1"
     )
     stack("systemctl start ollama-preload")
     alerts.fault(
-        "there are GPUs, the engine computes on the CPU",
+        "there are GPUs, the engine runs on the CPU",
         lambda: fake_nvidia_smi(stack, TWO_GPUS),
         lambda: stack(f"ollama stop {MODEL}"),
         f"EngineOnCpu {MODEL}",
     )
     alerts.fault(
-        "a GPU falls off",
+        "a GPU is lost",
         lambda: fake_nvidia_smi(stack, ONE_GPU, status=15),
         lambda: fake_nvidia_smi(stack, TWO_GPUS),
         "GpuLost nvidia",
@@ -168,81 +168,81 @@ def test_gpus(stack: Stack, alerts: AlertWatch) -> None:
     )
 
 
-def test_an_engine_that_is_slow(stack: Stack, alerts: AlertWatch) -> None:
+def test_a_slow_engine(stack: Stack, alerts: AlertWatch) -> None:
     slow = f"FirstTokenSlow {MODEL}"
     since = time.monotonic()
     stack("systemctl set-property --runtime ollama CPUQuota=10%")
     with Load(stack, 20, tokens=1, stream=True).running():
-        alerts.fire("the engine has a tenth of a processor", {slow}, since)
+        alerts.wait_firing("the engine has a tenth of a processor", {slow}, since)
     since = time.monotonic()
     stack("systemctl set-property --runtime ollama CPUQuota=")
-    # It looks back, so it ends once enough streams began in time.
+    # The alert covers a time window, so it ends only after enough streams began in time.
     with Load(stack, 2, tokens=1, stream=True).running():
-        alerts.end({slow, "QueueSaturated normal"}, since)
+        alerts.wait_ended({slow, "QueueSaturated normal"}, since)
 
 
-def test_more_than_the_engine_can_do_while_prometheus_is_killed(stack: Stack, alerts: AlertWatch) -> None:
+def test_overload_while_prometheus_is_killed(stack: Stack, alerts: AlertWatch) -> None:
     load = Load(stack, 30, tokens=30)
     since = time.monotonic()
     with load.running():
-        alerts.fire("thirty clients ask at once", {"QueueSaturated normal"}, since)
-        # Asked for the same moment before and after, so that the answers must be the same.
+        alerts.wait_firing("thirty clients send requests at once", {"QueueSaturated normal"}, since)
+        # Queried for the same time before and after, so the results must be equal.
         scraped, moment = "sum(count_over_time(up[10m]))", f"{time.time():.3f}"
         before, series = alerts.value(scraped, time=moment), alerts.value("prometheus_tsdb_head_series")
         stack("systemctl kill --kill-who=main --signal=KILL prometheus")
-        took = wait_until(lambda: _answers(alerts), 30)
+        took = wait_until(lambda: _responds(alerts), 30)
         after = alerts.value(scraped, time=moment)
     since = time.monotonic()
-    print(f"\nPrometheus was killed with {series:.0f} series and answered again after {took:.1f} s")
+    print(f"\nPrometheus was killed with {series:.0f} series and responded again after {took:.1f} s")
     print(f"{before:.0f} samples of `up` before, {after:.0f} after")
     assert before > 10
     assert after == before
-    alerts.end({"QueueSaturated normal"}, since)
+    alerts.wait_ended({"QueueSaturated normal"}, since)
     assert load.failed() == []
 
 
-def _answers(alerts: AlertWatch) -> bool:
+def _responds(alerts: AlertWatch) -> bool:
     try:
         return alerts.value("vector(1)") == 1
     except (httpx.HTTPError, AssertionError):
         return False
 
 
-def test_a_bad_rule_file_is_refused_and_the_old_rules_go_on(
+def test_an_invalid_rule_file_is_refused_and_the_old_rules_stay(
     stack: Stack, alerts: AlertWatch, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    groups = len(alerts.ask("rules")["groups"])
+    groups = len(alerts.query("rules")["groups"])
     bad = tmp_path / "bad.yml"
     bad.write_text("groups:\n  - name: bad\n    rules:\n      - {alert: Bad, expr: 'up =='}\n")
     with pytest.raises(AssertionError, match="could not parse expression"):
         stack.play("--tags=prometheus", settings={**settings, "prometheus_extra_rule_files": [str(bad)]})
-    # By hand, past everything that checks before it writes.
+    # Written directly, bypassing the role's checks.
     rules = "/etc/bedplate/prometheus/alerts.rules.yml"
     stack(f"cp -a {rules} /root/kept; sed -i 's/expr: up == 0/expr: up ==/' {rules}")
     stack("systemctl reload prometheus", fails=True)
     assert stack("systemctl is-active prometheus").strip() == "active"
-    assert len(alerts.ask("rules")["groups"]) == groups
+    assert len(alerts.query("rules")["groups"]) == groups
     assert alerts.value("prometheus_config_last_reload_successful") == 1
     stack(f"cp -a /root/kept {rules}; systemctl reload prometheus")
 
 
-def _told_whole(receiver: Receiver, alert: str) -> bool:
+def _delivered(receiver: Receiver, alert: str) -> bool:
     return receiver.statuses(alert) == {"firing", "resolved"}
 
 
-def test_people_were_told(receiver: Receiver) -> None:
+def test_alerts_are_delivered(receiver: Receiver) -> None:
     for alert in ("ServiceDown", "DiskFull", "GpuLost"):
-        wait_until(partial(_told_whole, receiver, alert), 30)
-    hooks, mails = receiver.got("webhook"), receiver.got("mail")
+        wait_until(partial(_delivered, receiver, alert), 30)
+    hooks, mails = receiver.received("webhook"), receiver.received("mail")
     assert {entry["authorization"] for entry in hooks} == {"Bearer token-of-the-hook"}
-    annotations = {tuple(told["annotations"]) for entry in hooks for told in entry["alerts"]}
+    annotations = {tuple(alert["annotations"]) for entry in hooks for alert in entry["alerts"]}
     assert annotations == {("meaning", "next", "summary")}
     assert any("ServiceDown" in mail["text"] and "To: ops@example.net" in mail["text"] for mail in mails)
     print(f"\n{len(hooks)} webhooks and {len(mails)} mails")
 
 
-def test_every_metric_that_is_asked_for_is_exposed(alerts: AlertWatch) -> None:
+def test_every_used_metric_is_exposed(alerts: AlertWatch) -> None:
     def left() -> dict[str, set[str]]:
-        return missing(alerts.ask("label/__name__/values"))
+        return missing(alerts.query("label/__name__/values"))
 
-    wait_until(lambda: not left(), 20, lambda: f"nobody exposes {left()}")
+    wait_until(lambda: not left(), 20, lambda: f"not exposed: {left()}")

@@ -1,4 +1,4 @@
-"""The hosts of a running lab, and what is done on them, for the tests of all scenarios."""
+"""The hosts of a running lab, and running scripts on them, for the tests of all scenarios."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def running_hosts() -> dict[str, dict[str, Any]]:
-    """The variables by which Ansible reaches each host, by its name."""
+    """Return the Ansible variables of each host by its name."""
     listed = subprocess.run(
         [ROOT / "lab/lab", "inventory", "--list"], capture_output=True, text=True, check=True
     )
-    found: dict[str, dict[str, Any]] = json.loads(listed.stdout)["_meta"]["hostvars"]
-    return found
+    hosts: dict[str, dict[str, Any]] = json.loads(listed.stdout)["_meta"]["hostvars"]
+    return hosts
 
 
 def run_script(host: str, script: str, *, fails: bool = False) -> str:
-    """Run a script on a host, without SSH; fails unless it succeeds, or does not where it is to fail."""
+    """Run a script on a host without SSH and return its output; `fails` expects a non-zero exit status."""
     done = subprocess.run(
         [ROOT / "lab/lab", "exec", host, "bash", "-euo", "pipefail", "-c", script],
         capture_output=True,
@@ -34,6 +34,6 @@ def run_script(host: str, script: str, *, fails: bool = False) -> str:
 
 
 def users_environment() -> dict[str, str]:
-    """The environment of a user's shell: what molecule sets for its own runs, colours too, is left out."""
+    """Return the environment without the Ansible variables that molecule sets for its own runs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
     return {**kept, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}

@@ -12,21 +12,21 @@ from refusing import MODEL, Control, Host
 @pytest.fixture(scope="session")
 def hosts() -> dict[str, Host]:
     """The scenario's hosts by name."""
-    found = running_hosts()
-    missing = {"plain", "other", "card"} - found.keys()
+    running = running_hosts()
+    missing = {"plain", "other", "card"} - running.keys()
     assert not missing, f"no hosts {missing}: run molecule test --scenario-name refusals"
-    return {name: Host(name, variables) for name, variables in found.items()}
+    return {name: Host(name, variables) for name, variables in running.items()}
 
 
 @pytest.fixture(scope="session")
 def plain(hosts: dict[str, Host]) -> Host:
-    """The host on which nothing is ever installed."""
+    """The host on which nothing is installed."""
     return hosts["plain"]
 
 
 @pytest.fixture(scope="session")
 def other(hosts: dict[str, Host]) -> Host:
-    """The host with strangers' services."""
+    """The host with third-party services."""
     return hosts["other"]
 
 
@@ -38,5 +38,5 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Control:
 
 @pytest.fixture(scope="session")
 def one_box(control: Control, plain: Host) -> Path:
-    """The inventory of a stack on the host plain, with nothing wrong in it."""
+    """A valid inventory with the whole stack on the host plain."""
     return control.one_box(plain, {"ollama_models": [MODEL]})

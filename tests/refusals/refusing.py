@@ -1,4 +1,4 @@
-"""Hosts, inventories and runs for the tests of what preflight refuses.
+"""Hosts, inventories and playbook runs for the tests of preflight's refusals.
 
 They run in the molecule scenario `refusals`, which boots the hosts `plain` and `other` in a lab of their own.
 """
@@ -38,12 +38,12 @@ class Host:
             subprocess.run(command, stdin=content, timeout=300, check=True)
 
     def changes_since(self, mark: Path) -> str:
-        """Name the files that changed under the folders in which Bedplate ever writes."""
+        """Return the files that changed in the directories to which Bedplate writes."""
         return self(f"find /etc /opt /usr /var/lib /srv /home -xdev -newer {mark} ! -type d")
 
 
 class Run(NamedTuple):
-    """What one run of a playbook printed and changed; `message` is the first error, as it was printed."""
+    """Exit status, output and changes of one playbook run; `message` is the first printed error."""
 
     code: int
     output: str
@@ -56,18 +56,18 @@ class Run(NamedTuple):
         return " ".join(self.message.split())
 
     def refused(self) -> str:
-        """The message in one line; fails unless the run was refused with nothing changed."""
+        """Return the message in one line; fails unless the run was refused and changed nothing."""
         assert (self.code, self.changed) == (2, 0), self.output
         return self.sentence
 
     def accepted(self) -> str:
-        """The whole output; fails unless the run passed with nothing changed."""
+        """Return the output; fails unless the run succeeded and changed nothing."""
         assert (self.code, self.changed) == (0, 0), self.output
         return self.output
 
 
 class Control:
-    """A control machine: its own folder for keys, and inventories as a user would write them."""
+    """A control machine with its own directory for keys; writes inventories like a user's."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -83,11 +83,11 @@ class Control:
         return path
 
     def one_box(self, host: Host, settings: dict[str, Any]) -> Path:
-        """Write an inventory of one host that is everything."""
+        """Write an inventory with one host in all groups."""
         return self.inventory({group: [host] for group in GROUPS}, settings)
 
     def run(self, inventory: Path, settings: dict[str, Any] | None = None, *arguments: str) -> Run:
-        """Run preflight, or what `arguments` name, with settings from the command line."""
+        """Run preflight, or the playbook in `arguments`, with settings on the command line."""
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "ansible", "playbook", f"--inventory={inventory}"),

@@ -1,4 +1,4 @@
-"""Hosts on which Bedplate must not start: each is refused, and following the printed remedy mends it."""
+"""Preflight refuses unsuitable hosts; following the printed remedy fixes each case."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SYSTEMS = (
 
 @contextmanager
 def system(host: Host, os_release: str) -> Iterator[None]:
-    """Let the host say that it is another distribution."""
+    """Replace the host's os-release by another distribution's."""
     host(f"rm /etc/os-release && cat >/etc/os-release <<'END'\n{os_release}END")
     try:
         yield
@@ -45,7 +45,7 @@ def test_an_unsupported_system_is_refused(
 
 
 @pytest.mark.parametrize("version", ["24.04", "26.04"])
-def test_an_unproven_system_is_accepted_with_a_line(
+def test_an_untested_system_is_accepted_with_a_warning(
     control: Control, one_box: Path, plain: Host, version: str
 ) -> None:
     with system(plain, UBUNTU.format(version)):
@@ -80,7 +80,7 @@ def test_several_hosts_must_reach_each_other(control: Control, plain: Host, othe
 
 
 def test_a_host_without_systemd_is_refused(control: Control, plain: Host) -> None:
-    # A process namespace whose first process is sshd: what is logged in to there is not run by systemd.
+    # A process namespace whose first process is sshd, so that logins there do not run under systemd.
     plain("systemd-run --unit=no-systemd unshare --pid --fork --mount-proc /usr/sbin/sshd -D -p 2222")
     unchecked = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o IdentitiesOnly=yes"
     behind = Host("plain", {**plain.vars, "ansible_port": 2222, "ansible_ssh_common_args": unchecked})
@@ -91,7 +91,7 @@ def test_a_host_without_systemd_is_refused(control: Control, plain: Host) -> Non
     assert run.refused() == "plain is not run by systemd (sshd): Bedplate installs systemd services only."
 
 
-def test_a_port_of_somebody_else_is_refused(control: Control, one_box: Path, plain: Host) -> None:
+def test_a_port_in_use_is_refused(control: Control, one_box: Path, plain: Host) -> None:
     plain("systemd-run --unit=strange-page /usr/bin/python3 -m http.server 3001")
     pid = plain("systemctl show --property=MainPID --value strange-page").strip()
     plain("for i in {1..50}; do ss -Htln sport = 3001 | grep -q . && break; sleep 0.1; done")
@@ -143,18 +143,18 @@ def test_a_host_with_keys_needs_their_file(control: Control, one_box: Path, plai
         control.keys.chmod(0o644)
         remedy = f"chmod 0600 {control.keys}"
         assert control.run(one_box).refused() == (
-            f"{control.keys} has mode 0644, so others can read the keys; run: {remedy}"
+            f"{control.keys} has mode 0644, so other users can read the keys; run: {remedy}"
         )
         control.keys.chmod(0o600)
         control.run(one_box).accepted()
         control.keys.write_text('{"schema": 1, "keys": {"default": ')
-        assert "is not JSON" in control.run(one_box).refused()
+        assert "is not valid JSON" in control.run(one_box).refused()
     finally:
         shutil.rmtree(control.keys.parent, ignore_errors=True)
         plain("rm -r /etc/bedplate")
 
 
-def test_an_archive_with_another_checksum_leaves_the_old_release(control: Control, plain: Host) -> None:
+def test_an_archive_with_a_wrong_checksum_keeps_the_old_release(control: Control, plain: Host) -> None:
     archive = control.folder / "ollama-linux-amd64.tar.zst"
     archive.write_text("cut in half")
     plain("mkdir -p /opt/bedplate/ollama/releases/old && ln -s releases/old /opt/bedplate/ollama/current")
@@ -168,7 +168,7 @@ def test_an_archive_with_another_checksum_leaves_the_old_release(control: Contro
         assert run.code == 2
         assert run.sentence == (
             f"ollama_archive {archive} has sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}, "
-            f"expected sha256:{'0' * 64}: fetch it again."
+            f"expected sha256:{'0' * 64}: download it again."
         )
         assert plain("readlink /opt/bedplate/ollama/current").strip() == "releases/old"
     finally:

@@ -1,4 +1,4 @@
-"""Settings that are wrong in themselves: each is refused with its remedy, and nothing changes."""
+"""Preflight refuses invalid settings with a remedy and changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def runs(control: Control, one_box: Path, plain: Host) -> Iterator[dict[str, Fut
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_wrong_setting_is_refused(case: str, runs: dict[str, Future[Run]]) -> None:
+def test_an_invalid_setting_is_refused(case: str, runs: dict[str, Future[Run]]) -> None:
     assert runs[case].result().refused() == REFUSED[case]["message"]
 
 
@@ -33,10 +33,10 @@ def test_no_secret_is_printed(runs: dict[str, Future[Run]]) -> None:
     for case in ("placeholder key", "long placeholder key"):
         (key,) = REFUSED[case]["settings"]["gateway_keys"]
         assert key["secret"] not in runs[case].result().output
-    assert "shortword" not in runs["a short password of the page"].result().output
+    assert "shortword" not in runs["short password of the page"].result().output
 
 
-def test_what_the_inventory_sets_is_found_too(control: Control, plain: Host) -> None:
+def test_inventory_settings_are_checked_too(control: Control, plain: Host) -> None:
     inventory = control.one_box(plain, {"prometheus_targets": [], "ollama_modles": [MODEL]})
     assert control.run(inventory).refused() == (
         "ollama_modles is set for group all, but Bedplate has no such variable; did you mean ollama_models? "
@@ -86,7 +86,7 @@ def test_no_inventory_is_refused(control: Control) -> None:
     assert "inventory/example" in run.refused()
 
 
-def test_a_certificate_that_does_not_serve(control: Control, plain: Host, tmp_path: Path) -> None:
+def test_a_certificate_for_another_address_is_refused(control: Control, plain: Host, tmp_path: Path) -> None:
     files = {"certificate": tmp_path / "crt", "key": tmp_path / "key"}
     command = [
         *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
@@ -98,25 +98,25 @@ def test_a_certificate_that_does_not_serve(control: Control, plain: Host, tmp_pa
     settings = {"ollama_models": [MODEL], "bedplate_bind_address": plain.address, **given}
     assert control.run(control.one_box(plain, settings)).refused() == (
         f"prometheus_tls_certificate {files['certificate']} does not name the address {plain.address} "
-        f"(subjectAltName): give one that is valid for {plain.address} with its key and authority, or none, "
-        "and one is made."
+        f"(subjectAltName): set one that is valid for {plain.address} with its key and CA, or none to have "
+        "one generated."
     )
 
 
-def test_site_stops_where_preflight_refuses(control: Control, one_box: Path) -> None:
+def test_site_stops_when_preflight_fails(control: Control, one_box: Path) -> None:
     for settings in ({"gateway_prot": 8001}, {"dashboard_port": 70000}):
         run = control.run(one_box, settings, "site.yml")
         run.refused()
-        assert "PLAY [Every host]" not in run.output
+        assert "PLAY [Set up every host]" not in run.output
 
 
-def test_good_settings_pass_and_make_no_keys(control: Control, one_box: Path) -> None:
+def test_valid_settings_pass_and_generate_no_keys(control: Control, one_box: Path) -> None:
     control.run(one_box).accepted()
     control.run(one_box, {"gateway_port": "8001", "bedplate_name": "rack-2"}).accepted()
     assert not control.keys.parent.exists()
 
 
-def test_the_host_is_untouched(runs: dict[str, Future[Run]], plain: Host) -> None:
+def test_the_host_is_unchanged(runs: dict[str, Future[Run]], plain: Host) -> None:
     for run in runs.values():
         run.result()
     assert plain.changes_since(MARK) == ""

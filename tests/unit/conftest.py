@@ -1,4 +1,4 @@
-"""Shared fixtures of the unit tests: Ansible modules and plugins are loaded by path, as Ansible does."""
+"""Shared fixtures of the unit tests; Ansible modules and plugins are loaded by path, like Ansible does."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ansible.module_utils.testing import patch_module_args
 from rendering import INVENTORIES, Stack, render
 
 ROOT = Path(__file__).resolve().parents[2]
-# Ansible finds what lies beside the playbooks in the same way.
+# Ansible, too, adds the directory next to the playbooks.
 ansible.module_utils.__path__.append(str(ROOT / "playbooks/module_utils"))
 
 
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
-    """The repository's root folder."""
+    """The repository's root directory."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def load_source() -> Callable[[str], ModuleType]:
-    """A function that imports one Python file by its path from the repository's root."""
+    """A function that imports a Python file by its path relative to the repository's root."""
 
     def load(relative: str) -> ModuleType:
         path = ROOT / relative
@@ -36,7 +36,7 @@ def load_source() -> Callable[[str], ModuleType]:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        # Dataclasses look their module up there.
+        # Dataclasses look up their module in sys.modules.
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         return module
@@ -46,7 +46,7 @@ def load_source() -> Callable[[str], ModuleType]:
 
 @pytest.fixture
 def run_module(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """A function that runs a loaded module's main() as Ansible would and returns its result."""
+    """A function that runs a loaded module's main() like Ansible and returns its result."""
 
     def run(module: ModuleType, params: dict[str, Any], *, check: bool = False) -> dict[str, Any]:
         arguments = {**params, "_ansible_check_mode": check, "_ansible_diff": True}

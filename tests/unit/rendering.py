@@ -1,4 +1,4 @@
-"""Renders the inventories of render/inventories with the real wiring and templates, touching no host."""
+"""Renders the inventories of render/inventories with the real wiring and templates, without any host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INVENTORIES = sorted(path.stem for path in (RENDER / "inventories").iterdir())
 
 
 class Rendered(NamedTuple):
-    """What the playbooks would write on one host, as text by file name, and the wired values it got."""
+    """The files that the playbooks would write on one host, by file name, and its wired variables."""
 
     units: dict[str, str]
     files: dict[str, str]
@@ -26,14 +26,14 @@ class Rendered(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """One inventory of tests/unit/render/inventories and what becomes of its hosts."""
+    """One inventory of tests/unit/render/inventories and its rendered hosts."""
 
     name: str
     hosts: dict[str, Rendered]
 
 
 def wired_names() -> dict[str, list[str]]:
-    """The public names that each file of playbooks/group_vars sets, by group."""
+    """Return the public variables that each file of playbooks/group_vars sets, by group."""
     return {
         file.stem: [name for name in yaml.safe_load(file.read_text()) if not name.startswith("__")]
         for file in sorted((ROOT / "playbooks" / "group_vars").glob("*.yml"))
@@ -41,10 +41,10 @@ def wired_names() -> dict[str, list[str]]:
 
 
 def render(name: str, checkout: Path) -> Stack:
-    """Render one inventory in the empty folder `checkout`; fails with Ansible's output where that fails."""
+    """Render one inventory in the empty directory `checkout`; fails with Ansible's output."""
     playbooks = checkout / "playbooks"
     playbooks.mkdir()
-    # group_vars are found beside the play's real place, so the play is a copy and the rest are links.
+    # Ansible looks for group_vars next to the play's real path, so the play is a copy, the rest symlinks.
     shutil.copy(RENDER / "render.yml", playbooks)
     (playbooks / "group_vars").symlink_to(ROOT / "playbooks" / "group_vars")
     for folder in ("gateway", "requirements", "roles", "templates"):
@@ -72,5 +72,5 @@ def render(name: str, checkout: Path) -> Stack:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    kept = json.loads((checkout / "out.json").read_text())
-    return Stack(name, {host: Rendered(**texts) for host, texts in kept.items()})
+    result = json.loads((checkout / "out.json").read_text())
+    return Stack(name, {host: Rendered(**texts) for host, texts in result.items()})

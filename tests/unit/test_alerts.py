@@ -1,4 +1,4 @@
-"""Rules and alerts under `promtool test rules`: each alert fires when it should, and not when nearly."""
+"""Rules and alerts under `promtool test rules`: each alert fires above its threshold, and not just below."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ MODEL = 'model="m:1"'
 
 
 class Case(NamedTuple):
-    """Samples, one a minute, and what fires at a time: alerts with their severities, or nothing."""
+    """Samples, one per minute, and the alerts with severities that fire at a time, if any."""
 
     story: str
     series: dict[str, str]
     at: str
     fires: tuple[str, ...] = ()
     about: str = ""
-    """The alert that does not fire here, though nearly."""
+    """The alert that just does not fire in this case."""
 
 
 def unit(name: str, state: str = "active") -> str:
-    """The series of one unit's state."""
+    """Return the series of one unit's state."""
     return f'node_systemd_unit_state{{host="box", name="{name}.service", state="{state}"}}'
 
 
 def requests(status: str) -> str:
-    """The series of requests that ended with a status."""
+    """Return the series of requests with a status."""
     return f'bedplate_gateway_requests_total{{alias="a", {MODEL}, status="{status}", host="box"}}'
 
 
 def first_token(le: str) -> str:
-    """The series of one bucket of the times to the first token."""
+    """Return the series of one bucket of the time to first token."""
     labels = f'class="normal", {MODEL}, host="box"'
     if le == "count":
         return f"bedplate_gateway_time_to_first_token_seconds_count{{{labels}}}"
@@ -125,7 +125,7 @@ CASES = [
         "nearly all streams begin late",
         {first_token("10.0"): "0+1x120", first_token("count"): "0+10x120"},
         "70m",
-        # The hour's burn and the six hours' have both begun.
+        # Both the fast and the slow burn rate exceed their thresholds.
         ("FirstTokenSlow critical", "FirstTokenSlow warning"),
     ),
     Case(
@@ -144,7 +144,7 @@ CASES = [
         "it was slow, and is well again",
         {first_token("10.0"): "0+1x60 70+10x30", first_token("count"): "0+10x60 610+10x30"},
         "75m",
-        # The half hour still shows it; a fast burn it is no more.
+        # The 30-minute window is still above its threshold, the fast burn rate no longer.
         ("FirstTokenSlow warning",),
     ),
     Case("a disk is full", {AVAILABLE: "4x5", SIZE: "100x5"}, "4m", ("DiskFull critical",)),
@@ -171,7 +171,7 @@ CASES = [
     ),
     Case("a clock is a minute late", {CLOCK: "-60+60x20"}, "10m", ("ClockOff warning",)),
     Case("a clock is a second late", {CLOCK: "-1+60x20"}, "10m", about="ClockOff"),
-    # Time begins at 0 here.
+    # promtool's time begins at 0.
     Case(
         "a certificate ends in ten days", {CERTIFICATE: f"{10 * 86400}x5"}, "1m", ("CertificateEnds warning",)
     ),
@@ -236,7 +236,7 @@ RECORDED = {
 
 
 def rules(stack: Stack) -> dict[str, list[dict[str, Any]]]:
-    """The rules of each file."""
+    """Return the rules of each file."""
     (files,) = (host.files for host in stack.hosts.values() if FILES[0] in host.files)
     return {
         name: [rule for group in yaml.safe_load(files[name])["groups"] for rule in group["rules"]]
@@ -245,7 +245,7 @@ def rules(stack: Stack) -> dict[str, list[dict[str, Any]]]:
 
 
 def promtool(stack: Stack, folder: Path, root: Path, tests: list[dict[str, Any]]) -> tuple[int, str]:
-    """Run promtool's tests of the stack's rules; returns its exit status and what it said."""
+    """Run promtool's tests of the stack's rules; returns its exit status and output."""
     (files,) = (host.files for host in stack.hosts.values() if FILES[0] in host.files)
     for name in FILES:
         (folder / name).write_text(files[name])
@@ -256,18 +256,18 @@ def promtool(stack: Stack, folder: Path, root: Path, tests: list[dict[str, Any]]
     return done.returncode, done.stdout + done.stderr
 
 
-def as_test(story: str, series: dict[str, str], *asked: dict[str, Any]) -> dict[str, Any]:
-    """One of promtool's tests."""
+def as_test(story: str, series: dict[str, str], *queries: dict[str, Any]) -> dict[str, Any]:
+    """Return one test in promtool's format."""
     return {
         "name": story,
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
-        "promql_expr_test": list(asked),
+        "promql_expr_test": list(queries),
     }
 
 
 def firing(case: Case) -> dict[str, Any]:
-    """The question what fires, with the expected answer."""
+    """Return the query for firing alerts with the expected result."""
     expected = [
         {"labels": '{{alertname="{}", severity="{}"}}'.format(*alert.split()), "value": 1}
         for alert in case.fires
@@ -277,24 +277,22 @@ def firing(case: Case) -> dict[str, Any]:
 
 
 @ONE_BOX
-def test_each_alert_fires_when_it_should_and_not_when_nearly(
-    stack: Stack, tmp_path: Path, repo_root: Path
-) -> None:
-    status, said = promtool(
+def test_each_alert_fires_only_above_its_threshold(stack: Stack, tmp_path: Path, repo_root: Path) -> None:
+    status, output = promtool(
         stack, tmp_path, repo_root, [as_test(case.story, case.series, firing(case)) for case in CASES]
     )
-    assert status == 0, said
+    assert status == 0, output
 
 
 @ONE_BOX
-def test_a_wrong_expectation_is_seen(stack: Stack, tmp_path: Path, repo_root: Path) -> None:
+def test_a_wrong_expectation_fails(stack: Stack, tmp_path: Path, repo_root: Path) -> None:
     case = CASES[0]._replace(fires=())
     status, _ = promtool(stack, tmp_path, repo_root, [as_test(case.story, case.series, firing(case))])
     assert status != 0
 
 
 @ONE_BOX
-def test_every_alert_has_both_cases_and_says_what_to_do(stack: Stack) -> None:
+def test_every_alert_has_both_cases_and_a_next_command(stack: Stack) -> None:
     alerts = rules(stack)["alerts.rules.yml"]
     declared = {f"{rule['alert']} {rule['labels']['severity']}" for rule in alerts}
     assert {alert for case in CASES for alert in case.fires} == declared
@@ -312,7 +310,7 @@ def test_every_recording_rule_records(stack: Stack, tmp_path: Path, repo_root: P
         as_test(
             name,
             series,
-            # round() leaves the labels and forgives the last digit.
+            # round() keeps the labels and tolerates the last digit.
             {
                 "expr": f"sum(round({name}, 0.0001))",
                 "eval_time": "8m",
@@ -321,8 +319,8 @@ def test_every_recording_rule_records(stack: Stack, tmp_path: Path, repo_root: P
         )
         for name, (series, value) in RECORDED.items()
     ]
-    status, said = promtool(stack, tmp_path, repo_root, tests)
-    assert status == 0, said
+    status, output = promtool(stack, tmp_path, repo_root, tests)
+    assert status == 0, output
 
 
 @ONE_BOX

@@ -1,4 +1,4 @@
-"""apt_components: which sources it adds beside those of a host."""
+"""apt_components: which sources it adds to those of a host."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_what_is_missing_at_each_place_of_the_release(module: ModuleType, tmp_path: Path) -> None:
+def test_missing_components_of_each_uri_of_the_release(module: ModuleType, tmp_path: Path) -> None:
     write(tmp_path, "debian.sources", DEB822)
     own = write(tmp_path, "bedplate-gpu.sources", "Types: deb\nURIs: http://old.example\n")
-    added = module.more(module.read(tmp_path, own), "trixie", WANTED)
+    added = module.missing_sources(module.read_sources(tmp_path, own), "trixie", WANTED)
     assert added == [
         {
             "Types": "deb",
@@ -60,7 +60,7 @@ def test_what_is_missing_at_each_place_of_the_release(module: ModuleType, tmp_pa
 
 def test_a_classic_file(module: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "sources.list").write_text(CLASSIC)
-    (added,) = module.more(module.read(tmp_path, tmp_path / "own"), "bookworm", WANTED)
+    (added,) = module.missing_sources(module.read_sources(tmp_path, tmp_path / "own"), "bookworm", WANTED)
     assert added == {
         "Types": "deb",
         "URIs": "http://mirror.example/debian",
@@ -71,13 +71,13 @@ def test_a_classic_file(module: ModuleType, tmp_path: Path) -> None:
     }
 
 
-def test_a_source_that_is_switched_off_is_left_out(module: ModuleType, tmp_path: Path) -> None:
+def test_a_disabled_source_is_ignored(module: ModuleType, tmp_path: Path) -> None:
     write(tmp_path, "debian.sources", f"Enabled: no\n{DEB822}")
-    added = module.more(module.read(tmp_path, tmp_path / "own"), "trixie", WANTED)
+    added = module.missing_sources(module.read_sources(tmp_path, tmp_path / "own"), "trixie", WANTED)
     assert added == []
 
 
-def test_the_file_comes_and_goes(
+def test_the_file_is_written_and_removed(
     module: ModuleType,
     tmp_path: Path,
     run_module: Callable[..., dict[str, Any]],
@@ -86,7 +86,7 @@ def test_the_file_comes_and_goes(
     path = tmp_path / "bedplate-gpu.sources"
     params = {"path": str(path), "components": WANTED}
     stanza = {"Types": "deb", "URIs": "http://m.example", "Suites": "s", "Components": "contrib"}
-    monkeypatch.setattr(module, "more", lambda *_: [stanza, stanza])
+    monkeypatch.setattr(module, "missing_sources", lambda *_: [stanza, stanza])
     assert run_module(module, params, check=True)["changed"] is True
     assert not path.exists()
     assert run_module(module, params)["suites"] == ["s", "s"]
@@ -94,6 +94,6 @@ def test_the_file_comes_and_goes(
     assert path.read_text() == f"# Managed by Bedplate.\n{text}\n{text}"
     assert path.stat().st_mode & 0o777 == 0o644
     assert run_module(module, params)["changed"] is False
-    monkeypatch.setattr(module, "more", lambda *_: [])
+    monkeypatch.setattr(module, "missing_sources", lambda *_: [])
     assert run_module(module, params)["changed"] is True
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""What is said of a certificate before it is used."""
+"""certificate_problem: valid certificates, and what is wrong with others."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Pair(NamedTuple):
 
     @property
     def pem(self) -> str:
-        """The certificate's text."""
+        """Return the certificate in PEM."""
         return self.certificate.public_bytes(Encoding.PEM).decode()
 
     def key_pem(self, encryption: KeySerializationEncryption | None = None) -> str:
-        """The key's text."""
+        """Return the key in PEM."""
         return self.key.private_bytes(
             Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption()
         ).decode()
 
 
 def make(*, days: int = 30, signer: EllipticCurvePrivateKey | None = None) -> Pair:
-    """Make a certificate that ends in `days`; it signs itself unless there is a signer."""
+    """Generate a certificate that expires in `days`; self-signed unless there is a signer."""
     key = generate_private_key(SECP256R1())
     ends = datetime.now(UTC) + timedelta(days=days)
     builder = x509.CertificateBuilder(
@@ -59,48 +59,48 @@ def make(*, days: int = 30, signer: EllipticCurvePrivateKey | None = None) -> Pa
 
 @pytest.fixture(scope="module")
 def problem(load_source: Callable[[str], ModuleType]) -> Problem:
-    """The filter."""
-    found: Problem = (
+    """The filter certificate_problem."""
+    filter_function: Problem = (
         load_source("roles/prometheus/filter_plugins/certificate.py")
         .FilterModule()
         .filters()["certificate_problem"]
     )
-    return found
+    return filter_function
 
 
-def test_one_that_signed_itself(problem: Problem) -> None:
+def test_a_self_signed_certificate(problem: Problem) -> None:
     own = make()
     assert problem(own.pem, own.key_pem(), own.pem, ADDRESS) == ""
 
 
-def test_one_that_an_authority_signed(problem: Problem) -> None:
+def test_a_certificate_signed_by_a_ca(problem: Problem) -> None:
     authority, other = make(), make()
     signed = make(signer=authority.key)
     assert problem(signed.pem, signed.key_pem(), authority.pem, ADDRESS) == ""
-    # Others may stand in the file too.
+    # The file may contain other CAs, too.
     assert problem(signed.pem, signed.key_pem(), other.pem + authority.pem, ADDRESS) == ""
-    said = problem(signed.pem, signed.key_pem(), other.pem, ADDRESS)
-    assert said == "was not signed by that authority"
+    text = problem(signed.pem, signed.key_pem(), other.pem, ADDRESS)
+    assert text == "was not signed by that CA"
 
 
-def test_one_of_another_key(problem: Problem) -> None:
+def test_a_certificate_of_another_key(problem: Problem) -> None:
     own, other = make(), make()
     assert problem(own.pem, other.key_pem(), own.pem, ADDRESS) == "belongs to another key"
 
 
-def test_one_for_another_address(problem: Problem) -> None:
+def test_a_certificate_for_another_address(problem: Problem) -> None:
     own = make()
-    said = problem(own.pem, own.key_pem(), own.pem, "10.0.0.11")
-    assert said == "does not name the address 10.0.0.11 (subjectAltName)"
+    text = problem(own.pem, own.key_pem(), own.pem, "10.0.0.11")
+    assert text == "does not name the address 10.0.0.11 (subjectAltName)"
 
 
-def test_one_that_has_ended(problem: Problem) -> None:
+def test_an_expired_certificate(problem: Problem) -> None:
     old = make(days=-2)
-    ended = old.certificate.not_valid_after_utc.date().isoformat()
-    assert problem(old.pem, old.key_pem(), old.pem, ADDRESS) == f"ended on {ended}"
+    expired = old.certificate.not_valid_after_utc.date().isoformat()
+    assert problem(old.pem, old.key_pem(), old.pem, ADDRESS) == f"expired on {expired}"
 
 
-def test_what_cannot_be_read(problem: Problem) -> None:
+def test_unreadable_files(problem: Problem) -> None:
     own = make()
     locked = own.key_pem(BestAvailableEncryption(b"word"))
     for certificate, key in (("", own.key_pem()), (own.pem, "no key"), (own.pem, locked)):

@@ -1,4 +1,4 @@
-"""docs/guide/clients.md names the versions that the locks hold, so those that `make clients` runs."""
+"""docs/guide/clients.md names the versions in the lock files, which `make clients` tests."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def locked() -> dict[str, str]:
-    """The versions in the locks of the clients, by name."""
+    """Return the versions in the clients' lock files, by name."""
     text = "".join((ROOT / f"requirements/{name}.txt").read_text() for name in ("aider", "clients"))
-    # The clients' own openai comes last; aider brings another.
-    found = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
+    # The clients' own openai comes last, because aider depends on another version.
+    versions = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
     packages = json.loads((ROOT / "tests/clients/npm/package-lock.json").read_text())["packages"]
     for place, entry in packages.items():
-        found[f"npm {place.removeprefix('node_modules/')}"] = entry.get("version", "")
-    return found
+        versions[f"npm {place.removeprefix('node_modules/')}"] = entry.get("version", "")
+    return versions
 
 
 def test_versions() -> None:
     rows = re.findall(r"^\| (.+?) \| (\S+?)[ |]", (ROOT / "docs/guide/clients.md").read_text(), re.MULTILINE)
-    told = {name: version for name, version in rows if re.match(r"\d", version)}
+    documented = {name: version for name, version in rows if re.match(r"\d", version)}
     versions = locked()
-    assert told == {
+    assert documented == {
         "`openai` for Python": versions["openai"],
         "`openai` for npm": versions["npm openai"],
         "LangChain, `langchain-openai`": versions["langchain-openai"],

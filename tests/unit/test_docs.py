@@ -1,4 +1,4 @@
-"""The pages say what is there: links lead somewhere; verbs, settings and metrics exist."""
+"""The documentation matches the code: link targets, make targets, settings and metrics exist."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SETTINGS = {
     for spec in SPECS
     for name in yaml.safe_load(spec.read_text())["argument_specs"]["main"].get("options", {})
 }
-# Names of the same form that are no settings: a pattern, and packages of this repository.
+# Similar names that are no settings: a pattern, and packages of this repository.
 OTHERS = {
     "bedplate_x",
     "dashboard_app",
@@ -50,7 +50,7 @@ OTHERS = {
     "bedplate_gateway",
     "bedplate_lab",
 }
-# prometheus_client adds these to the names of counters and of infos.
+# prometheus_client adds these suffixes to the names of counters and infos.
 ENDINGS = {"Counter": "_total", "CounterMetricFamily": "_total", "InfoMetricFamily": "_info"}
 METRICS = {
     name + ENDINGS.get(kind, "")
@@ -67,13 +67,13 @@ ROLES = "bedplate|ollama|gateway|traffic|prometheus|alertmanager|node_exporter|e
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings as GitHub generates them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_link_targets_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if re.match(r"https?:", target):
             continue
@@ -84,7 +84,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_verbs_exist(page: Path) -> None:
+def test_make_targets_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     verbs = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
     (units,) = re.findall(r"^UNITS := (.+)$", makefile, re.MULTILINE)
@@ -97,14 +97,14 @@ def test_verbs_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_settings_exist(page: Path) -> None:
-    # A setting in backticks, or one that an example sets; metrics have names of the same kind.
+    # A setting in backticks, or one that an example sets; metrics have similar names.
     text = page.read_text()
     named = re.findall(rf"`((?:{ROLES})_[a-z_]+)[`:]", text) if page.name != "metrics.md" else []
     example = re.findall(rf"^((?:{ROLES})_[a-z_]+):", text, re.MULTILINE)
     assert {*named, *example} - SETTINGS - METRICS - OTHERS == set()
 
 
-def test_metrics_of_ours_are_all_described() -> None:
+def test_all_own_metrics_are_documented() -> None:
     page = (ROOT / "docs/reference/metrics.md").read_text()
     assert set(re.findall(r"`(bedplate_[a-z_]+)`", page)) == METRICS
     assert set(re.findall(r"`(bedplate:[a-z0-9_:]+)`", page)) == RECORDS

@@ -1,4 +1,4 @@
-"""gateway_keys: the secrets file on the control machine, made, kept and refused."""
+"""gateway_keys: the secrets file on the control machine, generated, kept and refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sha256(secret: str) -> str:
 
 
 def entry(alias: str, *secrets: str, **terms: Any) -> dict[str, Any]:
-    """A declared key without limits, as the gateway reads it."""
+    """Return a declared key without limits in the format of the gateway's keys file."""
     return {
         "alias": alias,
         "secrets": [{"sha256": sha256(secret)} for secret in secrets],
@@ -61,7 +61,7 @@ def entry(alias: str, *secrets: str, **terms: Any) -> dict[str, Any]:
     }
 
 
-def test_keys_are_made_once(keys: Run, path: Path) -> None:
+def test_keys_are_generated_once(keys: Run, path: Path) -> None:
     first = keys("default", {"alias": "verify", "rpm": 100})
     stored = json.loads(path.read_text())
     made = stored.pop("keys")
@@ -94,10 +94,10 @@ def test_all_terms_reach_the_gateway(keys: Run) -> None:
 
 
 @pytest.mark.parametrize("expires", ["2027-01-31", "2027-01-31T00:00:00", "soon", 20270131])
-def test_an_end_without_a_zone_is_refused(keys: Run, path: Path, expires: object) -> None:
+def test_an_expiry_without_a_zone_is_refused(keys: Run, path: Path, expires: object) -> None:
     assert keys({"alias": "team", "expires": expires})["msg"] == (
         f"gateway_keys: the key team expires at '{expires}'; "
-        "give a time with its zone, such as 2027-01-31T00:00:00Z."
+        "use a time with its zone, such as 2027-01-31T00:00:00Z."
     )
     assert not path.exists()
 
@@ -114,7 +114,7 @@ def test_a_file_of_the_first_schema_is_read_and_kept(keys: Run, path: Path) -> N
     assert json.loads(path.read_text())["keys"]["default"] == GIVEN
 
 
-def test_a_further_key_leaves_the_others(keys: Run, path: Path) -> None:
+def test_a_new_key_does_not_change_the_others(keys: Run, path: Path) -> None:
     keys("default")
     before = json.loads(path.read_text())["keys"]
     keys("default", "canary", host_has_hashes=True)
@@ -132,7 +132,7 @@ def test_check_mode_writes_nothing(keys: Run, path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_given_secrets_are_kept_as_hashes(keys: Run, path: Path) -> None:
+def test_given_secrets_are_stored_as_hashes(keys: Run, path: Path) -> None:
     keys("default")
     result = keys("default", {"alias": "batch", "secret": GIVEN})
     assert result["entries"][1] == entry("batch", GIVEN)
@@ -141,7 +141,7 @@ def test_given_secrets_are_kept_as_hashes(keys: Run, path: Path) -> None:
     assert keys("default", {"alias": "batch", "secret": GIVEN})["changed"] is False
 
 
-def test_a_rotated_secret_stays_valid_for_its_grace(keys: Run, path: Path) -> None:
+def test_a_rotated_secret_stays_valid_for_the_grace_period(keys: Run, path: Path) -> None:
     keys("default", "team")
     old = json.loads(path.read_text())["keys"]
     began = datetime.now(UTC)
@@ -157,7 +157,7 @@ def test_a_rotated_secret_stays_valid_for_its_grace(keys: Run, path: Path) -> No
     assert (again["changed"], again["entries"]) == (False, result["entries"])
 
 
-def test_a_rotation_without_grace_ends_all_earlier_secrets(keys: Run) -> None:
+def test_a_rotation_without_grace_expires_all_earlier_secrets(keys: Run) -> None:
     keys("team")
     keys("team", rotate="team", grace_hours=24)
     result = keys("team", rotate="team", grace_hours=0)
@@ -166,24 +166,24 @@ def test_a_rotation_without_grace_ends_all_earlier_secrets(keys: Run) -> None:
     assert all(end <= datetime.now(UTC) for end in ends)
 
 
-def test_a_few_replaced_secrets_are_remembered(keys: Run, plugin: ModuleType) -> None:
+def test_the_last_replaced_secrets_are_stored(keys: Run, plugin: ModuleType) -> None:
     keys("team")
-    for _ in range(plugin.REMEMBERED + 2):
+    for _ in range(plugin.MAX_REPLACED + 2):
         result = keys("team", rotate="team")
-    assert len(result["entries"][0]["secrets"]) == 1 + plugin.REMEMBERED
+    assert len(result["entries"][0]["secrets"]) == 1 + plugin.MAX_REPLACED
 
 
 def test_a_given_secret_is_rotated_by_a_new_one(keys: Run) -> None:
     old, new = {"alias": "batch", "secret": GIVEN}, {"alias": "batch", "secret": OTHER}
     keys(old)
     assert keys(old, rotate="batch")["msg"] == (
-        "gateway_rotate is batch, but gateway_keys gives that key its secret and it is the old one: "
-        "put the new one there first."
+        "gateway_rotate is batch, but gateway_keys sets the secret of that key and has the old one: "
+        "put the new secret there first."
     )
     (now, before) = keys(new, rotate="batch", grace_hours=1)["entries"][0]["secrets"]
     assert (now["sha256"], before["sha256"]) == (sha256(OTHER), sha256(GIVEN))
     assert datetime.fromisoformat(before["until"]) > datetime.now(UTC)
-    # Back without a rotation: the other one ends at once, and no hash stands there twice.
+    # Changed back without a rotation: the other secret expires at once, and no hash is listed twice.
     (now, before) = keys(old)["entries"][0]["secrets"]
     assert (now["sha256"], before["sha256"]) == (sha256(GIVEN), sha256(OTHER))
     assert datetime.fromisoformat(before["until"]) <= datetime.now(UTC)
@@ -191,7 +191,7 @@ def test_a_given_secret_is_rotated_by_a_new_one(keys: Run) -> None:
 
 def test_a_key_that_does_not_exist_is_not_rotated(keys: Run) -> None:
     assert keys("default", "team", rotate="taem")["msg"] == (
-        "gateway_rotate is taem, but there is no such key: known are default, team."
+        "gateway_rotate is taem, but there is no such key: known keys are default, team."
     )
 
 
@@ -205,58 +205,60 @@ def test_a_key_that_is_no_longer_declared_is_revoked(keys: Run, path: Path) -> N
     assert batch == {"alias": "batch", "secrets": [{"sha256": sha256(GIVEN)}], "revoked": True}
     assert (team["revoked"], len(team["secrets"])) == (True, 2)
     assert team["secrets"][0] == {"sha256": sha256(made["team"])}
-    # Under another name a given secret lives on, and is not refused as the old name's.
+    # A given secret stays valid under another alias and is not refused as the old alias'.
     renamed = keys("default", {"alias": "low", "secret": GIVEN})["entries"]
     assert [key["alias"] for key in renamed] == ["default", "low", "team"]
-    # What is declared again is the same key again.
+    # A key that is declared again gets its old secret.
     assert keys("default", "team")["entries"][1]["secrets"][0] == {"sha256": sha256(made["team"])}
 
 
-def test_lost_keys_are_not_replaced_by_chance(keys: Run, path: Path) -> None:
+def test_lost_keys_are_not_replaced_without_reset(keys: Run, path: Path) -> None:
     refused = keys("default", host_has_hashes=True)
     assert refused["msg"] == (
         f"{path} is missing while the gateway host already holds keys; restore the file from a backup, "
-        "or make new keys for every client with -e gateway_keys_reset=true."
+        "or generate new keys for every client with -e gateway_keys_reset=true."
     )
     assert not path.exists()
     first = keys("default", host_has_hashes=True, reset=True)
     assert first["changed"] is True
-    # Kept on the command line for a second host, the switch makes no second set of keys.
+    # With the switch still set for a second host, no second set of keys is generated.
     assert keys("default", host_has_hashes=True, reset=True)["entries"] == first["entries"]
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o777])
-def test_a_file_that_others_read_is_refused(keys: Run, path: Path, mode: int) -> None:
+def test_a_file_that_others_can_read_is_refused(keys: Run, path: Path, mode: int) -> None:
     keys("default")
     path.chmod(mode)
     refused = keys("default")
     assert refused["failed"] is True
     assert refused["msg"].endswith(
-        f"has mode {mode:04o}, so others can read the keys; run: chmod 0600 {path}"
+        f"has mode {mode:04o}, so other users can read the keys; run: chmod 0600 {path}"
     )
 
 
-def test_a_folder_that_others_write_is_refused(keys: Run, path: Path) -> None:
+def test_a_directory_that_others_can_write_is_refused(keys: Run, path: Path) -> None:
     keys("default")
     path.parent.chmod(0o770)
-    assert keys("default")["msg"] == f"{path.parent} may be written by others; run: chmod 0700 {path.parent}"
+    assert (
+        keys("default")["msg"] == f"{path.parent} is writable for other users; run: chmod 0700 {path.parent}"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "is not JSON"),
-        ('{"schema": 1, "keys": {"default": "sk-', "is not JSON"),
+        ("", "is not valid JSON"),
+        ('{"schema": 1, "keys": {"default": "sk-', "is not valid JSON"),
         ("[]", 'lacks "schema": 2 or "keys"'),
         ('{"schema": 3, "keys": {}}', 'lacks "schema": 2 or "keys"'),
-        ('{"schema": 2, "keys": {}, "given": []}', 'something else than hashes under "given"'),
-        ('{"schema": 2, "keys": {}, "given": {"a": "b"}}', 'something else than hashes under "given"'),
-        ('{"schema": 2, "keys": {}, "replaced": {"a": [{}]}}', 'something else than hashes under "given"'),
+        ('{"schema": 2, "keys": {}, "given": []}', 'something other than hashes in "given"'),
+        ('{"schema": 2, "keys": {}, "given": {"a": "b"}}', 'something other than hashes in "given"'),
+        ('{"schema": 2, "keys": {}, "replaced": {"a": [{}]}}', 'something other than hashes in "given"'),
         ('{"schema": 1, "keys": {"default": 5}}', "the secret of key default is not plain printable ASCII"),
         ('{"schema": 1, "keys": {"default": "short"}}', "the secret of key default is too easy to guess"),
     ],
 )
-def test_a_corrupt_file_is_refused_and_left(keys: Run, path: Path, text: str, reason: str) -> None:
+def test_a_corrupt_file_is_refused_and_unchanged(keys: Run, path: Path, text: str, reason: str) -> None:
     path.parent.mkdir(parents=True)
     path.touch(mode=0o600)
     path.write_text(text)
@@ -270,10 +272,10 @@ def test_a_corrupt_file_is_refused_and_left(keys: Run, path: Path, text: str, re
     ("secret", "reason"),
     [
         ("", "is empty"),
-        ("changeme", "is too easy to guess (8 characters, 7 different ones)"),
+        ("changeme", "is too easy to guess (8 characters, 7 distinct)"),
         ("sk-1234", "is too easy to guess"),
         ("sk-...", "is too easy to guess"),
-        ("aaaaaaaaaaaaaaaaaaaaaaaaaaa", "is too easy to guess (27 characters, 1 different ones)"),
+        ("aaaaaaaaaaaaaaaaaaaaaaaaaaa", "is too easy to guess (27 characters, 1 distinct)"),
         ("sk-change-me-before-production", "is a placeholder"),
         ("sk-1234567890abcdefghijkl", "is a placeholder"),
         ("<your secret key for this one>", "is not plain printable ASCII without spaces"),
@@ -285,7 +287,9 @@ def test_a_corrupt_file_is_refused_and_left(keys: Run, path: Path, text: str, re
         (12345678901234567890, "is not plain printable ASCII without spaces"),
     ],
 )
-def test_weak_secrets_are_refused_unshown(keys: Run, path: Path, secret: object, reason: str) -> None:
+def test_weak_secrets_are_refused_without_printing_them(
+    keys: Run, path: Path, secret: object, reason: str
+) -> None:
     refused = keys({"alias": "default", "secret": secret})
     assert refused["msg"].startswith(f"gateway_keys: the secret of key default {reason}")
     assert not secret or str(secret) not in refused["msg"]
@@ -297,7 +301,7 @@ def test_weak_secrets_are_refused_unshown(keys: Run, path: Path, secret: object,
     [
         (
             ["default", "default"],
-            "gateway_keys: the alias default stands there twice; give each key its own.",
+            "gateway_keys: the alias default is used twice; give each key its own.",
         ),
         ([{"rpm": 1}], "gateway_keys: entry 1 has the alias None; use 1 to 63"),
         (["a", "two words"], "gateway_keys: entry 2 has the alias 'two words'; use 1 to 63"),
@@ -313,11 +317,11 @@ def test_bad_declarations_are_refused(keys: Run, entries: list[str | dict[str, A
 
 def test_generated_secrets_are_never_refused_later(plugin: ModuleType) -> None:
     declared = [plugin.Declared(f"key{number}", None, {}) for number in range(2000)]
-    made = plugin.settle(declared, plugin.Store(), "", datetime.now(UTC), timedelta())
-    assert not any(plugin.malformed(secret) for secret in made.keys.values())
+    made = plugin.updated_store(declared, plugin.Store(), "", datetime.now(UTC), timedelta())
+    assert not any(plugin.secret_error(secret) for secret in made.keys.values())
 
 
-def test_a_full_disk_leaves_the_old_file(keys: Run, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_old_file(keys: Run, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys("default")
     before = path.read_bytes()
 
@@ -326,14 +330,12 @@ def test_a_full_disk_leaves_the_old_file(keys: Run, path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fsync", full)
     refused = keys("default", "verify")
-    assert (
-        refused["msg"] == f"{path} cannot be written (No space left on device); what was there is unchanged."
-    )
+    assert refused["msg"] == f"{path} cannot be written (No space left on device); the old file is unchanged."
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in path.parent.iterdir()) == [".keys.json.lock", "keys.json"]
 
 
-def test_a_link_stays_a_link(keys: Run, path: Path, tmp_path: Path) -> None:
+def test_a_symlink_is_kept(keys: Run, path: Path, tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.symlink_to(tmp_path / "elsewhere/keys.json")
     keys("default")
@@ -343,7 +345,7 @@ def test_a_link_stays_a_link(keys: Run, path: Path, tmp_path: Path) -> None:
 
 def test_the_task_must_hide_its_output(keys: Run) -> None:
     refused = keys("default", _ansible_no_log=False)
-    assert refused["msg"] == "gateway_keys is given secrets; set no_log: true on its task."
+    assert refused["msg"] == "the parameters of gateway_keys contain secrets; set no_log: true on its task."
 
 
 PLAY = """
@@ -360,7 +362,7 @@ with patch_module_args(params):
 """
 
 
-def test_plays_at_once_make_the_same_keys(repo_root: Path, path: Path) -> None:
+def test_concurrent_plays_generate_the_same_keys(repo_root: Path, path: Path) -> None:
     command = [
         sys.executable,
         "-c",

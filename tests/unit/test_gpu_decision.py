@@ -1,4 +1,4 @@
-"""The decision on a GPU's driver: real cards x distributions x Secure Boot x machines, and each refusal."""
+"""gpu_decision: real cards x distributions x Secure Boot x machines, and each refusal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLES = yaml.safe_load((ROOT / "roles/gpu_driver/vars/main.yml").read_text())["__gpu_driver_tables"]
 CARDS = yaml.safe_load((ROOT / "tests/unit/gpu/cards.yml").read_text())
 PCI_IDS = yaml.safe_load((ROOT / "tests/unit/gpu/pci_ids.yml").read_text())
-# As the mirrors had them on 2026-11-25.
+# Kernels on the distributions' mirrors on 2026-11-25.
 KERNELS = {
     "Debian 12": "6.1.0-56-amd64",
     "Debian 13": "6.12.118+deb13-amd64",
@@ -23,7 +23,7 @@ KERNELS = {
     "Ubuntu 24.04": "6.8.0-151-generic",
     "Ubuntu 26.04": "7.0.0-44-generic",
 }
-# Chips of which no driver was known when the table was made.
+# Chips for which no driver was known when the table was written.
 NEWER = {"GB10B", "GB112", "GB120"}
 SETTINGS = {
     "vendor": "",
@@ -51,7 +51,7 @@ def module(load_source: Callable[[str], ModuleType]) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def decide(module: ModuleType) -> Decide:
-    """The decision on a host with these cards; keywords replace what it has, `user` what the user sets."""
+    """Return the decision for a host with these cards; keywords change the survey, `user` the settings."""
 
     def run(release: str, *cards: str, user: dict[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
         settings = {**SETTINGS, **(user or {})}
@@ -63,7 +63,7 @@ def decide(module: ModuleType) -> Decide:
 
 
 def host(release: str, *cards: str) -> dict[str, Any]:
-    """A bare machine with its release kernel and nothing else, as gpu_survey sees it."""
+    """Return gpu_survey's result for a machine with only its release's kernel installed."""
     kernel = KERNELS[release]
     ubuntu = release.startswith("Ubuntu")
     kind = "generic" if ubuntu else "amd64"
@@ -95,7 +95,7 @@ def host(release: str, *cards: str) -> dict[str, Any]:
 
 
 def card(number: int, key: str, **changed: Any) -> dict[str, Any]:
-    """One card in a slot of its own."""
+    """Return one card in its own slot."""
     vendor, device = key.split(":")
     slot = {"slot": f"0000:{number:02x}:00.0", "vendor": vendor, "device": device, "class": "030000"}
     rest = {"subsystem": "", "driver": "", "physical_function": "", "virtual_functions": 0, "name": ""}
@@ -103,12 +103,12 @@ def card(number: int, key: str, **changed: Any) -> dict[str, Any]:
 
 
 def running(release: str, **changed: Any) -> dict[str, Any]:
-    """The running kernel, its headers in the package sources."""
+    """Return the running kernel, whose headers are in the package sources."""
     kernel = {"release": release, "running": True, "installed": True, "headers": "available", "amdgpu": True}
     return {**kernel, **changed}
 
 
-def test_there_are_cards_enough_each_with_its_source() -> None:
+def test_there_are_enough_cards_each_with_its_source() -> None:
     groups = [group for groups in CARDS.values() for group in groups]
     assert len({card for group in groups for card in group["cards"]}) > 120
     assert all(source.startswith("https://") for group in groups for source in group["sources"])
@@ -126,12 +126,12 @@ def test_a_card(decide: Decide, kind: str, group: dict[str, Any], key: str, want
     container = decide(release, key, container=True)
     locked = decide(release, key, secure_boot=True)
     enrolled = decide(release, key, secure_boot=True, certificate_enrolled=True)
-    # A container never has a driver of its own, and a virtual machine is a machine.
+    # A container gets no driver; a virtual machine is like a physical one.
     assert container["action"] == "none"
     assert "container" in container["reason"]
     assert {**virtual, "notes": []} == {**plain, "notes": []}
-    assert ("virtual (kvm)" in " ".join(virtual["notes"])) == (plain["action"] == "install")
-    # An enrolled key changes nothing but what Secure Boot would forbid.
+    assert ("virtual machine (kvm)" in " ".join(virtual["notes"])) == (plain["action"] == "install")
+    # An enrolled key only matters where Secure Boot would refuse.
     assert enrolled == plain
     built_here = plain["driver"].get("build") == "dkms"
     assert locked["action"] == ("refused" if built_here else plain["action"])
@@ -153,7 +153,7 @@ def test_a_card(decide: Decide, kind: str, group: dict[str, Any], key: str, want
 
 
 def check_nvidia(decision: dict[str, Any], group: dict[str, Any], release: str, expected: str) -> None:
-    """Check what is told of an NVIDIA card's driver."""
+    """Check the decision on an NVIDIA card's driver."""
     driver = decision["driver"]
     assert (driver["source"], driver["flavour"]) == (expected, group["modules"])
     assert driver["minimum"] == group["minimum"]
@@ -170,7 +170,7 @@ def check_nvidia(decision: dict[str, Any], group: dict[str, Any], release: str, 
     if ubuntu:
         assert decision["headers"] == decision["components"] == []
         assert [name for name in decision["packages"] if name.endswith(f"-{KERNELS[release]}")]
-        # Were these held, a new kernel would come without its module.
+        # If these were held, a new kernel would be installed without its module.
         assert not [name for name in decision["hold"] if name.startswith("linux-")]
     else:
         assert decision["headers"] == ["linux-headers-amd64", f"linux-headers-{KERNELS[release]}"]
@@ -188,15 +188,15 @@ def test_every_known_id_is_in_the_row_of_its_chip(module: ModuleType, vendor: st
                 assert row == {}, f"{chip} {device} became known: give it a row or take it from NEWER"
             else:
                 words = re.findall(r"[A-Za-z]+|\d+", chip)
-                told = re.findall(r"[A-Za-z]+|\d+", row["chip"])
-                same = set(words) & set(told) or OTHER_NAMES.get(chip) == row["chip"]
+                row_words = re.findall(r"[A-Za-z]+|\d+", row["chip"])
+                same = set(words) & set(row_words) or OTHER_NAMES.get(chip) == row["chip"]
                 assert same, f"{chip} {device} is {row['chip']}"
                 assert vendor == "amd" or chip in row["chip"].split(" or "), (
                     f"{chip} {device} is {row['chip']}"
                 )
 
 
-# What the table calls otherwise than the list of ids.
+# Chips that have another name in the table than in the list of ids.
 OTHER_NAMES = {
     "Ellesmere": "Polaris 10",
     "Baffin": "Polaris 11",
@@ -212,7 +212,7 @@ OTHER_NAMES = {
 }
 
 
-def test_the_table_is_whole() -> None:
+def test_the_tables_are_consistent() -> None:
     families = {row["family"] for row in TABLES["nvidia_chips"]}
     assert families == set(TABLES["nvidia_families"])
     amd = {row["family"] for row in TABLES["amd_chips"]}
@@ -234,14 +234,14 @@ def test_the_table_is_whole() -> None:
 # --- Several cards
 
 
-def test_no_card_is_said_plainly(decide: Decide) -> None:
+def test_a_host_without_a_gpu(decide: Decide) -> None:
     decision = decide("Debian 13")
     assert (decision["action"], decision["reason"]) == ("none", "No GPU.")
     assert decide("Debian 13", container=True)["reason"] == "No GPU."
     expecting = decide("Debian 13", "10de:2684", container=True, user={"expected_cards": 1})
     assert expecting["action"] == "refused"
-    told = decide("Debian 13", "8086:4680")["reason"]
-    assert told == "No GPU: only Intel device 4680 (for the screen only)."
+    reason = decide("Debian 13", "8086:4680")["reason"]
+    assert reason == "No GPU: only Intel device 4680 (not a GPU for computing)."
 
 
 def test_the_oldest_of_several_cards_decides(decide: Decide) -> None:
@@ -252,17 +252,17 @@ def test_the_oldest_of_several_cards_decides(decide: Decide) -> None:
     assert decision["parts"] == ["cuda_v12"]
 
 
-def test_cards_that_no_driver_drives_together(decide: Decide) -> None:
+def test_cards_that_no_driver_supports_together(decide: Decide) -> None:
     decision = decide("Ubuntu 24.04", "10de:2b85", "10de:1b80")
     assert decision["action"] == "refused"
     assert decision["reason"] == (
-        "No driver drives Blackwell and Pascal together: Blackwell needs the open kernel modules, "
+        "No driver supports Blackwell and Pascal together: Blackwell needs the open kernel modules, "
         "cards before Turing the proprietary ones."
     )
 
 
 @pytest.mark.parametrize("other", ["8086:a780", "1002:164e", "1002:1586", "1a03:2000"])
-def test_a_processors_own_graphics_beside_a_card(decide: Decide, other: str) -> None:
+def test_a_processors_graphics_next_to_a_card(decide: Decide, other: str) -> None:
     decision = decide("Debian 13", other, "10de:2684")
     assert (decision["action"], decision["vendor"], decision["count"]) == ("install", "nvidia", 1)
     assert decision["cards"][0]["role"] in ("integrated", "other")
@@ -272,37 +272,37 @@ def test_two_vendors(decide: Decide) -> None:
     both = ("10de:2684", "1002:744c")
     refused = decide("Debian 13", *both)
     assert refused["reason"] == (
-        "There are cards of two vendors (NVIDIA AD102 and AMD Navi 31), and an engine uses those of one."
+        "There are cards of two vendors (NVIDIA AD102 and AMD Navi 31), and an engine uses only one vendor's."
     )
     assert refused["remedy"] == f"Set gpu_driver_vendor to nvidia or amd for this host, {CPU}"
     for vendor, backend in (("nvidia", "cuda"), ("amd", "rocm")):
         decision = decide("Debian 13", *both, user={"vendor": vendor})
         assert (decision["backend"], decision["count"]) == (backend, 1)
-        assert f"left alone, since gpu_driver_vendor is {vendor}" in " ".join(decision["notes"])
+        assert f"not used, because gpu_driver_vendor is {vendor}" in " ".join(decision["notes"])
 
 
 def test_amd_cards_of_two_kinds(decide: Decide) -> None:
     decision = decide("Debian 13", "1002:744c", "1002:73df")
     assert (decision["backend"], decision["parts"]) == ("rocm", ["rocm", "vulkan"])
-    assert "Ollama's ROCm has no code for gfx1031: Vulkan computes there." in decision["notes"]
+    assert "Ollama's ROCm does not support gfx1031; Vulkan is used instead." in decision["notes"]
 
 
 @pytest.mark.parametrize(
     ("changed", "role", "words"),
     [
-        ({"driver": "vfio-pci"}, "guest", "held by vfio-pci for a virtual machine"),
+        ({"driver": "vfio-pci"}, "guest", "passed through to a virtual machine (vfio-pci)"),
         ({"physical_function": "0000:03:00.0"}, "function", "a virtual function of 0000:03:00.0"),
     ],
 )
-def test_a_card_for_a_virtual_machine_is_not_ours(
+def test_a_card_of_a_virtual_machine_is_not_used(
     decide: Decide, changed: dict[str, str], role: str, words: str
 ) -> None:
     given = card(1, "10de:20b0", **changed)
     alone = decide("Debian 13", cards=[given])
     assert (alone["action"], alone["cards"][0]["role"]) == ("none", role)
     assert words in alone["reason"]
-    beside = decide("Debian 13", cards=[given, card(2, "10de:2684", driver="nouveau")])
-    assert (beside["action"], beside["count"]) == ("install", 1)
+    mixed = decide("Debian 13", cards=[given, card(2, "10de:2684", driver="nouveau")])
+    assert (mixed["action"], mixed["count"]) == ("install", 1)
 
 
 def test_expected_cards(decide: Decide) -> None:
@@ -313,26 +313,26 @@ def test_expected_cards(decide: Decide) -> None:
         assert decision["reason"].startswith(f"gpu_driver_expected_cards is 2, {words}")
 
 
-def test_the_user_places_an_unknown_card(decide: Decide) -> None:
+def test_the_user_sets_the_chip_of_an_unknown_card(decide: Decide) -> None:
     refused = decide("Ubuntu 26.04", "10de:3340")
-    assert refused["reason"] == "The card 10de:3340 of NVIDIA at 0000:01:00.0 is unknown here."
+    assert refused["reason"] == "The NVIDIA card 10de:3340 at 0000:01:00.0 is not in the table."
     assert "set gpu_driver_extra_cards: {'10de:3340': CHIP}" in refused["remedy"]
     placed = decide("Ubuntu 26.04", "10de:3340", user={"extra_cards": {"10de:3340": "GB202"}})
     assert (placed["action"], placed["cards"][0]["family"]) == ("install", "Blackwell")
     wrong = decide("Ubuntu 26.04", "10de:3340", user={"extra_cards": {"10de:3340": "GB999"}})
     assert wrong["action"] == "refused"
-    assert "gives 10de:3340 the chip 'GB999', which is not in the table." in wrong["reason"]
+    assert "maps 10de:3340 to the chip 'GB999', which is not in the table." in wrong["reason"]
 
 
-def test_an_unknown_card_of_the_other_vendor_can_be_left_alone(decide: Decide) -> None:
+def test_an_unknown_card_of_the_other_vendor_can_be_ignored(decide: Decide) -> None:
     assert (
-        "set gpu_driver_vendor: nvidia to leave it alone"
+        "set gpu_driver_vendor: nvidia to ignore it"
         in decide("Debian 13", "10de:2684", "1002:7bff")["remedy"]
     )
     assert decide("Debian 13", "10de:2684", "1002:7bff", user={"vendor": "nvidia"})["action"] == "install"
 
 
-# --- What is there already
+# --- Existing installations
 
 
 VOLTA = "10de:1db4"
@@ -348,21 +348,21 @@ OWN = {
 WRITTEN = ["/etc/modprobe.d/bedplate-gpu.conf", "/etc/modules-load.d/bedplate-gpu.conf"]
 
 
-def test_what_is_installed_stays_decided_and_changes_nothing(decide: Decide) -> None:
+def test_an_installed_driver_keeps_its_decision_and_changes_nothing(decide: Decide) -> None:
     first = decide("Debian 13", VOLTA)
     loaded = {"nvidia": "550.163.01"}
-    seen = {"packages": OWN, "requested": [*OWN], "written": WRITTEN, "modules": loaded}
-    second = decide("Debian 13", VOLTA, **seen)
+    survey = {"packages": OWN, "requested": [*OWN], "written": WRITTEN, "modules": loaded}
+    second = decide("Debian 13", VOLTA, **survey)
     assert second["changes"] == []
     assert {**second, "changes": []} == {**first, "changes": []}
 
 
-def test_an_installation_cut_short_goes_on(decide: Decide) -> None:
+def test_an_interrupted_installation_is_resumed(decide: Decide) -> None:
     wanted = decide("Debian 13", VOLTA)
     some = {"nvidia-kernel-dkms": "550.163.01-2"}
     again = decide("Debian 13", VOLTA, packages=some, requested=wanted["packages"])
     assert (again["driver"], again["packages"]) == (wanted["driver"], wanted["packages"])
-    # Somebody else's is left alone.
+    # A driver that the role did not install is kept.
     assert decide("Debian 13", VOLTA, packages=some)["driver"]["source"] == "installed"
 
 
@@ -373,14 +373,14 @@ def test_the_archive_where_the_user_prefers_it(decide: Decide) -> None:
     assert decide("Debian 13", "10de:2b85", user={"source": "archive"})["action"] == "refused"
 
 
-def test_the_changes_are_told(decide: Decide) -> None:
-    told = decide("Debian 13", VOLTA, modules={"nouveau": ""})
-    assert told["reboot"] is True
-    assert [line.split(":")[0].split(",")[0] for line in told["changes"]] == [
+def test_the_changes_are_reported(decide: Decide) -> None:
+    decision = decide("Debian 13", VOLTA, modules={"nouveau": ""})
+    assert decision["reboot"] is True
+    assert [line.split(":")[0].split(",")[0] for line in decision["changes"]] == [
         "Package sources",
         "Packages installed",
-        "Kept from loading",
-        "Loaded at each start",
+        "Blacklisted",
+        "Loaded at boot",
         "A restart",
     ]
 
@@ -399,7 +399,7 @@ def test_another_driver_new_enough_is_left_as_it_is(decide: Decide) -> None:
     assert (decision["action"], decision["driver"]["source"]) == ("install", "installed")
     assert decision["driver"]["version"] == "580.95.05"
     assert (decision["packages"], decision["hold"], decision["parts"]) == ([], [], ["cuda_v13"])
-    # Secure Boot is no matter then, the module is there.
+    # Secure Boot does not matter then, because the module is installed.
     assert decide("Ubuntu 24.04", "10de:2684", packages=FULL, secure_boot=True)["action"] == "install"
 
 
@@ -421,7 +421,7 @@ def test_another_driver_with_the_wrong_modules(decide: Decide) -> None:
     assert decide("Ubuntu 24.04", "10de:2684", packages=closed)["action"] == "install"
 
 
-def test_tools_that_are_no_driver(decide: Decide) -> None:
+def test_tools_are_no_driver(decide: Decide) -> None:
     tools = {"nvidia-container-toolkit": "1.17.8-1", "nvidia-settings": "510.47.03-0ubuntu1"}
     assert decide("Ubuntu 24.04", "10de:2684", packages=tools)["driver"]["source"] == "archive"
 
@@ -435,31 +435,31 @@ def test_amd_takes_a_driver_of_amds_own(decide: Decide) -> None:
     assert decide("Ubuntu 24.04", "1002:74a1", packages=old)["action"] == "refused"
 
 
-# --- Bad input: one sentence with the remedy each, nothing changed
+# --- Refusals: one sentence with the remedy each, and nothing changed
 
 BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str, str]] = {
     "a .run file": (
         ("Debian 13", "10de:2684"),
         {"runfile": "/usr/bin/nvidia-uninstall"},
-        "A driver is here that NVIDIA's .run file installed, and packages would overwrite a part of it.",
+        "The driver was installed by NVIDIA's .run file, and packages would overwrite parts of it.",
         "Run /usr/bin/nvidia-uninstall and restart the machine",
     ),
     "a half installed package": (
         ("Debian 13", "10de:2684"),
         {"broken": {"nvidia-kernel-dkms": "iF"}},
-        "The package nvidia-kernel-dkms is half installed (dpkg says iF).",
+        "The package nvidia-kernel-dkms is half installed (dpkg status iF).",
         "Run dpkg --configure -a and apt-get --fix-broken install",
     ),
     "a package on hold": (
         ("Debian 13", "10de:2684"),
         {"held": ["libcuda1"]},
-        "On hold: libcuda1, so that the driver cannot be installed as a whole.",
+        "On hold: libcuda1, so the driver cannot be installed completely.",
         "Run apt-mark unhold libcuda1",
     ),
     "empty package lists": (
         ("Debian 13", "10de:2684"),
         {"package_lists": False},
-        "The package lists are empty, so there is no telling which driver fits the kernels.",
+        "The package lists are empty, so it is unknown which driver fits the kernels.",
         "Run apt-get update",
     ),
     "a kernel without headers": (
@@ -467,67 +467,67 @@ BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str, str]] = {
         {"kernels": [running("6.12.9-custom", headers="missing")]},
         "The kernel 6.12.9-custom has no headers to build a module with, and no package source has "
         "linux-headers-6.12.9-custom.",
-        "Install them, or start a current kernel and remove this one, or name the kernels that count in "
-        "gpu_driver_kernels",
+        "Install them, or boot a current kernel and remove this one, or list the kernels that need the "
+        "module in gpu_driver_kernels",
     ),
-    "Secure Boot with no way": (
+    "Secure Boot without a key": (
         ("Debian 13", "10de:2684"),
         {"secure_boot": True},
-        "Secure Boot is on, and /var/lib/dkms/mok.pub, which signs modules built here, is not enrolled.",
+        "Secure Boot is on, and /var/lib/dkms/mok.pub, which signs modules built on this host, is not "
+        "enrolled.",
         "Run dkms generate_mok and mokutil --import /var/lib/dkms/mok.pub, confirm it on the console at "
-        "the next start, or switch Secure Boot off in the firmware",
+        "the next boot, or switch Secure Boot off in the firmware",
     ),
     "an old card": (
         ("Debian 13", "10de:1180"),
         {},
-        "NVIDIA GK210 or older (10de:1180 at 0000:01:00.0) is older than Maxwell, and Ollama works with no "
-        "driver for it.",
-        "Take the card out",
+        "NVIDIA GK210 or older (10de:1180 at 0000:01:00.0) is older than Maxwell, and no driver for it "
+        "works with Ollama.",
+        "Remove the card",
     ),
     "an archive too old": (
         ("Debian 12", "10de:2684"),
         {"user": {"source": "archive"}},
         "Ollama with this card needs NVIDIA's driver 550 or newer, and the archive of Debian 12 has "
-        "535.309.01 only.",
-        "Set gpu_driver_source: auto, or install such a driver yourself and run again",
+        "only 535.309.01.",
+        "Set gpu_driver_source: auto, or install such a driver yourself and run the playbook again",
     ),
     "an archive too old for the card": (
         ("Debian 13", "10de:2b85"),
         {"user": {"source": "archive"}},
         "Ollama with this card needs NVIDIA's driver 570 or newer, and the archive of Debian 13 has "
-        "550.163.01 only.",
-        "Set gpu_driver_source: auto, or install such a driver yourself and run again",
+        "only 550.163.01.",
+        "Set gpu_driver_source: auto, or install such a driver yourself and run the playbook again",
     ),
     "no source": (
         ("Ubuntu 24.04", "10de:2684"),
         {"user": {"source": "vendor"}},
-        "Ollama with this card needs NVIDIA's driver 550 or newer, and Bedplate knows none for Ubuntu 24.04.",
-        "Set gpu_driver_source: auto, or install such a driver yourself and run again",
+        "Ollama with this card needs NVIDIA's driver 550 or newer, and Bedplate has none for Ubuntu 24.04.",
+        "Set gpu_driver_source: auto, or install such a driver yourself and run the playbook again",
     ),
     "an old kernel for a new AMD card": (
         ("Debian 12", "1002:7550"),
         {},
-        "The kernel 6.1.0-56-amd64 does not drive Navi 48, which needs 6.12 or newer.",
+        "The kernel 6.1.0-56-amd64 does not support Navi 48, which needs 6.12 or newer.",
         "For a newer kernel, run apt-get install -t bookworm-backports linux-image-amd64 "
         "firmware-amd-graphics, and restart",
     ),
-    "a kernel for clouds": (
+    "a cloud kernel": (
         ("Debian 13", "1002:744c"),
         {"kernels": [running("6.12.118+deb13-cloud-amd64", amdgpu=False)]},
-        "The kernel 6.12.118+deb13-cloud-amd64 has no module amdgpu, as kernels for clouds have not.",
+        "The kernel 6.12.118+deb13-cloud-amd64 has no module amdgpu, like all cloud kernels.",
         "Run apt-get install linux-image-amd64 and restart with that kernel",
     ),
     "an old AMD card": (
         ("Debian 13", "1002:6798"),
         {},
-        "AMD Tahiti or Hawaii (1002:6798 at 0000:01:00.0) is of GCN 1 to 3, and Ollama computes on none so "
-        "old.",
-        "Take the card out",
+        "AMD Tahiti or Hawaii (1002:6798 at 0000:01:00.0) is GCN 1 to 3, which is too old for Ollama.",
+        "Remove the card",
     ),
     "an accelerator with an old driver": (
         ("Ubuntu 24.04", "1002:740f"),
         {},
-        "AMD Aldebaran computes by ROCm 7 only, which needs a driver newer than the kernel's own driver "
+        "AMD Aldebaran works only with ROCm 7, which needs a driver newer than the kernel's own driver "
         "(6.8.0-151-generic).",
         "For one, run apt-get install linux-generic-hwe-24.04, and restart, or install amdgpu-dkms 30.10 "
         "from AMD",
@@ -547,27 +547,28 @@ def test_bad_input(decide: Decide, name: str) -> None:
 @pytest.mark.parametrize("release", KERNELS)
 def test_an_unknown_release(module: ModuleType, release: str) -> None:
     for key in ("10de:2684", "1002:744c"):
-        seen = {**host(release, key), "release": "Debian 14"}
-        decision = module.gpu_decision(seen, TABLES, SETTINGS)
+        survey = {**host(release, key), "release": "Debian 14"}
+        decision = module.gpu_decision(survey, TABLES, SETTINGS)
         assert decision["action"] == "refused"
         assert "Debian 14" in decision["reason"]
 
 
-def test_our_own_holds_and_finished_packages_are_no_hindrance(decide: Decide) -> None:
-    seen = {"packages": OWN, "requested": [*OWN], "held": ["libcuda1"]}
-    assert decide("Debian 13", VOLTA, **seen)["action"] == "install"
+def test_held_packages_that_are_installed_are_accepted(decide: Decide) -> None:
+    survey = {"packages": OWN, "requested": [*OWN], "held": ["libcuda1"]}
+    assert decide("Debian 13", VOLTA, **survey)["action"] == "install"
 
 
-def test_why_the_better_source_is_not_taken(decide: Decide) -> None:
+def test_why_the_better_source_is_not_used(decide: Decide) -> None:
     decision = decide("Debian 13", "10de:2684")
     assert decision["driver"]["source"] == "vendor"
     assert decision["repository"]["key_fingerprint"] == "02182E60104FCDC26EAE1B8597A5D4CB8793F200"
     assert decision["notes"] == [
-        "Not the better source, since the archive of Debian 13 has no open kernel modules that build."
+        "The better source is not used, because the archive of Debian 13 has no open kernel modules that "
+        "build."
     ]
 
 
-def test_an_ubuntu_kernel_without_signed_modules_builds_its_own(decide: Decide) -> None:
+def test_an_ubuntu_kernel_without_signed_modules_gets_a_built_one(decide: Decide) -> None:
     kernel = running("6.8.0-9999-custom", headers="installed")
     decision = decide("Ubuntu 24.04", "10de:2684", kernels=[kernel], kernel_kinds=[])
     assert decision["driver"]["build"] == "dkms"

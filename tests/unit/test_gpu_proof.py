@@ -1,4 +1,4 @@
-"""gpu_proof: what it says of an engine on its card, and of every way in which it silently is not."""
+"""gpu_proof: results for an engine on the GPU, and for every way in which it silently uses the CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ON_CARD = (
     'time=… level=INFO source=types.go:42 msg="inference compute" id=GPU-4f0a library=CUDA compute=8.9 '
     'name=CUDA0 description="NVIDIA GeForce RTX 4090" libdirs=ollama,cuda_v13 driver=13.0 type=discrete\n'
 )
-# As Ollama 0.24.0 wrote it on a host without a card.
+# Journal of Ollama 0.24.0 on a host without a GPU.
 ON_CPU = (
     'time=… level=INFO source=types.go:60 msg="inference compute" id=cpu library=cpu compute="" '
     'name=cpu description=cpu libdirs=ollama driver="" pci_id="" type="" total="23.5 GiB"\n'
@@ -32,7 +32,7 @@ def proof(load_source: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def versions(root: Path, module: str, library: str) -> None:
-    """Write a kernel module's version, and put a library of a version where Debian has it."""
+    """Write a kernel module's version, and create a library of a version where Debian installs it."""
     (root / "sys/module/nvidia").mkdir(parents=True)
     (root / "sys/module/nvidia/version").write_text(f"{module}\n")
     folder = root / "usr/lib/x86_64-linux-gnu"
@@ -48,16 +48,16 @@ def nodes(root: Path, *names: str) -> None:
 
 
 def test_no_module(proof: ModuleType, tmp_path: Path) -> None:
-    found = proof.check_module("nvidia", tmp_path)
-    assert (found["ok"], found["seen"]) == (False, "the kernel module nvidia is not loaded")
-    assert found["next"] == "modprobe nvidia; dmesg | tail -n 30"
+    check = proof.check_module("nvidia", tmp_path)
+    assert (check["ok"], check["seen"]) == (False, "the kernel module nvidia is not loaded")
+    assert check["next"] == "modprobe nvidia; dmesg | tail -n 30"
 
 
 @pytest.mark.parametrize(("library", "ok"), [("550.163.01", True), ("550.90.07", False)])
 def test_module_and_library(proof: ModuleType, tmp_path: Path, library: str, ok: bool) -> None:
     versions(tmp_path, "550.163.01", library)
-    found = proof.check_module("nvidia", tmp_path)
-    assert (found["ok"], found["seen"]) == (ok, f"module 550.163.01, library {library}")
+    check = proof.check_module("nvidia", tmp_path)
+    assert (check["ok"], check["seen"]) == (ok, f"module 550.163.01, library {library}")
 
 
 def test_a_module_without_its_library(proof: ModuleType, tmp_path: Path) -> None:
@@ -74,30 +74,30 @@ def test_amds_module(proof: ModuleType, tmp_path: Path) -> None:
 def test_an_archive_without_the_libraries(proof: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "cuda_v12").mkdir()
     assert proof.check_libraries(["cuda_v12"], tmp_path)["ok"] is True
-    found = proof.check_libraries(["cuda_v13"], tmp_path)
-    assert (found["ok"], found["seen"]) == (False, f"{tmp_path} has no cuda_v13")
+    check = proof.check_libraries(["cuda_v13"], tmp_path)
+    assert (check["ok"], check["seen"]) == (False, f"{tmp_path} has no cuda_v13")
 
 
 def test_nodes_that_open(proof: ModuleType, tmp_path: Path) -> None:
     nodes(tmp_path, "nvidiactl", "nvidia-uvm", "nvidia0", "nvidia1", "nvidia-modeset")
-    asked: list[tuple[int, list[str]]] = []
+    calls: list[tuple[int, list[str]]] = []
 
     def opened(pid: int, paths: list[str]) -> dict[str, str]:
-        asked.append((pid, paths))
+        calls.append((pid, paths))
         return dict.fromkeys(paths, "")
 
-    found = proof.check_nodes("cuda", 2, 42, opened, tmp_path)
-    assert found["ok"] is True
-    assert asked == [(42, ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0", "/dev/nvidia1"])]
+    check = proof.check_nodes("cuda", 2, 42, opened, tmp_path)
+    assert check["ok"] is True
+    assert calls == [(42, ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0", "/dev/nvidia1"])]
 
 
 def test_nodes_that_do_not_open(proof: ModuleType, tmp_path: Path) -> None:
     nodes(tmp_path, "kfd", "dri/renderD128")
-    found = proof.check_nodes(
+    check = proof.check_nodes(
         "rocm", 1, 42, lambda _, paths: dict.fromkeys(paths, "Permission denied"), tmp_path
     )
-    assert found["ok"] is False
-    assert found["seen"] == "/dev/kfd: Permission denied; /dev/dri/renderD128: Permission denied"
+    assert check["ok"] is False
+    assert check["seen"] == "/dev/kfd: Permission denied; /dev/dri/renderD128: Permission denied"
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_nodes_that_do_not_open(proof: ModuleType, tmp_path: Path) -> None:
 )
 def test_nodes_that_are_missing(proof: ModuleType, tmp_path: Path, there: tuple[str, ...], seen: str) -> None:
     nodes(tmp_path, *there)
-    found = proof.check_nodes("cuda", 2, 42, lambda *_: {}, tmp_path)
-    assert (found["ok"], found["seen"]) == (False, seen)
+    check = proof.check_nodes("cuda", 2, 42, lambda *_: {}, tmp_path)
+    assert (check["ok"], check["seen"]) == (False, seen)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the module does")
-def test_a_node_is_opened_as_the_process_would(proof: ModuleType, tmp_path: Path) -> None:
+def test_a_node_is_opened_like_the_process_does(proof: ModuleType, tmp_path: Path) -> None:
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     for path, user in ((mine, 65534), (theirs, 0)):
         path.touch(mode=0o600)
@@ -124,21 +124,21 @@ def test_a_node_is_opened_as_the_process_would(proof: ModuleType, tmp_path: Path
         folder.chmod(0o755)
     sleeper = subprocess.Popen(["sleep", "60"], user=65534, group=65534, extra_groups=[])
     try:
-        told = proof.open_in_sandbox(sleeper.pid, [str(mine), str(theirs), str(tmp_path / "none")])
+        errors = proof.open_in_sandbox(sleeper.pid, [str(mine), str(theirs), str(tmp_path / "none")])
     finally:
         sleeper.kill()
         sleeper.wait()
-    assert list(told.values()) == ["", "Permission denied", "No such file or directory"]
+    assert list(errors.values()) == ["", "Permission denied", "No such file or directory"]
 
 
-def test_the_groups_that_rule_devices(proof: ModuleType, tmp_path: Path) -> None:
+def test_the_cgroups_that_restrict_devices(proof: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "proc/7").mkdir(parents=True)
     (tmp_path / "proc/7/cgroup").write_text(
         "9:name=systemd:/a\n5:devices:/system.slice/o\n0::/system.slice/o\n"
     )
     (tmp_path / "sys/fs/cgroup/unified/system.slice/o").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/unified/cgroup.procs").touch()
-    assert [str(path.relative_to(tmp_path)) for path in proof.groups_of(7, tmp_path)] == [
+    assert [str(path.relative_to(tmp_path)) for path in proof.device_cgroups(7, tmp_path)] == [
         "sys/fs/cgroup/devices/system.slice/o",
         "sys/fs/cgroup/unified/system.slice/o",
     ]
@@ -147,24 +147,24 @@ def test_the_groups_that_rule_devices(proof: ModuleType, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("backend", "journal", "ok", "seen"),
     [
-        ("cuda", ON_CPU + ON_CARD, True, 'it computes with cpu, cuda on cpu, "NVIDIA GeForce RTX 4090"'),
-        ("cuda", ON_CPU, False, "it computes with cpu, not with cuda: it fell back to the CPU"),
-        ("rocm", ON_CARD, False, "it computes with cuda, not with rocm: it fell back to the CPU"),
+        ("cuda", ON_CPU + ON_CARD, True, 'it uses cpu, cuda on cpu, "NVIDIA GeForce RTX 4090"'),
+        ("cuda", ON_CPU, False, "it uses cpu, not cuda: it fell back to the CPU"),
+        ("rocm", ON_CARD, False, "it uses cuda, not rocm: it fell back to the CPU"),
         ("cuda", "", None, "its journal has no line 'inference compute' since it started"),
     ],
 )
-def test_what_the_engine_says(
+def test_the_engines_journal(
     proof: ModuleType, backend: str, journal: str, ok: bool | None, seen: str
 ) -> None:
-    found = proof.check_journal(backend, journal)
-    assert (found["ok"], found["seen"]) == (ok, seen)
+    check = proof.check_journal(backend, journal)
+    assert (check["ok"], check["seen"]) == (ok, seen)
 
 
 class FakeEngine(ThreadingHTTPServer):
-    """Answers as Ollama does; `answers` are its bodies by path, `asked` what it was asked."""
+    """A fake Ollama; `answers` are the response bodies by path, `requests` what it received."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, Any]] = []
+        self.requests: list[tuple[str, Any]] = []
         self.answers: dict[str, Any] = {
             "/api/ps": {"models": [{"name": "big:7b", "size": 8 * GIB, "size_vram": 8 * GIB}]},
             "/api/show": {"capabilities": ["completion"]},
@@ -187,7 +187,7 @@ class Answer(BaseHTTPRequestHandler):
     def _answer(self, body: Any) -> None:
         server = self.server
         assert isinstance(server, FakeEngine)
-        server.asked.append((self.path, body))
+        server.requests.append((self.path, body))
         answer = server.answers[self.path]
         text = json.dumps(answer(body) if callable(answer) else answer).encode()
         self.send_response(500 if b'"error"' in text else 200)
@@ -209,59 +209,59 @@ def fake_engine() -> Iterator[FakeEngine]:
         thread.join()
 
 
-def asked(proof: ModuleType, engine: FakeEngine, minimum: float = 0) -> list[dict[str, Any]]:
+def token_checks(proof: ModuleType, engine: FakeEngine, minimum: float = 0) -> list[dict[str, Any]]:
     checks: list[dict[str, Any]] = proof.check_tokens(
         proof.Engine(engine.url), ["small:1b", "big:7b"], minimum
     )
     return checks
 
 
-def test_a_loaded_model_is_asked_and_lies_on_the_card(proof: ModuleType, fake_engine: FakeEngine) -> None:
-    (found,) = asked(proof, fake_engine)
-    assert (found["ok"], found["seen"]) == (True, "100% of big:7b is on the card")
-    question = next(body for path, body in fake_engine.asked if path == "/api/generate")
-    assert (question["model"], question["options"]) == ("big:7b", {"num_predict": 32})
+def test_a_loaded_model_on_the_gpu(proof: ModuleType, fake_engine: FakeEngine) -> None:
+    (check,) = token_checks(proof, fake_engine)
+    assert (check["ok"], check["seen"]) == (True, "100% of big:7b is on the GPU")
+    request = next(body for path, body in fake_engine.requests if path == "/api/generate")
+    assert (request["model"], request["options"]) == ("big:7b", {"num_predict": 32})
 
 
 @pytest.mark.parametrize(
-    ("vram", "seen"), [(0, "big:7b runs on the CPU"), (4 * GIB, "50% of big:7b is on the card")]
+    ("vram", "seen"), [(0, "big:7b runs on the CPU"), (4 * GIB, "50% of big:7b is on the GPU")]
 )
-def test_a_model_that_does_not_lie_on_the_card(
+def test_a_model_that_is_not_entirely_on_the_gpu(
     proof: ModuleType, fake_engine: FakeEngine, vram: int, seen: str
 ) -> None:
     fake_engine.answers["/api/ps"]["models"][0]["size_vram"] = vram
-    (found,) = asked(proof, fake_engine)
-    assert (found["ok"], found["seen"]) == (False, seen)
+    (check,) = token_checks(proof, fake_engine)
+    assert (check["ok"], check["seen"]) == (False, seen)
 
 
 @pytest.mark.parametrize(("minimum", "ok"), [(80, True), (80.1, False)])
-def test_a_card_that_is_slow(proof: ModuleType, fake_engine: FakeEngine, minimum: float, ok: bool) -> None:
-    _, found = asked(proof, fake_engine, minimum)
-    assert (found["ok"], found["seen"]) == (
+def test_a_slow_gpu(proof: ModuleType, fake_engine: FakeEngine, minimum: float, ok: bool) -> None:
+    _, check = token_checks(proof, fake_engine, minimum)
+    assert (check["ok"], check["seen"]) == (
         ok,
         f"80.0 tokens/s, gpu_driver_minimum_tokens_per_second is {minimum:g}",
     )
 
 
-def test_a_model_that_answers_no_questions_is_not_asked(proof: ModuleType, fake_engine: FakeEngine) -> None:
+def test_a_model_without_completion_is_not_used(proof: ModuleType, fake_engine: FakeEngine) -> None:
     fake_engine.answers["/api/show"] = {"capabilities": ["embedding"]}
-    (found,) = asked(proof, fake_engine)
-    assert (found["ok"], found["seen"]) == (None, "no declared model answers questions")
+    (check,) = token_checks(proof, fake_engine)
+    assert (check["ok"], check["seen"]) == (None, "no declared model supports completion")
 
 
-def test_an_engine_that_gives_no_answer(proof: ModuleType, fake_engine: FakeEngine) -> None:
+def test_an_engine_that_does_not_respond(proof: ModuleType, fake_engine: FakeEngine) -> None:
     fake_engine.answers["/api/generate"] = {"error": "llama runner process has terminated: CUDA error"}
-    (found,) = asked(proof, fake_engine)
-    assert found["ok"] is False
-    assert "status 500" in found["seen"]
-    assert "llama runner process has terminated: CUDA error" in found["seen"]
+    (check,) = token_checks(proof, fake_engine)
+    assert check["ok"] is False
+    assert "status 500" in check["seen"]
+    assert "llama runner process has terminated: CUDA error" in check["seen"]
     fake_engine.shutdown()
     fake_engine.server_close()
-    (found,) = asked(proof, fake_engine)
-    assert "Connection refused" in found["seen"]
+    (check,) = token_checks(proof, fake_engine)
+    assert "Connection refused" in check["seen"]
 
 
-def test_the_runner_among_the_processes_on_the_card(
+def test_the_runner_among_the_processes_on_the_gpu(
     proof: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "bin/nvidia-smi"
@@ -274,12 +274,12 @@ def test_the_runner_among_the_processes_on_the_card(
         (tmp_path / f"proc/{pid}/cgroup").write_text(f"0::/{unit}\n")
     assert proof.check_runner("cuda", tmp_path)["seen"] == "process 42"
     (tmp_path / "proc/42/cgroup").write_text("0::/user.slice/other\n")
-    found = proof.check_runner("cuda", tmp_path)
-    assert (found["ok"], found["seen"]) == (False, "none of Ollama's among 2 processes on it")
+    check = proof.check_runner("cuda", tmp_path)
+    assert (check["ok"], check["seen"]) == (False, "none of the 2 processes on the GPU is Ollama's")
     assert proof.check_runner("vulkan", tmp_path)["ok"] is None
 
 
-def test_the_whole_module_on_a_machine_without_a_card(
+def test_the_whole_module_on_a_machine_without_a_gpu(
     proof: ModuleType, run_module: Callable[..., dict[str, Any]], fake_engine: FakeEngine
 ) -> None:
     fake_engine.answers["/api/ps"]["models"][0]["size_vram"] = 0

@@ -1,4 +1,4 @@
-"""gpu_survey: the readings against made trees, and the whole module on this machine."""
+"""gpu_survey: its functions on fake /sys, /etc and /lib trees, and the whole module on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def survey(load_source: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def device(root: Path, slot: str, vendor: str, name: str, kind: str, **files: str) -> Path:
-    """Make a PCI device as the kernel shows it."""
+    """Create a PCI device in a fake sysfs."""
     folder = root / "sys/bus/pci/devices" / slot
     folder.mkdir(parents=True)
     made = {"vendor": f"0x{vendor}", "device": f"0x{name}", "class": f"0x{kind}", **files}
@@ -54,9 +54,9 @@ def test_cards_by_class(survey: ModuleType, tmp_path: Path) -> None:
     device(tmp_path, "0000:02:00.0", "1002", "74a1", "120000")
     device(tmp_path, "0000:01:00.1", "10de", "22ba", "040300")
     device(tmp_path, "0000:00:00.0", "1022", "1480", "060000")
-    found = survey.cards(tmp_path)
-    assert [one["slot"] for one in found] == ["0000:01:00.0", "0000:01:00.4", "0000:02:00.0"]
-    assert found[0] == {
+    cards = survey.cards(tmp_path)
+    assert [card["slot"] for card in cards] == ["0000:01:00.0", "0000:01:00.4", "0000:02:00.0"]
+    assert cards[0] == {
         "slot": "0000:01:00.0",
         "vendor": "10de",
         "device": "20b0",
@@ -67,8 +67,8 @@ def test_cards_by_class(survey: ModuleType, tmp_path: Path) -> None:
         "virtual_functions": 2,
         "name": "",
     }
-    assert (found[1]["physical_function"], found[1]["driver"]) == ("0000:01:00.0", "vfio-pci")
-    assert (found[2]["class"], found[2]["driver"]) == ("120000", "")
+    assert (cards[1]["physical_function"], cards[1]["driver"]) == ("0000:01:00.0", "vfio-pci")
+    assert (cards[2]["class"], cards[2]["driver"]) == ("120000", "")
 
 
 def test_names_come_from_the_hosts_list(survey: ModuleType, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_packages(survey: ModuleType) -> None:
         "iF |nvidia-kernel-dkms|550.163.01-2\niHR|dkms|3.2\nun |nvidia-driver|\nhn |nvidia-open|\n"
         "hi |nvidia-persistenced|550.163.01-1\n"
     )
-    installed, broken, held = survey.packages(listing, ["nvidia-persistenced"])
+    installed, broken, held = survey.parse_packages(listing, ["nvidia-persistenced"])
     assert installed == {
         "nvidia-smi": "550.163.01-2",
         "libcuda1": "550.163.01-2",
@@ -155,19 +155,19 @@ def test_kernels(survey: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (modules / "6.12.74/kernel/drivers/gpu/drm/amd/amdgpu/amdgpu.ko.xz").touch()
     (modules / "6.12.74/build").mkdir()
     (modules / "6.1.0/kernel").mkdir(parents=True)
-    # What an uninstalled kernel leaves of a module built for it is no kernel.
+    # An uninstalled kernel leaves a directory with the modules that were built for it.
     (modules / "6.0.0/updates/dkms").mkdir(parents=True)
     monkeypatch.setattr(survey, "offered", lambda names: set(names) & {"linux-headers-6.1.0"})
-    found = survey.kernels(["7.0.0"], ["linux-headers-7.0.0"], tmp_path, "6.18.0")
-    assert [(kernel["release"], kernel["headers"]) for kernel in found] == [
+    kernels = survey.kernels(["7.0.0"], ["linux-headers-7.0.0"], tmp_path, "6.18.0")
+    assert [(kernel["release"], kernel["headers"]) for kernel in kernels] == [
         ("6.1.0", "available"),
         ("6.12.74", "installed"),
         ("6.18.0", "missing"),
         ("7.0.0", "installed"),
     ]
-    assert [kernel["release"] for kernel in found if kernel["running"]] == ["6.18.0"]
-    assert [kernel["release"] for kernel in found if kernel["installed"]] == ["6.1.0", "6.12.74"]
-    assert [kernel["release"] for kernel in found if kernel["amdgpu"]] == ["6.12.74"]
+    assert [kernel["release"] for kernel in kernels if kernel["running"]] == ["6.18.0"]
+    assert [kernel["release"] for kernel in kernels if kernel["installed"]] == ["6.1.0", "6.12.74"]
+    assert [kernel["release"] for kernel in kernels if kernel["amdgpu"]] == ["6.12.74"]
 
 
 MADISON = (
@@ -178,7 +178,7 @@ MADISON = (
 
 
 def test_signed_modules(survey: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, ...]] = []
+    commands: list[tuple[str, ...]] = []
     known = [
         "linux-modules-nvidia-580-server-open-generic",
         "linux-modules-nvidia-580-6.8.0-151-generic",
@@ -187,16 +187,16 @@ def test_signed_modules(survey: ModuleType, monkeypatch: pytest.MonkeyPatch) -> 
         "linux-modules-nvidia-fs-generic",
     ]
 
-    def said(*command: str) -> str:
-        asked.append(command)
+    def output_of(*command: str) -> str:
+        commands.append(command)
         return "\n".join(known) if command[1] == "pkgnames" else MADISON
 
-    monkeypatch.setattr(survey, "said", said)
+    monkeypatch.setattr(survey, "output_of", output_of)
     assert survey.signed_modules(["6.8.0-151-generic"], ["generic"]) == [
         "linux-modules-nvidia-580-6.8.0-151-generic",
         "linux-modules-nvidia-580-server-open-generic",
     ]
-    assert asked[1][2:] == (known[0], known[1])
+    assert commands[1][2:] == (known[0], known[1])
 
 
 def test_loaded_modules_and_a_run_file(survey: ModuleType, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_loaded_modules_and_a_run_file(survey: ModuleType, tmp_path: Path) -> No
     (tmp_path / "sys/module/nvidia/version").write_text("550.163.01\n")
     (tmp_path / "sys/module/nouveau").mkdir()
     (tmp_path / "sys/module/ext4").mkdir()
-    assert survey.loaded(tmp_path) == {"nouveau": "", "nvidia": "550.163.01"}
+    assert survey.loaded_modules(tmp_path) == {"nouveau": "", "nvidia": "550.163.01"}
     assert survey.runfile(tmp_path) == ""
     (tmp_path / "usr/bin").mkdir(parents=True)
     (tmp_path / "usr/bin/nvidia-uninstall").touch()
@@ -212,10 +212,10 @@ def test_loaded_modules_and_a_run_file(survey: ModuleType, tmp_path: Path) -> No
 
 
 def test_the_whole_module_here(survey: ModuleType, run_module: Callable[..., dict[str, Any]]) -> None:
-    seen = run_module(survey, {"kernels": ["1.2.3-asked"], "certificate": "/nowhere"}, check=True)
-    assert seen["changed"] is False
-    assert seen["certificate_enrolled"] is False
-    assert {"release": "1.2.3-asked", "headers": "missing"}.items() <= seen["kernels"][0].items()
-    assert [kernel["release"] for kernel in seen["kernels"] if kernel["running"]]
+    result = run_module(survey, {"kernels": ["1.2.3-requested"], "certificate": "/nowhere"}, check=True)
+    assert result["changed"] is False
+    assert result["certificate_enrolled"] is False
+    assert {"release": "1.2.3-requested", "headers": "missing"}.items() <= result["kernels"][0].items()
+    assert [kernel["release"] for kernel in result["kernels"] if kernel["running"]]
     documented = {name for name in survey.RETURN.splitlines() if name[:1].isalpha()}
-    assert {f"{key}:" for key in seen} - {"invocation:", "changed:"} == documented
+    assert {f"{key}:" for key in result} - {"invocation:", "changed:"} == documented

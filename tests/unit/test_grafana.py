@@ -1,4 +1,4 @@
-"""Grafana's files: the dashboard is what the program writes, and every field is one of Grafana's own."""
+"""Grafana's files: the dashboard equals the generator's output, and Grafana's types accept every field."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ TEXT = (ROOT / "grafana/bedplate.json").read_text()
 
 
 def panels() -> list[dict[str, Any]]:
-    """The dashboard's panels without its rows."""
+    """Return the dashboard's panels without its rows."""
     return [panel for panel in json.loads(TEXT)["panels"] if panel["type"] != "row"]
 
 
-def test_the_dashboard_is_what_the_program_writes(load_source: Callable[[str], ModuleType]) -> None:
+def test_the_dashboard_is_the_generators_output(load_source: Callable[[str], ModuleType]) -> None:
     assert load_source("grafana/generate.py").build() == TEXT, "run python grafana/generate.py"
 
 
-def test_grafanas_own_types_take_every_field() -> None:
+def test_grafanas_types_accept_every_field() -> None:
     register_default_plugins()
     read = Dashboard.from_json(json.loads(TEXT))
     assert json.loads(json.dumps(read, cls=JSONEncoder)) == json.loads(TEXT)
 
 
-def test_a_field_that_grafana_does_not_know_is_seen() -> None:
+def test_an_unknown_field_is_detected() -> None:
     register_default_plugins()
     wrong = json.loads(TEXT)
     wrong["panels"][0]["tittle"] = "Alerts"
     assert json.loads(json.dumps(Dashboard.from_json(wrong), cls=JSONEncoder)) != wrong
 
 
-def test_every_panel_asks_the_data_source_that_comes_with_it() -> None:
+def test_every_panel_uses_the_provided_data_source() -> None:
     (source,) = yaml.safe_load((ROOT / "grafana/datasource.yml").read_text())["datasources"]
     assert len(panels()) > 20
     for panel in panels():
@@ -50,13 +50,13 @@ def test_every_panel_asks_the_data_source_that_comes_with_it() -> None:
     assert len(set(places)) == len(places)
 
 
-def test_what_is_recorded_is_asked_by_its_name() -> None:
+def test_panels_use_existing_recording_rules() -> None:
     rules = (ROOT / "roles/prometheus/templates/recording.rules.yml.j2").read_text()
-    asked = {
+    queried = {
         name
         for panel in panels()
         for target in panel["targets"]
         for name in re.findall(r"bedplate:[\w:]+", target["expr"])
     }
-    assert asked
-    assert asked <= set(re.findall(r"record: (\S+)", rules))
+    assert queried
+    assert queried <= set(re.findall(r"record: (\S+)", rules))

@@ -1,4 +1,4 @@
-"""The hooks before a commit are the linters of `make lint`, no more and no less."""
+"""The pre-commit hooks are exactly the linters of `make lint`."""
 
 from __future__ import annotations
 

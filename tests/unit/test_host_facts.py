@@ -1,4 +1,4 @@
-"""The program that writes a host's facts for the node exporter."""
+"""bedplate-host-facts: metrics of the host for the node exporter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Load = Callable[[str], ModuleType]
 
 @pytest.fixture
 def facts(load_source: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The program, on a host whose /boot and /run/reboot-required lie in tmp_path."""
+    """The program with /boot and /run/reboot-required in tmp_path."""
     module = load_source("roles/node_exporter/files/host_facts.py")
     monkeypatch.setattr(module, "BOOT", tmp_path / "boot")
     monkeypatch.setattr(module, "REBOOT_REQUIRED", tmp_path / "reboot-required")
@@ -24,17 +24,17 @@ def facts(load_source: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return module
 
 
-def test_a_kernel_installed_since_the_start_asks_for_a_restart(facts: ModuleType, tmp_path: Path) -> None:
+def test_a_kernel_installed_since_boot_requires_a_restart(facts: ModuleType, tmp_path: Path) -> None:
     kernel = tmp_path / "boot/vmlinuz-6.12.1"
     kernel.touch()
-    # As packages have it, the file is older than its installation.
+    # Packages contain files that are older than their installation.
     os.utime(kernel, (1000, 1000))
     later = time.time() + 100
     assert not facts.reboot_required(later, 50)
     assert facts.reboot_required(later, 200)
 
 
-def test_the_running_kernel_beside_the_installed_ones(facts: ModuleType, tmp_path: Path) -> None:
+def test_the_running_kernel_compared_with_the_installed_ones(facts: ModuleType, tmp_path: Path) -> None:
     assert facts.kernel_is_newest("6.12.1-amd64") is None
     for release in ("6.1.0-9-amd64", "6.1.0-25-amd64"):
         (tmp_path / f"boot/vmlinuz-{release}").touch()
@@ -43,13 +43,13 @@ def test_the_running_kernel_beside_the_installed_ones(facts: ModuleType, tmp_pat
     assert not facts.kernel_is_newest("6.1.0-9-amd64")
 
 
-def test_a_package_asks_for_a_restart(facts: ModuleType, tmp_path: Path) -> None:
+def test_a_package_requires_a_restart(facts: ModuleType, tmp_path: Path) -> None:
     assert not facts.reboot_required(time.time(), 50)
     (tmp_path / "reboot-required").touch()
     assert facts.reboot_required(time.time(), 50)
 
 
-def test_the_file_is_whole_and_readable(
+def test_the_file_is_complete_and_readable(
     facts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     certificate, broken, backups = tmp_path / "a.pem", tmp_path / "b.pem", tmp_path / "backups"
@@ -70,15 +70,17 @@ def test_the_file_is_whole_and_readable(
     monkeypatch.setenv("BACKUPS", f"{backups} {tmp_path / 'none'}")
     monkeypatch.setattr("sys.argv", ["host-facts", str(target)])
     facts.main()
-    got = dict(line.rsplit(" ", 1) for line in target.read_text().splitlines() if not line.startswith("#"))
-    ends = float(got.pop(f'bedplate_host_certificate_expiry_timestamp_seconds{{path="{certificate}"}}'))
+    metrics = dict(
+        line.rsplit(" ", 1) for line in target.read_text().splitlines() if not line.startswith("#")
+    )
+    ends = float(metrics.pop(f'bedplate_host_certificate_expiry_timestamp_seconds{{path="{certificate}"}}'))
     assert 9.9 < (ends - time.time()) / 86400 < 10.1
-    assert got == {
+    assert metrics == {
         "bedplate_host_reboot_required": "0",
         f'bedplate_host_certificate_expiry_timestamp_seconds{{path="{broken}"}}': "0",
         f'bedplate_host_backup_timestamp_seconds{{path="{backups}"}}': "2000",
         f'bedplate_host_backup_timestamp_seconds{{path="{tmp_path / "none"}"}}': "0",
     }
-    assert "b.pem is no certificate" in capsys.readouterr().err
+    assert "b.pem: " in capsys.readouterr().err
     assert target.stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.glob("host.*")] == ["host.prom"]

@@ -1,4 +1,4 @@
-"""ollama_model: what counts as present, and making it with an engine that can be told to fail."""
+"""ollama_model: which models count as present, and creating them with a fake engine that can fail."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def plugin(load_source: Callable[[str], ModuleType]) -> ModuleType:
 
 
 class FakeOllama:
-    """Enough of Ollama's API to make models in a folder; `fault` makes it fail in one of its known ways."""
+    """Fake of Ollama's API that creates models in a directory; `fault` selects a known failure."""
 
     def __init__(self, models_dir: Path) -> None:
         self.models_dir = models_dir
         self.fault = ""
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.registry: dict[str, bytes] = {}
         engine = self
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                engine.asked.append(f"{self.command} {self.path.split('sha256:')[0]}")
+                engine.requests.append(f"{self.command} {self.path.split('sha256:')[0]}")
                 status, text = engine.handle(self.command, self.path, body)
                 self.send_response(status)
                 self.end_headers()
@@ -78,14 +78,14 @@ class FakeOllama:
         return manifest
 
     def handle(self, method: str, path: str, body: bytes) -> tuple[int, str]:
-        """Answer one request."""
+        """Return status and body for one request."""
         if path.startswith("/api/blobs/"):
             if method == "HEAD":
                 digest = path.removeprefix("/api/blobs/").replace(":", "-")
                 return (200 if (self.models_dir / "blobs" / digest).exists() else 404), ""
             self.blob(body)
             return 201, ""
-        asked = json.loads(body)
+        request = json.loads(body)
         if path in ("/api/create", "/api/pull"):
             if self.fault == "error":
                 return 200, '{"status": "working"}\n{"error": "no space left on device"}\n'
@@ -94,17 +94,20 @@ class FakeOllama:
             if self.fault == "refuse":
                 return 400, '{"error": "invalid model name"}'
         if path == "/api/create" and self.fault != "nothing":
-            (digest,) = asked["files"].values()
+            (digest,) = request["files"].values()
             weights = (self.models_dir / "blobs" / digest.replace(":", "-")).read_bytes()
             self.store(
-                "registry.ollama.ai/library/smol/1", weights, asked["parameters"], asked.get("template", "")
+                "registry.ollama.ai/library/smol/1",
+                weights,
+                request["parameters"],
+                request.get("template", ""),
             )
         elif path == "/api/pull":
-            self.store(asked["model"].removeprefix("http://").replace(":1", "/1"), WEIGHTS, {})
+            self.store(request["model"].removeprefix("http://").replace(":1", "/1"), WEIGHTS, {})
         elif path == "/api/copy":
             self.store("registry.ollama.ai/library/smol/1", WEIGHTS, {})
         elif path == "/api/delete":
-            (self.models_dir / "manifests" / asked["model"].replace(":1", "/1")).unlink()
+            (self.models_dir / "manifests" / request["model"].replace(":1", "/1")).unlink()
         return 200, '{"status": "success"}\n'
 
 
@@ -118,7 +121,7 @@ def engine(tmp_path: Path) -> Iterator[FakeOllama]:
 
 @pytest.fixture
 def model(plugin: ModuleType, run_module: Run, engine: FakeOllama, tmp_path: Path) -> Run:
-    """Run the module for the model smol:1, from a GGUF file unless told to pull."""
+    """Run the module for the model smol:1, from a GGUF file unless `pull` is given."""
     gguf = tmp_path / "smol.gguf"
     gguf.write_bytes(WEIGHTS)
 
@@ -148,13 +151,13 @@ def test_manifest_path(plugin: ModuleType, text: str, path: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "two words", "a//b", "../../etc:x", "a/b/c/d", "model:", "model:a/b:c", ".."]
 )
-def test_what_is_no_name(plugin: ModuleType, text: str) -> None:
+def test_an_invalid_name(plugin: ModuleType, text: str) -> None:
     with pytest.raises(plugin.ModelError, match="is not a model's name"):
         plugin.parse_name(text)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "found", "names"),
+    ("wanted", "stored", "names"),
     [
         ({}, {}, []),
         ({"num_ctx": 1, "temperature": 0.5}, {"temperature": 0.5, "num_ctx": 1}, []),
@@ -168,17 +171,17 @@ def test_what_is_no_name(plugin: ModuleType, text: str) -> None:
     ],
 )
 def test_parameters(
-    plugin: ModuleType, wanted: dict[str, Any], found: dict[str, Any], names: list[str]
+    plugin: ModuleType, wanted: dict[str, Any], stored: dict[str, Any], names: list[str]
 ) -> None:
-    assert plugin.parameters_differ(wanted, found) == names
+    assert plugin.differing_parameters(wanted, stored) == names
 
 
 @pytest.mark.parametrize(
     ("name", "value", "result"),
     [("num_ctx", "4096", 4096), ("top_p", "0.9", 0.9), ("use_mmap", "False", False), ("stop", "a", ["a"])],
 )
-def test_parameters_that_came_as_text(plugin: ModuleType, name: str, value: str, result: object) -> None:
-    assert plugin.parameter(name, value) == result
+def test_parameters_given_as_text(plugin: ModuleType, name: str, value: str, result: object) -> None:
+    assert plugin.normalized_parameter(name, value) == result
 
 
 @pytest.mark.parametrize(
@@ -186,27 +189,27 @@ def test_parameters_that_came_as_text(plugin: ModuleType, name: str, value: str,
 )
 def test_bad_parameters(plugin: ModuleType, name: str, value: object) -> None:
     with pytest.raises(plugin.ModelError, match=f"parameter {name} is "):
-        plugin.parameter(name, value)
+        plugin.normalized_parameter(name, value)
 
 
-def test_made_from_a_file_once(model: Run, engine: FakeOllama) -> None:
+def test_created_from_a_file_once(model: Run, engine: FakeOllama) -> None:
     first = model(parameters={"num_ctx": 4096})
     manifest = engine.models_dir / "manifests/registry.ollama.ai/library/smol/1"
-    assert (first["changed"], first["reason"]) == (True, "it is not there")
+    assert (first["changed"], first["reason"]) == (True, "it is missing")
     assert first["digest"] == sha256(manifest.read_bytes())
-    assert engine.asked == ["HEAD /api/blobs/", "POST /api/blobs/", "POST /api/create"]
-    engine.asked.clear()
+    assert engine.requests == ["HEAD /api/blobs/", "POST /api/blobs/", "POST /api/create"]
+    engine.requests.clear()
     second = model(parameters={"num_ctx": "4096"}, gguf="/not/there")
     assert (second["changed"], second["reason"], second["digest"]) == (False, None, first["digest"])
-    assert engine.asked == []
+    assert engine.requests == []
 
 
 def test_other_parameters_need_no_file(model: Run, engine: FakeOllama) -> None:
     model(parameters={"num_ctx": 4096, "num_thread": 1})
-    engine.asked.clear()
+    engine.requests.clear()
     result = model(parameters={"num_ctx": 2048}, gguf="/not/there")
     assert result["reason"] == "its parameters differ: num_ctx, num_thread"
-    assert engine.asked == ["HEAD /api/blobs/", "POST /api/create"]
+    assert engine.requests == ["HEAD /api/blobs/", "POST /api/create"]
 
 
 def test_a_template_is_compared(model: Run) -> None:
@@ -216,42 +219,46 @@ def test_a_template_is_compared(model: Run) -> None:
     assert model()["changed"] is False
 
 
-def test_check_mode_asks_nobody(model: Run, engine: FakeOllama) -> None:
+def test_check_mode_sends_no_request(model: Run, engine: FakeOllama) -> None:
     engine.store("registry.ollama.ai/library/smol/1", WEIGHTS, {"num_ctx": 1, "stop": ["theirs"]})
     result = model(parameters={"num_ctx": 2}, gguf="/not/there", url="http://127.0.0.1:1", check=True)
     assert (result["changed"], result["digest"]) == (True, None)
     before, after = (json.loads(result["diff"][side]) for side in ("before", "after"))
     assert before == {"model": sha256(WEIGHTS), "parameters": {"num_ctx": 1}}
     assert after == {"model": sha256(WEIGHTS), "parameters": {"num_ctx": 2}}
-    assert engine.asked == []
+    assert engine.requests == []
     assert model(parameters={"num_ctx": 1}, check=True)["changed"] is False
 
 
 def test_a_file_with_another_checksum_is_not_uploaded(model: Run, engine: FakeOllama) -> None:
     result = model(checksum=f"sha256:{'0' * 64}")
-    assert f"has the checksum {sha256(WEIGHTS)}, not sha256:{'0' * 64}; fetch the file again" in result["msg"]
-    assert engine.asked == ["HEAD /api/blobs/"]
+    assert (
+        f"has the checksum {sha256(WEIGHTS)}, not sha256:{'0' * 64}; download the file again" in result["msg"]
+    )
+    assert engine.requests == ["HEAD /api/blobs/"]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"layers": 5}', '{"config": {}, "layers": []}'])
-def test_a_damaged_manifest_is_made_anew(model: Run, engine: FakeOllama, damage: str) -> None:
+def test_a_model_with_a_damaged_manifest_is_created_again(
+    model: Run, engine: FakeOllama, damage: str
+) -> None:
     engine.store("registry.ollama.ai/library/smol/1", WEIGHTS, {}).write_text(damage)
     assert model()["reason"] == "its manifest is damaged"
     assert model()["changed"] is False
 
 
-def test_files_that_are_short_or_missing_are_made_anew(model: Run, engine: FakeOllama) -> None:
+def test_truncated_or_missing_files_are_created_again(model: Run, engine: FakeOllama) -> None:
     engine.store("registry.ollama.ai/library/smol/1", WEIGHTS, {})
     blob = engine.models_dir / "blobs" / sha256(WEIGHTS).replace(":", "-")
     blob.write_bytes(b"GG")
-    assert model()["reason"] == "a file of it was cut short"
+    assert model()["reason"] == "one of its files is truncated"
     assert blob.read_bytes() == WEIGHTS
     blob.unlink()
-    assert model()["reason"] == "a file of it is missing"
+    assert model()["reason"] == "one of its files is missing"
     assert blob.read_bytes() == WEIGHTS
 
 
-def test_a_short_upload_without_a_model_is_repeated(model: Run, engine: FakeOllama) -> None:
+def test_a_truncated_upload_without_a_model_is_repeated(model: Run, engine: FakeOllama) -> None:
     blob = engine.models_dir / "blobs" / sha256(WEIGHTS).replace(":", "-")
     blob.parent.mkdir(parents=True)
     blob.write_bytes(b"")
@@ -262,16 +269,16 @@ def test_a_short_upload_without_a_model_is_repeated(model: Run, engine: FakeOlla
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("error", "making smol:1 failed: no space left on device"),
-        ("cut", "making smol:1 ended early, after 'pulling 123'; run the same again, it goes on from there."),
+        ("error", "creating smol:1 failed: no space left on device"),
+        ("cut", "creating smol:1 ended early, after 'pulling 123'; run the playbook again to resume."),
         ("refuse", "Ollama refused POST /api/create: invalid model name"),
         (
             "nothing",
-            "smol:1: Ollama says it is made, but its parameters differ: num_ctx; check that OLLAMA_MODELS of",
+            "smol:1: Ollama reports success, but its parameters differ: num_ctx; check that OLLAMA_MODELS of",
         ),
     ],
 )
-def test_failures_leave_the_model_before(model: Run, engine: FakeOllama, fault: str, message: str) -> None:
+def test_failures_keep_the_old_model(model: Run, engine: FakeOllama, fault: str, message: str) -> None:
     manifest = engine.store("registry.ollama.ai/library/smol/1", WEIGHTS, {"num_ctx": 1})
     before = manifest.read_bytes()
     engine.fault = fault
@@ -284,15 +291,15 @@ def test_failures_leave_the_model_before(model: Run, engine: FakeOllama, fault: 
 def test_an_engine_that_is_down(model: Run) -> None:
     result = model(url="http://127.0.0.1:1")
     assert result["msg"] == (
-        "Ollama does not answer at http://127.0.0.1:1 ([Errno 111] Connection refused); "
+        "Ollama does not respond at http://127.0.0.1:1 ([Errno 111] Connection refused); "
         "run: systemctl status ollama"
     )
 
 
 def test_pulled_from_a_registry_and_renamed(model: Run, engine: FakeOllama) -> None:
     first = model(pull="http://10.1.2.3:5000/library/smol:1")
-    assert (first["changed"], first["reason"]) == (True, "it is not there")
-    assert engine.asked == ["POST /api/pull", "POST /api/copy", "DELETE /api/delete"]
+    assert (first["changed"], first["reason"]) == (True, "it is missing")
+    assert engine.requests == ["POST /api/pull", "POST /api/copy", "DELETE /api/delete"]
     assert not (engine.models_dir / "manifests/10.1.2.3:5000/library/smol/1").exists()
     assert model(pull="http://10.1.2.3:5000/library/smol:1", digest=first["digest"])["changed"] is False
 
@@ -300,7 +307,7 @@ def test_pulled_from_a_registry_and_renamed(model: Run, engine: FakeOllama) -> N
 def test_pulled_under_its_own_name(model: Run, engine: FakeOllama) -> None:
     reference = "registry.ollama.ai/library/smol:1"
     assert model(pull=reference)["changed"] is True
-    assert engine.asked == ["POST /api/pull"]
+    assert engine.requests == ["POST /api/pull"]
     assert model(pull=reference)["changed"] is False
 
 
@@ -310,30 +317,30 @@ def test_another_digest_than_declared(model: Run, engine: FakeOllama) -> None:
     result = model(pull="http://10.1.2.3:5000/library/smol:1", digest="0" * 64)
     assert f"not sha256:{'0' * 64}; correct digest if the change is wanted." in result["msg"]
     assert manifest.read_bytes() == before
-    assert engine.asked == ["POST /api/pull", "DELETE /api/delete"]
+    assert engine.requests == ["POST /api/pull", "DELETE /api/delete"]
 
 
 def test_a_reference_that_somebody_uses_stays(model: Run, engine: FakeOllama) -> None:
     manifest = engine.store("hf.co/team/smol/1", WEIGHTS, {})
     assert model(pull="hf.co/team/smol:1")["changed"] is True
-    assert engine.asked == ["POST /api/pull", "POST /api/copy"]
+    assert engine.requests == ["POST /api/pull", "POST /api/copy"]
     assert manifest.exists()
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"checksum": "sha256:12"}, "checksum is 'sha256:12'; give sha256: and 64 hexadecimal digits."),
+        ({"checksum": "sha256:12"}, "checksum is 'sha256:12'; set sha256: and 64 hexadecimal digits."),
         (
             {"name": "a b"},
             "'a b' is not a model's name; write it like llama3.2:3b or HOST/NAMESPACE/MODEL:TAG.",
         ),
         (
             {"pull": "a", "parameters": {"num_ctx": 1}},
-            "smol:1: parameters and template belong to a model from a gguf",
+            "smol:1: parameters and template apply to a model from a gguf",
         ),
         ({"checksum": None}, "missing parameter(s) required by 'gguf': checksum"),
-        ({"gguf": None, "checksum": None}, "smol:1 has no source; give gguf with its checksum, or pull."),
+        ({"gguf": None, "checksum": None}, "smol:1 has no source; set gguf with its checksum, or pull."),
         ({"pull": "a", "gguf": "b", "checksum": "c"}, "parameters are mutually exclusive: gguf|pull"),
     ],
 )
@@ -343,9 +350,9 @@ def test_bad_input(model: Run, params: dict[str, Any], message: str) -> None:
     assert result["msg"].startswith(message)
 
 
-def test_an_unknown_parameter_is_told(model: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Where the controller's code is loaded too, as in a whole test run, warn() prints instead of returning.
-    told: list[str] = []
-    monkeypatch.setattr(AnsibleModule, "warn", lambda _self, text: told.append(text))
+def test_an_unknown_parameter_causes_a_warning(model: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In a whole test run the controller's code is loaded too, and then warn() prints instead of returning.
+    warnings: list[str] = []
+    monkeypatch.setattr(AnsibleModule, "warn", lambda _self, text: warnings.append(text))
     model(parameters={"num_cxt": 1})
-    assert "Ollama is not known to use the parameter num_cxt" in told[0]
+    assert "Ollama is not known to use the parameter num_cxt" in warnings[0]

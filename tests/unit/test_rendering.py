@@ -1,4 +1,4 @@
-"""What the templates become: units that systemd takes without a word, and the configurations' promises."""
+"""The rendered templates: units without warnings from systemd, and correct configuration files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from bedplate_gateway.settings import Settings
 from rendering import Rendered, Stack
 
 STOCK_UNITS = Path("/usr/lib/systemd/system")
-# Points of `systemd-analyze security`, in tenths: 3.0.
+# Maximum of `systemd-analyze security`, in tenths: 3.0.
 EXPOSURE = 30
 Verify = Callable[[dict[str, str]], str]
 
 
 @pytest.fixture(scope="session")
 def verify(tmp_path_factory: pytest.TempPathFactory) -> Verify:
-    """A function that returns what `systemd-analyze verify` says about units, by their texts."""
+    """A function that returns the output of `systemd-analyze verify` for units, given their texts."""
     tree = tmp_path_factory.mktemp("tree")
     shutil.copytree(STOCK_UNITS, tree / "usr/lib/systemd/system", symlinks=True)
     (tree / "lib").symlink_to("usr/lib")
@@ -53,7 +53,7 @@ def verify(tmp_path_factory: pytest.TempPathFactory) -> Verify:
     return run
 
 
-def test_systemd_says_nothing_about_any_unit(stack: Stack, verify: Verify) -> None:
+def test_systemd_has_no_warning_about_any_unit(stack: Stack, verify: Verify) -> None:
     for host, rendered in stack.hosts.items():
         assert verify(rendered.units) == "", host
 
@@ -62,7 +62,7 @@ ONE_BOX = pytest.mark.parametrize("stack", ["one-box"], indirect=True)
 
 
 @ONE_BOX
-def test_a_misspelt_directive_is_seen_in_every_unit(stack: Stack, verify: Verify) -> None:
+def test_a_misspelt_directive_is_detected_in_every_unit(stack: Stack, verify: Verify) -> None:
     units = stack.hosts["box"].units
     for name in units.keys() - {"bedplate.target", "host-facts.timer", "traffic-canary.timer"}:
         wrong = units[name].replace("NoNewPrivileges=", "NoNewPrivilege=")
@@ -82,7 +82,7 @@ def test_a_misspelt_directive_is_seen_in_every_unit(stack: Stack, verify: Verify
         ("ExecStart=/opt", "Exec=/opt"),
     ],
 )
-def test_a_wrong_value_is_seen(stack: Stack, verify: Verify, right: str, wrong: str) -> None:
+def test_a_wrong_value_is_detected(stack: Stack, verify: Verify, right: str, wrong: str) -> None:
     units = stack.hosts["box"].units
     text = units["bedplate-gateway.service"].replace(right, wrong)
     assert text != units["bedplate-gateway.service"]
@@ -90,7 +90,7 @@ def test_a_wrong_value_is_seen(stack: Stack, verify: Verify, right: str, wrong: 
 
 
 def exposure(unit: Path) -> subprocess.CompletedProcess[str]:
-    """Have systemd weigh one unit file; the exit status says whether it is at most EXPOSURE."""
+    """Rate one unit file with systemd; the exit status is 0 if it is at most EXPOSURE."""
     return subprocess.run(
         ["systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE}", unit],
         capture_output=True,
@@ -124,7 +124,7 @@ def test_a_service_without_its_sandbox_is_too_exposed(stack: Stack, tmp_path: Pa
     assert exposure(unit).returncode != 0
 
 
-def test_every_unit_says_who_wrote_it_and_belongs_to_the_target(stack: Stack) -> None:
+def test_every_unit_is_marked_as_managed_and_belongs_to_the_target(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         for name, text in rendered.units.items():
             assert text.startswith("# Managed by Bedplate.\n"), name
@@ -141,7 +141,7 @@ def test_every_unit_says_who_wrote_it_and_belongs_to_the_target(stack: Stack) ->
 def test_nothing_is_left_unrendered(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         for name, text in {**rendered.units, **rendered.files}.items():
-            # Prometheus fills in the rest of its rules itself.
+            # Prometheus expands the rest of its rules itself.
             left = r"\[\[|\]\]|\[%" if name.endswith(".rules.yml") else "{{|}}|{%"
             assert not re.search(rf"{left}|\bNone\b|Undefined", text), name
 
@@ -153,7 +153,7 @@ DEVICES = {
 }
 
 
-def test_ollama_opens_the_devices_that_it_computes_with_and_waits_for_them(stack: Stack) -> None:
+def test_ollama_may_open_its_backends_devices_and_waits_for_them(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         if "ollama.service" not in rendered.units:
             continue
@@ -169,13 +169,13 @@ def test_ollama_opens_the_devices_that_it_computes_with_and_waits_for_them(stack
         assert ("PrivateDevices=yes" in exporter) == (backend != "cuda")
 
 
-def test_the_exporter_knows_how_many_gpus_there_should_be(stack: Stack) -> None:
-    told = {"one-box": "", "three-hosts": "", "two-engines": "nvidia=2"}[stack.name]
+def test_the_exporter_gets_the_expected_number_of_gpus(stack: Stack) -> None:
+    expected = {"one-box": "", "three-hosts": "", "two-engines": "nvidia=2"}[stack.name]
     host = "box" if stack.name == "one-box" else "gpu1"
-    assert f'\nBEDPLATE_EXPECTED_GPUS="{told}"\n' in stack.hosts[host].files["exporter.env"]
+    assert f'\nBEDPLATE_EXPECTED_GPUS="{expected}"\n' in stack.hosts[host].files["exporter.env"]
 
 
-def test_ollama_is_closed_to_strangers(stack: Stack) -> None:
+def test_ollama_is_closed_to_other_hosts(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         if "ollama.service" not in rendered.units:
             continue
@@ -191,7 +191,7 @@ def test_ollama_is_closed_to_strangers(stack: Stack) -> None:
             assert others in rendered.files["clients.nft"]
 
 
-def test_metrics_answer_to_monitoring_alone(stack: Stack) -> None:
+def test_metrics_are_open_only_to_monitoring(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         for service, role in (("node-exporter", "node_exporter"), ("bedplate-exporter", "exporter")):
             unit = rendered.units.get(f"{service}.service")
@@ -202,14 +202,14 @@ def test_metrics_answer_to_monitoring_alone(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
-def test_proxies_reach_downloads_only(stack: Stack) -> None:
+def test_proxies_are_used_only_for_downloads(stack: Stack) -> None:
     with_proxy = {
         name
         for rendered in stack.hosts.values()
         for name, text in {**rendered.units, **rendered.files}.items()
         if "10.2.0.9:3128" in text
     }
-    # The engine pulls its models itself.
+    # The engine itself pulls its models.
     assert with_proxy == {"ollama.env"}
 
 
@@ -230,7 +230,7 @@ def test_samples_on_another_disk(stack: Stack) -> None:
 
 
 def gateway(stack: Stack) -> Rendered:
-    """What a stack's gateway host gets."""
+    """Return the rendered files of the stack's gateway host."""
     (rendered,) = (rendered for rendered in stack.hosts.values() if "gateway.json" in rendered.files)
     return rendered
 
@@ -242,7 +242,7 @@ def test_the_gateway_reads_its_settings(stack: Stack) -> None:
     assert list(dumped["engines"]) == rendered.wiring["gateway_engines"]
     assert f"http://{settings.api.address}:{settings.api.port}" == rendered.wiring["gateway_url"]
     assert settings.metrics.allowed_clients == {*rendered.wiring["gateway_metrics_allowed_clients"]}
-    # The role's defaults and the gateway's are the same.
+    # The role's defaults equal the gateway's.
     more = {"api", "metrics", "engines", "keys_file", "state_dir"}
     if stack.name == "two-engines":
         assert dumped["models"] == {"llama3.2:3b": {"tpm": 50000, "max_output_tokens": 2048}}
@@ -267,7 +267,7 @@ def test_the_gateway_reads_its_keys(stack: Stack) -> None:
         assert keys.keys() == {"default", *service}
 
 
-def test_the_key_of_an_engine_stands_in_the_settings_alone(stack: Stack) -> None:
+def test_the_key_of_an_engine_is_only_in_the_settings(stack: Stack) -> None:
     files = [
         name
         for rendered in stack.hosts.values()
@@ -286,7 +286,7 @@ def test_the_dashboard_reads_its_settings(stack: Stack, tmp_path: Path) -> None:
     ]
 
 
-def test_promtool_takes_the_configuration(stack: Stack, tmp_path: Path, repo_root: Path) -> None:
+def test_promtool_accepts_the_configuration(stack: Stack, tmp_path: Path, repo_root: Path) -> None:
     (rendered,) = (rendered for rendered in stack.hosts.values() if "prometheus.yml" in rendered.files)
     text = rendered.files["prometheus.yml"].replace("/etc/bedplate/prometheus/", "")
     for name in ("recording.rules.yml", "alerts.rules.yml"):
@@ -313,24 +313,24 @@ def test_promtool_takes_the_configuration(stack: Stack, tmp_path: Path, repo_roo
     assert set(limits.values()) == {5000}
 
 
-def test_prometheus_is_encrypted_where_others_reach_it_and_only_there(stack: Stack) -> None:
+def test_prometheus_uses_tls_only_off_loopback(stack: Stack) -> None:
     (rendered,) = (rendered for rendered in stack.hosts.values() if "prometheus.yml" in rendered.files)
     encrypted = stack.name == "two-engines"
     unit = rendered.units["prometheus.service"]
     assert ("--web.config.file=/etc/bedplate/prometheus/web.yml" in unit) == encrypted
-    # systemd 252 shows no credential to ExecStartPost.
+    # systemd 252 does not pass credentials to ExecStartPost.
     assert "CREDENTIALS_DIRECTORY" not in unit
     dashboard = rendered.units["bedplate-dashboard.service"]
     assert ("\nLoadCredential=prometheus-password:" in dashboard) == encrypted
-    # The password goes to Prometheus alone.
+    # Only the job prometheus gets the password.
     jobs = yaml.safe_load(rendered.files["prometheus.yml"])["scrape_configs"]
-    asked = {job["job_name"] for job in jobs if "basic_auth" in job}
-    assert asked == ({"prometheus"} if encrypted else set())
-    assert asked == {job["job_name"] for job in jobs if job.get("scheme") == "https"}
+    protected = {job["job_name"] for job in jobs if "basic_auth" in job}
+    assert protected == ({"prometheus"} if encrypted else set())
+    assert protected == {job["job_name"] for job in jobs if job.get("scheme") == "https"}
 
 
 @pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
-def test_alertmanager_tells_everybody_that_is_named(stack: Stack) -> None:
+def test_alertmanager_sends_to_all_configured_receivers(stack: Stack) -> None:
     rendered = stack.hosts["front"]
     config = yaml.safe_load(rendered.files["alertmanager.yml"])
     (receiver,) = config["receivers"]
@@ -351,7 +351,7 @@ def test_alertmanager_tells_everybody_that_is_named(stack: Stack) -> None:
     ]
 
 
-def test_a_stack_without_alertmanager_has_nothing_of_it(stack: Stack) -> None:
+def test_a_stack_without_alertmanager(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         if stack.name != "two-engines":
             assert "alertmanager.service" not in rendered.units

@@ -1,4 +1,4 @@
-"""What the repository may hold: whole locks and checksums, and nothing of the machine it was written on."""
+"""The repository contains complete lock files and checksums, and no paths of a development machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOCKS = [*(path.with_suffix(".txt") for path in INPUTS), ROOT / "roles/bedplate/
 # Programs that tests and benches run as a user would, each in an environment of its own.
 STANDALONE = ("clients", "aider", "bench", "aiperf", "guidellm", "locust")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
-# Written apart, so that this file does not name them.
+# Split, so that this file does not contain them.
 REGISTRIES = [
     f"{name}.{end}"
     for end, names in {
@@ -28,28 +28,28 @@ REGISTRIES = [
 
 
 def requirements(lock: Path) -> list[str]:
-    """The requirements of a lock, each with its hashes in one line."""
+    """Return the requirements of a lock file, each with its hashes in one line."""
     lines = lock.read_text().replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
 def test_a_lock_pins_everything_by_hash(lock: Path) -> None:
-    found = requirements(lock)
-    assert found
-    for line in found:
+    pins = requirements(lock)
+    assert pins
+    for line in pins:
         assert re.match(r"[a-z0-9][a-z0-9._-]*(\[[a-z,]+\])?==\S+", line), line
         assert HASH.search(line), line
-        # No index, no address, no other option.
+        # No index, no URL, no other option.
         assert not re.search(r"--|://|@", HASH.sub("", line)), line
 
 
-def test_litellm_comes_without_its_proprietary_part() -> None:
+def test_litellm_is_installed_without_its_proprietary_part() -> None:
     for lock in LOCKS:
         assert not re.search(r"^litellm[-_]enterprise", lock.read_text(), re.MULTILINE), lock
 
 
-def test_each_input_has_a_lock_that_names_what_it_asks() -> None:
+def test_each_input_has_a_lock_with_its_requirements() -> None:
     for path in INPUTS:
         names = {re.split(r"[=\[]", line)[0] for line in requirements(path.with_suffix(".txt"))}
         for line in path.read_text().splitlines():
@@ -69,7 +69,7 @@ def test_a_package_has_one_version_in_what_hosts_and_developers_get() -> None:
 
 
 def test_hosts_get_the_uv_of_the_control_machine() -> None:
-    """One pin in three places: the hosts' lock, the control machine's, and the wheels' build backend."""
+    """The hosts' lock, the control machine's and the build backend pin the same version of uv."""
     hosts = (ROOT / "roles/bedplate/files/uv.txt").read_text()
     control = (ROOT / "requirements/control.txt").read_text()
     assert hosts == control[control.index("\nuv==") + 1 :], "run make lock"
@@ -95,7 +95,7 @@ def test_ollama_checksums() -> None:
     assert default in table
 
 
-def test_no_registry_and_no_place_of_this_machine_is_named() -> None:
+def test_no_registry_and_no_path_of_this_machine_is_named() -> None:
     words = [*map(re.escape, REGISTRIES), r"/work/[a-z]", r"/(home/[a-z]+|root)/\.(?!ansible)", r"\.pyenv"]
     strange = re.compile("|".join(words))
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
@@ -105,5 +105,5 @@ def test_no_registry_and_no_place_of_this_machine_is_named() -> None:
         if not path.is_file() or path.is_symlink() or path == Path(__file__):
             continue
         for number, line in enumerate(path.read_text(errors="ignore").splitlines(), 1):
-            found = strange.search(line)
-            assert not found, f"{path.relative_to(ROOT)}:{number} names {found and found[0]}"
+            match = strange.search(line)
+            assert not match, f"{path.relative_to(ROOT)}:{number} contains {match and match[0]}"

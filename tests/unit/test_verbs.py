@@ -1,4 +1,4 @@
-"""The Makefile's verbs for one service: which unit each works on, and on which group's hosts."""
+"""The Makefile's targets for one service: which unit they apply to, and on which group's hosts."""
 
 import re
 import subprocess
@@ -10,8 +10,8 @@ from rendering import ROOT
 VERBS = ("start", "stop", "restart", "status", "logs", "health")
 
 
-def said(*targets: str) -> subprocess.CompletedProcess[str]:
-    """What make would run; `hosts` is taken as done, since there need be none."""
+def dry_run(*targets: str) -> subprocess.CompletedProcess[str]:
+    """Return make's dry run; the target `hosts`, which needs running hosts, is skipped."""
     command = [
         "make",
         "--dry-run",
@@ -49,24 +49,24 @@ def units() -> list[str]:
         ),
     ],
 )
-def test_a_verb_works_on_its_unit(verb: str, command: str) -> None:
-    assert command in said(verb).stdout
+def test_a_target_applies_to_its_unit(verb: str, command: str) -> None:
+    assert command in dry_run(verb).stdout
 
 
-def test_every_unit_has_every_verb() -> None:
+def test_every_unit_has_every_target() -> None:
     for verb in VERBS:
-        ran = said(*(f"{verb}-{unit}" for unit in units()))
+        ran = dry_run(*(f"{verb}-{unit}" for unit in units()))
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.count(".venv/bin/ansible") == len(units())
 
 
-def test_every_unit_can_be_asked_for_its_health() -> None:
+def test_every_unit_has_a_health_check() -> None:
     play = yaml.safe_load((ROOT / "playbooks/health.yml").read_text())[1]
-    asked = set(play["vars"]["__health_urls"]) | {"traffic-canary"}
-    assert asked == set(units())
+    services = set(play["vars"]["__health_urls"]) | {"traffic-canary"}
+    assert services == set(units())
 
 
-def test_an_unknown_service_is_named() -> None:
-    ran = said("logs-nginx")
+def test_an_unknown_service_is_refused() -> None:
+    ran = dry_run("logs-nginx")
     assert ran.returncode == 2
     assert "no service is called 'nginx'; known: ollama bedplate-gateway" in ran.stderr

@@ -1,4 +1,4 @@
-"""The wiring in playbooks/group_vars: what an inventory becomes for each role, written out in full."""
+"""The wiring in playbooks/group_vars: the complete expected values for each test inventory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SERVICE_KEYS = [
     {"alias": "canary", "rpm": 10},
 ]
 SMALL = {"name": "smollm2:135m", "slots": 2, "context": 8192}
-# These follow from the checkout and the user's home, not from the inventory.
+# These depend on the checkout and the user's home, not on the inventory.
 PLACES = {
     "bedplate_managed",
     "bedplate_template_dir",
@@ -48,7 +48,7 @@ ON_GPU: dict[str, dict[str, Any]] = {
 
 
 def pins(gateway: str, *engines: str) -> list[dict[str, str]]:
-    """The versions that the playbooks install, as their files have them."""
+    """Return the versions that the playbooks install, read from their files."""
     project = tomllib.loads((ROOT / "gateway/pyproject.toml").read_text())["project"]
     (ollama,) = re.findall(
         r"^ollama_version: (\S+)$", (ROOT / "roles/ollama/defaults/main.yml").read_text(), re.MULTILINE
@@ -60,7 +60,7 @@ def pins(gateway: str, *engines: str) -> list[dict[str, str]]:
 
 
 def all_hosts(address: str, clients: list[str], **more: Any) -> dict[str, Any]:
-    """What every host gets."""
+    """Return the variables of every host."""
     return {
         "bedplate_download_environment": {},
         "node_exporter_listen_address": address,
@@ -71,12 +71,12 @@ def all_hosts(address: str, clients: list[str], **more: Any) -> dict[str, Any]:
 
 
 def engine(name: str, url: str, *models: dict[str, Any], loaded: int = 1) -> dict[str, Any]:
-    """An inference host as its gateways see it."""
+    """Return the gateway's settings for an inference host."""
     return {"name": name, "kind": "ollama", "url": url, "models_at_once": loaded, "models": list(models)}
 
 
 def canary(api: str, metrics: str, *models: str) -> dict[str, Any]:
-    """What the question every five minutes needs; its key is not made yet."""
+    """Return the canary's variables; its key is not generated yet."""
     return {
         "traffic_canary_url": f"http://{api}/v1",
         "traffic_canary_metrics_url": f"http://{metrics}/metrics",
@@ -149,7 +149,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gpu_driver_engine_models": ["smollm2:135m"],
             **ON_CPU,
         },
-        "door": {
+        "gateway1": {
             **all_hosts("10.1.0.2", ["10.1.0.3", "10.1.0.2"]),
             "gateway_listen_address": "10.1.0.2",
             "gateway_url": "http://10.1.0.2:8000",
@@ -161,36 +161,36 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_service_keys": SERVICE_KEYS,
             **canary("10.1.0.2:8000", "10.1.0.2:9464", "smollm2:135m"),
         },
-        "eye": {
+        "monitor1": {
             **all_hosts("127.0.0.1", []),
             "prometheus_listen_address": "127.0.0.1",
             "prometheus_url": "http://127.0.0.1:9090",
             "prometheus_password": "",
             "prometheus_ca": "",
             "prometheus_targets": [
-                {"job": "gateway", "host": "door", "address": "10.1.0.2:9464"},
+                {"job": "gateway", "host": "gateway1", "address": "10.1.0.2:9464"},
                 {"job": "ollama", "host": "gpu1", "address": "10.1.0.1:9101"},
-                {"job": "prometheus", "host": "eye", "address": "127.0.0.1:9090"},
-                {"job": "dashboard", "host": "eye", "address": "127.0.0.1:3001"},
+                {"job": "prometheus", "host": "monitor1", "address": "127.0.0.1:9090"},
+                {"job": "dashboard", "host": "monitor1", "address": "127.0.0.1:3001"},
                 {"job": "node", "host": "gpu1", "address": "10.1.0.1:9100"},
-                {"job": "node", "host": "door", "address": "10.1.0.2:9100"},
-                {"job": "node", "host": "eye", "address": "127.0.0.1:9100"},
+                {"job": "node", "host": "gateway1", "address": "10.1.0.2:9100"},
+                {"job": "node", "host": "monitor1", "address": "127.0.0.1:9100"},
             ],
             "prometheus_alertmanagers": [],
             "alertmanager_listen_address": "127.0.0.1",
             "dashboard_name": "rack",
             "dashboard_listen_address": "127.0.0.1",
             "dashboard_gateway_url": "http://10.1.0.2:8000",
-            "dashboard_gateway_host": "door",
+            "dashboard_gateway_host": "gateway1",
             "dashboard_gateway_metrics_url": "http://10.1.0.2:9464",
             "dashboard_scrape_seconds": 15,
             "dashboard_other_models": [],
             "dashboard_node_exporters": [
                 {"name": "gpu1", "url": "http://10.1.0.1:9100"},
-                {"name": "door", "url": "http://10.1.0.2:9100"},
-                {"name": "eye", "url": "http://127.0.0.1:9100"},
+                {"name": "gateway1", "url": "http://10.1.0.2:9100"},
+                {"name": "monitor1", "url": "http://127.0.0.1:9100"},
             ],
-            "dashboard_pinned_versions": pins("door", "gpu1"),
+            "dashboard_pinned_versions": pins("gateway1", "gpu1"),
             "dashboard_prometheus_url": "http://127.0.0.1:9090",
             "dashboard_prometheus_password": "",
             "dashboard_prometheus_ca": "",
@@ -249,7 +249,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "prometheus_listen_address": "10.2.0.3",
             "node_exporter_own_certificates": ["/etc/bedplate/prometheus/server.pem"],
             "prometheus_url": "https://10.2.0.3:19090",
-            # They are read when they are there.
+            # Read only if their files exist.
             "prometheus_password": "",
             "prometheus_ca": "",
             "prometheus_targets": [
@@ -297,14 +297,14 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def test_wiring_of_each_host(stack: Stack) -> None:
-    got = {
+    actual = {
         host: {name: value for name, value in rendered.wiring.items() if name not in PLACES}
         for host, rendered in stack.hosts.items()
     }
-    assert got == EXPECTED[stack.name]
+    assert actual == EXPECTED[stack.name]
 
 
-def test_the_keys_of_each_stack_lie_in_a_folder_of_its_name(stack: Stack) -> None:
+def test_the_keys_of_each_stack_are_in_a_directory_of_its_name(stack: Stack) -> None:
     name = "rack" if stack.name == "three-hosts" else "bedplate"
     for rendered in stack.hosts.values():
         assert rendered.wiring["bedplate_secrets_file"].endswith(f"/config/bedplate/{name}/keys.json")

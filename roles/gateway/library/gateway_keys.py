@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the gateway's API keys in one private file on the control machine."""
+"""Stores the gateway's API keys in one private file on the control machine."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 module: gateway_keys
-short_description: Make, keep and rotate the secrets of the gateway's API keys
+short_description: Generate, store and rotate the secrets of the gateway's API keys
 description:
   - Runs on the control machine without becoming another user.
-  - Makes a secret for each key that has none and keeps it in a file that only its owner reads. Of secrets
-    that the inventory gives it keeps the hash.
-  - Remembers what an alias had before, so that a replaced secret can stay valid for a while and then be
-    refused by name. A key that is no longer declared stays in the file and is handed over as revoked.
-  - The task must set no_log, the module refuses to run without. Ansible then hides error messages too, so
+  - Generates a secret for each key that has none and stores it in a file that only its owner can read. For
+    secrets from the inventory it stores only the hash.
+  - Stores the hashes of replaced secrets, so that an old secret can stay valid for a while and is later
+    refused with the reason. A key that is no longer declared stays in the file and is returned as revoked.
+  - The task must set no_log; otherwise the module refuses to run. Ansible then hides error messages too, so
     register the result with failed_when false and let the next task fail with its msg.
-  - In check mode nothing is written, and secrets to be made are throwaway values.
+  - In check mode nothing is written, and new secrets are throwaway values.
 options:
   path:
-    description: The file. Its folder is made with mode 0700.
+    description: The file. Its directory is created with mode 0700.
     type: path
     required: true
   keys:
@@ -43,20 +43,20 @@ options:
     elements: dict
     required: true
   rotate:
-    description: Alias of a key that gets a new secret now; empty for none.
+    description: Alias of a key whose secret is replaced now; empty for none.
     type: str
     default: ""
   grace_hours:
-    description: How long the secret that C(rotate) replaces stays valid.
+    description: How long the secret that C(rotate) replaces stays valid, in hours.
     type: int
     default: 0
   host_has_hashes:
-    description: Whether a gateway host already has hashes of keys, so that a missing file means lost keys.
+    description: Whether a gateway host already has hashes of keys; then a missing file means lost keys.
     type: bool
     default: false
   reset:
     description:
-      - Make new keys although the file is missing and a host has hashes. Clients then need their new keys.
+      - Generate new keys although the file is missing and a host has hashes. Clients then need the new keys.
     type: bool
     default: false
 author: Bedplate
@@ -74,7 +74,7 @@ EXAMPLES = r"""
   register: gateway_key_store
   failed_when: false
 
-- name: Refuse keys that cannot be used
+- name: Fail if a key is invalid
   ansible.builtin.fail:
     msg: "{{ gateway_key_store.msg }}"
   when: gateway_key_store.msg is defined
@@ -83,24 +83,24 @@ EXAMPLES = r"""
 RETURN = r"""
 entries:
   description:
-    - The gateway's keys, as its keys file holds them. First the declared ones with their hashes, the one in
-      use before those that were replaced, then, as revoked, those that are no longer declared.
+    - The gateway's keys in the format of its keys file. First the declared keys with their hashes, the
+      current one before the replaced ones; then, as revoked, the keys that are no longer declared.
   returned: success
   type: list
   elements: dict
 """
 
 SCHEMA = 2
-# Files of schema 1 hold the made secrets alone.
+# Files of schema 1 contain only generated secrets.
 KNOWN_SCHEMAS = (1, SCHEMA)
-# Replaced secrets of a key whose hashes are kept, so that they are refused with the reason.
-REMEMBERED = 5
+# How many replaced secrets of a key are stored as hashes, so that they are refused with the reason.
+MAX_REPLACED = 5
 MIN_LENGTH = 20
-MIN_DIFFERENT = 8
+MIN_DISTINCT = 8
 HASH = re.compile(r"[0-9a-f]{64}")
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 SECRET = re.compile(r"[\x21-\x7e]{1,512}")
-# Words of at least five letters, so that a random secret meets one less than once in a million.
+# Words of at least five letters, so that a random secret contains one less than once in a million.
 PLACEHOLDER = re.compile(
     r"change.?(me|this|it)|place.?holder|replace.?(me|this)|example|your.?(api|key|secret|token)"
     r"|dummy|sk-1234|xxxxx|\.\.\.|^<.*>$|{{|}}",
@@ -109,11 +109,11 @@ PLACEHOLDER = re.compile(
 
 
 class KeysError(Exception):
-    """A refusal; its text is one sentence without any secret."""
+    """A refusal; the text is one sentence that contains no secret."""
 
 
 class Declared(NamedTuple):
-    """A declared key; `secret` is None where one is to be made, `terms` is all but alias and secret."""
+    """A declared key; `secret` is None if it is to be generated, `terms` are class, limits and expiry."""
 
     alias: str
     secret: str | None
@@ -122,7 +122,7 @@ class Declared(NamedTuple):
 
 @dataclass(frozen=True)
 class Replaced:
-    """A secret that a key had before, by its hash, and the moment (ISO 8601) at which it ends."""
+    """The hash of a replaced secret, and the time (ISO 8601) until which it is valid."""
 
     sha256: str
     until: str
@@ -130,36 +130,36 @@ class Replaced:
 
 @dataclass
 class Store:
-    """The file: made secrets, hashes of the given ones and what was replaced, each by alias."""
+    """Contents of the file by alias: generated secrets, hashes of given secrets, replaced secrets."""
 
     keys: dict[str, str] = field(default_factory=dict)
     given: dict[str, str] = field(default_factory=dict)
     replaced: dict[str, list[Replaced]] = field(default_factory=dict)
 
     def hash_of(self, alias: str) -> str | None:
-        """Return the hash of the secret that an alias has, or None."""
+        """Return the hash of the alias' current secret, or None."""
         return digest(self.keys[alias]) if alias in self.keys else self.given.get(alias)
 
 
 def digest(secret: str) -> str:
-    """Return the hash by which the gateway knows a secret."""
+    """Return the hash of a secret as the gateway stores it."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def malformed(secret: object) -> str | None:
-    """Say why a client could not use a secret or a stranger could guess it, or None."""
+def secret_error(secret: object) -> str | None:
+    """Return why a secret cannot be used or is easy to guess, or None."""
     if secret == "":
         return "is empty"
     if not isinstance(secret, str) or not SECRET.fullmatch(secret):
         return "is not plain printable ASCII without spaces"
-    if len(secret) < MIN_LENGTH or len(set(secret)) < MIN_DIFFERENT:
-        return f"is too easy to guess ({len(secret)} characters, {len(set(secret))} different ones)"
+    if len(secret) < MIN_LENGTH or len(set(secret)) < MIN_DISTINCT:
+        return f"is too easy to guess ({len(secret)} characters, {len(set(secret))} distinct)"
     return None
 
 
 def declared_keys(keys: list[dict[str, Any]]) -> list[Declared]:
-    """Read the declared keys; raises KeysError for bad aliases, weak secrets and duplicates."""
-    found: list[Declared] = []
+    """Parse the declared keys; raises KeysError for invalid aliases, weak secrets and duplicates."""
+    parsed: list[Declared] = []
     for number, key in enumerate(keys, 1):
         alias = key.get("alias")
         if not isinstance(alias, str) or not ALIAS.fullmatch(alias):
@@ -168,40 +168,40 @@ def declared_keys(keys: list[dict[str, Any]]) -> list[Declared]:
                 "use 1 to 63 letters, digits, dots, dashes or underscores."
             )
         secret = key.get("secret")
-        wrong = None if secret is None else malformed(secret)
+        wrong = None if secret is None else secret_error(secret)
         if secret and not wrong and PLACEHOLDER.search(secret):
             wrong = "is a placeholder"
         if wrong:
             raise KeysError(
-                f"gateway_keys: the secret of key {alias} {wrong}; leave it out to have one made, "
-                "or make one of at least 20 characters: openssl rand -hex 32"
+                f"gateway_keys: the secret of key {alias} {wrong}; leave it out to have one generated, "
+                "or use one of at least 20 characters:  openssl rand -hex 32"
             )
-        if any(other.alias == alias for other in found):
-            raise KeysError(f"gateway_keys: the alias {alias} stands there twice; give each key its own.")
-        for other in found:
+        if any(other.alias == alias for other in parsed):
+            raise KeysError(f"gateway_keys: the alias {alias} is used twice; give each key its own.")
+        for other in parsed:
             if secret is not None and other.secret == secret:
                 raise KeysError(
                     f"gateway_keys: the keys {other.alias} and {alias} have the same secret; "
                     "give each its own."
                 )
-        found.append(Declared(alias, secret, terms(alias, key)))
-    return found
+        parsed.append(Declared(alias, secret, key_terms(alias, key)))
+    return parsed
 
 
-def terms(alias: str, key: Mapping[str, Any]) -> dict[str, Any]:
-    """Return class, limits and end of a declared key as the gateway reads them; raises KeysError."""
+def key_terms(alias: str, key: Mapping[str, Any]) -> dict[str, Any]:
+    """Return class, limits and expiry of a declared key in the format of the keys file; raises KeysError."""
     limits = {name: int(key[name]) if key.get(name) else None for name in ("rpm", "tpm", "max_parallel")}
     return {
         "class": key.get("class") or "normal",
         **limits,
         "models": list(key.get("models") or []),
-        "expires": moment(alias, key.get("expires")),
+        "expires": parse_expires(alias, key.get("expires")),
         "revoked": bool(key.get("revoked")),
     }
 
 
-def moment(alias: str, text: object) -> str | None:
-    """Return the moment of `expires` in one form, None where there is none; raises KeysError."""
+def parse_expires(alias: str, text: object) -> str | None:
+    """Return `expires` in UTC, None if it is not set; raises KeysError for an invalid time."""
     if not text:
         return None
     try:
@@ -211,23 +211,23 @@ def moment(alias: str, text: object) -> str | None:
     if parsed is None or parsed.tzinfo is None:
         raise KeysError(
             f"gateway_keys: the key {alias} expires at {str(text)!r}; "
-            "give a time with its zone, such as 2027-01-31T00:00:00Z."
+            "use a time with its zone, such as 2027-01-31T00:00:00Z."
         )
-    return iso(parsed)
+    return format_utc(parsed)
 
 
-def iso(when: datetime) -> str:
-    """Write a moment in UTC, to the second."""
+def format_utc(when: datetime) -> str:
+    """Format a time in UTC, to the second."""
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def read_store(path: Path) -> Store:
-    """Return what the file holds, an empty store where there is no file; raises KeysError for a bad file."""
+    """Read the file; returns an empty store if there is none, raises KeysError for an invalid file."""
     try:
         mode = path.stat().st_mode & 0o777
         if mode & 0o077:
             raise KeysError(
-                f"{path} has mode {mode:04o}, so others can read the keys; run: chmod 0600 {path}"
+                f"{path} has mode {mode:04o}, so other users can read the keys; run: chmod 0600 {path}"
             )
         text = path.read_text()
     except FileNotFoundError:
@@ -238,38 +238,38 @@ def read_store(path: Path) -> Store:
     try:
         data = json.loads(text)
     except ValueError as error:
-        raise KeysError(f"{path} is not JSON ({error}); {remedy}.") from None
+        raise KeysError(f"{path} is not valid JSON ({error}); {remedy}.") from None
     stored = data.get("keys") if isinstance(data, dict) else None
     if not isinstance(stored, dict) or data.get("schema") not in KNOWN_SCHEMAS:
         raise KeysError(f'{path} lacks "schema": {SCHEMA} or "keys"; {remedy}.')
     for alias, secret in stored.items():
-        if wrong := malformed(secret):
+        if wrong := secret_error(secret):
             raise KeysError(f"{path}: the secret of key {alias} {wrong}; {remedy}.")
     try:
-        given = {alias: hexadecimal(value) for alias, value in data.get("given", {}).items()}
+        given = {alias: checked_hash(value) for alias, value in data.get("given", {}).items()}
         replaced = {
             alias: [
-                Replaced(hexadecimal(old["sha256"]), iso(datetime.fromisoformat(old["until"])))
+                Replaced(checked_hash(old["sha256"]), format_utc(datetime.fromisoformat(old["until"])))
                 for old in olds
             ]
             for alias, olds in data.get("replaced", {}).items()
         }
     except (AttributeError, KeyError, TypeError, ValueError):
         raise KeysError(
-            f'{path} has something else than hashes under "given" or "replaced"; {remedy}.'
+            f'{path} contains something other than hashes in "given" or "replaced"; {remedy}.'
         ) from None
     return Store(stored, given, replaced)
 
 
-def hexadecimal(value: object) -> str:
-    """Return a SHA-256 in hexadecimal; raises ValueError for anything else."""
+def checked_hash(value: object) -> str:
+    """Return `value` if it is a SHA-256 in hexadecimal; raises ValueError for anything else."""
     if not isinstance(value, str) or not HASH.fullmatch(value):
-        raise ValueError("no SHA-256")
+        raise ValueError("not a SHA-256")
     return value
 
 
 def write_store(path: Path, store: Store) -> None:
-    """Replace the file as a whole, mode 0600; raises KeysError and keeps the old one where that fails."""
+    """Replace the file atomically, with mode 0600; raises KeysError and keeps the old file if that fails."""
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -283,23 +283,21 @@ def write_store(path: Path, store: Store) -> None:
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise KeysError(
-            f"{path} cannot be written ({error.strerror}); what was there is unchanged."
-        ) from None
+        raise KeysError(f"{path} cannot be written ({error.strerror}); the old file is unchanged.") from None
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the file's lock, so that two plays at once make the same keys; makes the folder."""
+    """Hold the file's lock, so that concurrent plays generate the same keys; creates the directory."""
     folder = path.parent
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_mode & 0o022:
-            raise KeysError(f"{folder} may be written by others; run: chmod 0700 {folder}")
+            raise KeysError(f"{folder} is writable for other users; run: chmod 0700 {folder}")
         handle = os.open(folder / f".{path.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise KeysError(f"{folder} cannot be used ({error.strerror}); check gateway_keys' folder.") from None
+        raise KeysError(f"{folder} cannot be used ({error.strerror}); check gateway_secrets_file.") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -307,8 +305,10 @@ def locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def settle(declared: list[Declared], before: Store, rotate: str, now: datetime, grace: timedelta) -> Store:
-    """Return the store in which each declared key has its secret: a given, a kept or a new one."""
+def updated_store(
+    declared: list[Declared], before: Store, rotate: str, now: datetime, grace: timedelta
+) -> Store:
+    """Return the store with a secret for each declared key: a given, a stored or a new one."""
     after = Store(dict(before.keys), dict(before.given), dict(before.replaced))
     for key in declared:
         if key.secret is not None:
@@ -319,33 +319,33 @@ def settle(declared: list[Declared], before: Store, rotate: str, now: datetime, 
             after.keys[key.alias] = f"sk-{secrets.token_urlsafe(32)}"
         old = before.hash_of(key.alias)
         if old is not None and old != after.hash_of(key.alias):
-            until = iso(now + grace if key.alias == rotate else now)
-            # A shorter grace shortens what earlier rotations left as well.
+            until = format_utc(now + grace if key.alias == rotate else now)
+            # A shorter grace period also shortens the validity of earlier replaced secrets.
             olds = [Replaced(old, until)] + [
                 Replaced(older.sha256, min(older.until, until))
                 for older in before.replaced.get(key.alias, [])
             ]
-            after.replaced[key.alias] = olds[:REMEMBERED]
+            after.replaced[key.alias] = olds[:MAX_REPLACED]
     return after
 
 
-def refuse_rotation(rotate: str, declared: list[Declared], store: Store) -> None:
-    """Raise KeysError where no new secret can be made for the alias `rotate`."""
+def check_rotation(rotate: str, declared: list[Declared], store: Store) -> None:
+    """Raise KeysError if no new secret can be generated for the alias `rotate`."""
     key = next((key for key in declared if key.alias == rotate), None)
     if key is None:
         raise KeysError(
             f"gateway_rotate is {rotate}, but there is no such key: "
-            f"known are {', '.join(key.alias for key in declared)}."
+            f"known keys are {', '.join(key.alias for key in declared)}."
         )
     if key.secret is not None and store.hash_of(rotate) == digest(key.secret):
         raise KeysError(
-            f"gateway_rotate is {rotate}, but gateway_keys gives that key its secret and it is the old one: "
-            "put the new one there first."
+            f"gateway_rotate is {rotate}, but gateway_keys sets the secret of that key and has the old one: "
+            "put the new secret there first."
         )
 
 
-def entries(declared: list[Declared], store: Store) -> list[dict[str, Any]]:
-    """Return the keys as the gateway's file holds them, each hash once."""
+def key_entries(declared: list[Declared], store: Store) -> list[dict[str, Any]]:
+    """Return the keys in the format of the gateway's keys file, each hash only once."""
     used = {store.hash_of(key.alias) for key in declared}
 
     def replaced(alias: str) -> list[dict[str, Any]]:
@@ -371,22 +371,22 @@ def entries(declared: list[Declared], store: Store) -> list[dict[str, Any]]:
 
 
 def run(module: AnsibleModule, path: Path, declared: list[Declared]) -> dict[str, Any]:
-    """Return the module's result; raises KeysError for what is refused."""
+    """Return the module's result; raises KeysError for a refusal."""
     store = read_store(path)
     if not path.exists() and module.params["host_has_hashes"] and not module.params["reset"]:
         raise KeysError(
             f"{path} is missing while the gateway host already holds keys; restore the file from a backup, "
-            "or make new keys for every client with -e gateway_keys_reset=true."
+            "or generate new keys for every client with -e gateway_keys_reset=true."
         )
     rotate = module.params["rotate"]
     if rotate:
-        refuse_rotation(rotate, declared, store)
+        check_rotation(rotate, declared, store)
     grace = timedelta(hours=module.params["grace_hours"])
-    settled = settle(declared, store, rotate, datetime.now(UTC), grace)
-    changed = settled != store
+    updated = updated_store(declared, store, rotate, datetime.now(UTC), grace)
+    changed = updated != store
     if changed and not module.check_mode:
-        write_store(path, settled)
-    return {"changed": changed, "entries": entries(declared, settled)}
+        write_store(path, updated)
+    return {"changed": changed, "entries": key_entries(declared, updated)}
 
 
 def main() -> None:
@@ -394,7 +394,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
-            # Not no_log: Ansible would then blank what is the same text in the result as well.
+            # Not no_log: Ansible would then also mask equal texts, such as aliases, in the result.
             "keys": {"type": "list", "elements": "dict", "required": True, "no_log": False},
             "rotate": {"type": "str", "default": ""},
             "grace_hours": {"type": "int", "default": 0},
@@ -404,12 +404,12 @@ def main() -> None:
         supports_check_mode=True,
     )
     if not module.no_log:
-        module.fail_json(msg="gateway_keys is given secrets; set no_log: true on its task.")
-    # A link stays a link: the file behind it is replaced.
+        module.fail_json(msg="the parameters of gateway_keys contain secrets; set no_log: true on its task.")
+    # Replace the target of a symlink, not the link.
     path = Path(os.path.realpath(module.params["path"]))
     try:
         declared = declared_keys(module.params["keys"])
-        # Check mode must not even make the folder that the lock lies in.
+        # Check mode must not create the directory of the lock.
         with nullcontext() if module.check_mode else locked(path):
             result = run(module, path, declared)
     except KeysError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that decides on a GPU's driver, from what a host has and the role's tables."""
+"""Decides on a host's GPU driver, from gpu_survey's result and the role's tables."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ VENDORS = {"10de": "nvidia", "1002": "amd"}
 NAMES = {"nvidia": "NVIDIA", "amd": "AMD"}
 BACKENDS = {"rocm": "ROCm 7", "vulkan": "Vulkan"}
 CPU = "or set gpu_driver_enabled: false to run on the CPU"
-# Where the role writes what keeps nouveau away, and what is loaded at each start.
+# Files that the role writes: blacklisted modules, and modules loaded at boot.
 MODPROBE = "/etc/modprobe.d/bedplate-gpu.conf"
 MODULES = "/etc/modules-load.d/bedplate-gpu.conf"
-# Packages that make a driver; others of that name (container tools, settings) do not.
+# Packages that are part of a driver; others with nvidia in their name (container tools, settings) are not.
 NVIDIA_DRIVER = re.compile(
     r"nvidia-(driver|headless|kernel|open-kernel|open|dkms|compute-utils|tesla)(-.+)?"
     r"|libcuda1|libnvidia-compute-.+|cuda-drivers.*|linux-modules-nvidia-.+"
@@ -51,10 +51,12 @@ NOTHING: Row = {
 
 
 class RefusedError(Exception):
-    """What is there must not be touched: one sentence with the reason, one with the remedy."""
+    """The host is refused: one sentence with the reason, one with the remedy.
+
+    `remedy` lacks its full stop; running on the CPU is always added as an alternative.
+    """
 
     def __init__(self, reason: str, remedy: str) -> None:
-        """Keep both; running on the CPU is always a remedy too."""
         super().__init__(reason)
         self.reason = reason
         self.remedy = f"{remedy}, {CPU}."
@@ -62,12 +64,12 @@ class RefusedError(Exception):
 
 def number(version: str) -> tuple[int, ...]:
     """Return a version's leading numbers, without Debian's epoch: 1:6.14.14-2 is (6, 14, 14)."""
-    found = re.match(r"(?:\d+:)?(\d+(?:\.\d+)*)", version)
-    return tuple(int(part) for part in found[1].split(".")) if found else ()
+    match = re.match(r"(?:\d+:)?(\d+(?:\.\d+)*)", version)
+    return tuple(int(part) for part in match[1].split(".")) if match else ()
 
 
-def listed(words: Iterable[str]) -> str:
-    """Join words as a sentence does."""
+def enumeration(words: Iterable[str]) -> str:
+    """Join words with commas and "and"."""
     *most, last = list(words) or [""]
     return f"{', '.join(most)} and {last}" if most else last
 
@@ -91,20 +93,20 @@ def decide(host: Row, tables: Row, settings: Row, cards: list[dict[str, Any]]) -
     if count < expected:
         raise RefusedError(
             f"gpu_driver_expected_cards is {expected}, but {count or 'no'} GPU{'s' * (count != 1)} "
-            "can be used here.",
-            "Look for the card with lspci -nn and in the machine, correct the number",
+            "can be used on this host.",
+            "Find the card with lspci -nn and in the machine, correct the number",
         )
     if host["container"] and cards:
-        return {"reason": "No GPU of its own: this is a container, cards belong to the machine below."}
+        return {"reason": "This is a container: its GPUs and their drivers belong to the host machine."}
     if not used:
         others = [f"{card['name']} ({card['note']})" for card in cards]
-        return {"reason": f"No GPU{': only ' + listed(others) if others else ''}."}
+        return {"reason": f"No GPU{': only ' + enumeration(others) if others else ''}."}
     vendor = used[0]["vendor"]
     result = {**NOTHING, **(nvidia if vendor == "nvidia" else amd)(host, tables, settings, used)}
     notes = [f"{card['name']} at {card['slot']}: {card['note']}." for card in cards if card["note"]]
     if host["virtualization"] != "none":
-        notes.append(f"The machine is virtual ({host['virtualization']}), its cards are handed to it.")
-    families = listed(sorted({card["family"] for card in used}))
+        notes.append(f"This is a virtual machine ({host['virtualization']}) with passed-through cards.")
+    families = enumeration(sorted({card["family"] for card in used}))
     driver = dict(result["driver"])
     why = driver.pop("why")
     return {
@@ -132,7 +134,7 @@ def placed(key: str, chips: Sequence[Row], extra_cards: Mapping[str, str]) -> Ro
     row = next((row for row in chips if row["chip"] == extra_cards[key]), None)
     if row is None:
         raise RefusedError(
-            f"gpu_driver_extra_cards gives {key} the chip '{extra_cards[key]}', which is not in the table.",
+            f"gpu_driver_extra_cards maps {key} to the chip '{extra_cards[key]}', which is not in the table.",
             f"Use one of {', '.join(row['chip'] for row in chips)}",
         )
     return row
@@ -148,11 +150,11 @@ def card_of(found: Row, tables: Row, extra_cards: Mapping[str, str]) -> dict[str
     maker = NAMES.get(vendor) or tables["vendors"].get(found["vendor"], f"vendor {found['vendor']}")
     role, note = "compute", ""
     if not vendor:
-        role, note = "other", "for the screen only"
+        role, note = "other", "not a GPU for computing"
     elif found["physical_function"]:
         role, note = "function", f"a virtual function of {found['physical_function']}, for a virtual machine"
     elif found["driver"] in ("vfio-pci", "pci-stub"):
-        role, note = "guest", f"held by {found['driver']} for a virtual machine"
+        role, note = "guest", f"passed through to a virtual machine ({found['driver']})"
     elif not row:
         role, note = "unknown", "not in the table of chips"
     elif row.get("integrated"):
@@ -177,27 +179,27 @@ def computing(cards: list[dict[str, Any]], tables: Row, settings: Row) -> list[d
     for card in cards:
         mine = card["role"] in ("compute", "integrated", "unknown")
         if wanted and mine and card["vendor"] != wanted:
-            card.update(role="other", note=f"left alone, since gpu_driver_vendor is {wanted}")
+            card.update(role="other", note=f"not used, because gpu_driver_vendor is {wanted}")
     found = [card for card in cards if card["role"] == "compute"]
     for card in cards:
         if card["role"] == "unknown":
             others = {other["vendor"] for other in found} - {card["vendor"]}
-            leave = f", set gpu_driver_vendor: {others.pop()} to leave it alone" if others else ""
+            ignore = f", set gpu_driver_vendor: {others.pop()} to ignore it" if others else ""
             raise RefusedError(
-                f"The card {card['id']} of {NAMES[card['vendor']]} at {card['slot']} is unknown here.",
+                f"The {NAMES[card['vendor']]} card {card['id']} at {card['slot']} is not in the table.",
                 f"If you know its chip, set gpu_driver_extra_cards: {{'{card['id']}': CHIP}} "
-                f"(docs/reference/gpu-drivers.md lists them){leave}",
+                f"(docs/reference/gpu-drivers.md lists them){ignore}",
             )
     if not found:
-        # A processor's own graphics counts where there is nothing else and Ollama's ROCm knows it.
+        # A processor's graphics is used only without another card, and if Ollama's ROCm supports it.
         known = tables["rocm_targets"]
         found = [card for card in cards if card["role"] == "integrated" and card["target"] in known]
         for card in found:
             card.update(role="compute", note="")
     if len({card["vendor"] for card in found}) > 1:
         raise RefusedError(
-            f"There are cards of two vendors ({listed(card['name'] for card in found)}), "
-            "and an engine uses those of one.",
+            f"There are cards of two vendors ({enumeration(card['name'] for card in found)}), "
+            "and an engine uses only one vendor's.",
             "Set gpu_driver_vendor to nvidia or amd for this host",
         )
     return found
@@ -207,35 +209,35 @@ def computing(cards: list[dict[str, Any]], tables: Row, settings: Row) -> list[d
 
 
 def kernels_of(host: Row, settings: Row) -> list[Row]:
-    """Return the kernels that must have the module: those asked for, or the running and all installed."""
-    asked = settings["kernels"] or [kernel["release"] for kernel in host["kernels"]]
-    return [kernel for kernel in host["kernels"] if kernel["release"] in asked]
+    """Return the kernels that need the module: those of gpu_driver_kernels, else all of the survey."""
+    wanted = settings["kernels"] or [kernel["release"] for kernel in host["kernels"]]
+    return [kernel for kernel in host["kernels"] if kernel["release"] in wanted]
 
 
 def headers_for(host: Row, kernels: Sequence[Row]) -> list[str]:
-    """Return the packages with which a module is built for these kernels and for those to come."""
+    """Return the header packages for building a module for these kernels and for later ones."""
     for kernel in kernels:
         if kernel["headers"] == "missing":
             raise RefusedError(
                 f"The kernel {kernel['release']} has no headers to build a module with, and no package "
                 f"source has linux-headers-{kernel['release']}.",
-                "Install them, or start a current kernel and remove this one, or name the kernels that "
-                "count in gpu_driver_kernels",
+                "Install them, or boot a current kernel and remove this one, or list the kernels that need "
+                "the module in gpu_driver_kernels",
             )
     single = [kernel["release"] for kernel in kernels if kernel["headers"] == "available"]
     return [f"linux-headers-{name}" for name in (*host["kernel_kinds"], *single)]
 
 
 def check_packages(host: Row, packages: Iterable[str]) -> None:
-    """Refuse what would make an installation of these packages end half done."""
+    """Refuse a package state in which the installation of these packages would fail half way."""
     for name, letters in sorted(host["broken"].items()):
         raise RefusedError(
-            f"The package {name} is half installed (dpkg says {letters}).",
+            f"The package {name} is half installed (dpkg status {letters}).",
             "Run dpkg --configure -a and apt-get --fix-broken install",
         )
     if host["held"] and set(packages) - set(host["packages"]):
         raise RefusedError(
-            f"On hold: {listed(host['held'])}, so that the driver cannot be installed as a whole.",
+            f"On hold: {enumeration(host['held'])}, so the driver cannot be installed completely.",
             f"Run apt-mark unhold {' '.join(host['held'])}",
         )
 
@@ -245,29 +247,29 @@ def check_secure_boot(host: Row, settings: Row) -> None:
     certificate = settings["signing_certificate"]
     if host["secure_boot"] and not host["certificate_enrolled"]:
         raise RefusedError(
-            f"Secure Boot is on, and {certificate}, which signs modules built here, is not enrolled.",
+            f"Secure Boot is on, and {certificate}, which signs modules built on this host, is not enrolled.",
             f"Run dkms generate_mok and mokutil --import {certificate}, confirm it on the console at the "
-            "next start, or switch Secure Boot off in the firmware",
+            "next boot, or switch Secure Boot off in the firmware",
         )
 
 
 def changes(host: Row, result: Row) -> list[str]:
-    """Say what the decision would change on the host, one sentence each."""
+    """Describe what the decision would change on the host, one sentence each."""
     missing = [name for name in result["packages"] if name not in host["packages"]]
-    said = []
+    sentences = []
     if missing and result["components"]:
-        said.append(f"Package sources: {listed(result['components'])} switched on, where they are not.")
+        sentences.append(f"Package sources: {enumeration(result['components'])} enabled where they are not.")
     if missing and result["repository"]:
-        said.append(f"Package source {result['repository']['url']} added, its key checked.")
+        sentences.append(f"Package source {result['repository']['url']} added, its key checked.")
     if missing:
-        said.append(f"Packages installed: {', '.join(missing)}.")
+        sentences.append(f"Packages installed: {', '.join(missing)}.")
     if result["blacklist"] and MODPROBE not in host["written"]:
-        said.append(f"Kept from loading: {listed(result['blacklist'])} ({MODPROBE}).")
+        sentences.append(f"Blacklisted: {enumeration(result['blacklist'])} ({MODPROBE}).")
     if result["modules"] and MODULES not in host["written"]:
-        said.append(f"Loaded at each start, before Ollama: {listed(result['modules'])} ({MODULES}).")
+        sentences.append(f"Loaded at boot, before Ollama: {enumeration(result['modules'])} ({MODULES}).")
     if result["reboot"]:
-        said.append("A restart, which gpu_driver_reboot must allow; until then Ollama has no GPU.")
-    return said
+        sentences.append("A restart, if gpu_driver_reboot allows it; until then Ollama has no GPU.")
+    return sentences
 
 
 # --- NVIDIA
@@ -279,7 +281,7 @@ def nvidia(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[
     minimum = nvidia_minimum(cards, tables)
     if host["runfile"]:
         raise RefusedError(
-            "A driver is here that NVIDIA's .run file installed, and packages would overwrite a part of it.",
+            "The driver was installed by NVIDIA's .run file, and packages would overwrite parts of it.",
             f"Run {host['runfile']} and restart the machine",
         )
     kernels = kernels_of(host, settings)
@@ -289,7 +291,7 @@ def nvidia(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[
         for offer in tables["nvidia_sources"].get(host["release"], [])
         if settings["source"] in ("auto", offer["source"])
     ]
-    # What an earlier run of the role began stays decided.
+    # Keep the decision of an earlier run of the role.
     requested, here = set(host["requested"]), {*host["requested"], *host["packages"]}
     own = [
         (flavour, offer)
@@ -298,16 +300,16 @@ def nvidia(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[
         and here >= set(names)
         and number(offer["version"]) >= number(minimum)
     ]
-    there = nvidia_installed(host)
+    installed = nvidia_installed(host)
     result: dict[str, Any] = {"packages": []}
-    if there and not own:
-        version = nvidia_adopted(there, flavours, minimum)
+    if installed and not own:
+        version = nvidia_adopted(installed, flavours, minimum)
         driver = {"source": "installed", "branch": version.split(".")[0], "version": version}
-        why = f"the driver {version} that is installed stays (Ollama needs {minimum} or newer)"
+        why = f"the installed driver {version} is kept (Ollama needs {minimum} or newer)"
     else:
         if not own and not host["package_lists"]:
             raise RefusedError(
-                "The package lists are empty, so there is no telling which driver fits the kernels.",
+                "The package lists are empty, so it is unknown which driver fits the kernels.",
                 "Run apt-get update",
             )
         offer = nvidia_offer(host, own or offers, minimum, kernels)
@@ -321,7 +323,7 @@ def nvidia(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[
         result |= {key: offer[key] for key in kept}
     check_packages(host, result["packages"])
     running = host["modules"].get("nvidia", "")
-    stale = bool(running and there and number(running) != number(there["version"]))
+    stale = bool(running and installed and number(running) != number(installed["version"]))
     return {
         **result,
         "driver": {
@@ -342,46 +344,49 @@ def nvidia(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[
 
 
 def nvidia_flavours(cards: Sequence[Row], tables: Row) -> list[str]:
-    """Return which kernel modules (open, proprietary) drive every card, the better first."""
+    """Return which kernel modules (open, proprietary) support every card, the better first."""
     families = tables["nvidia_families"]
     for card in cards:
         if not families[card["family"]]:
             raise RefusedError(
-                f"{card['name']} ({card['id']} at {card['slot']}) is older than Maxwell, and Ollama works "
-                "with no driver for it.",
-                "Take the card out",
+                f"{card['name']} ({card['id']} at {card['slot']}) is older than Maxwell, and no driver "
+                "for it works with Ollama.",
+                "Remove the card",
             )
     both = ("open", "proprietary")
     fitting = [name for name in both if all(name in families[card["family"]] for card in cards)]
     if not fitting:
         raise RefusedError(
-            f"No driver drives {listed(sorted({card['family'] for card in cards}))} together: Blackwell "
-            "needs the open kernel modules, cards before Turing the proprietary ones.",
-            "Take out the cards of one kind",
+            f"No driver supports {enumeration(sorted({card['family'] for card in cards}))} together: "
+            "Blackwell needs the open kernel modules, cards before Turing the proprietary ones.",
+            "Remove the cards of one kind",
         )
     return fitting
 
 
 def nvidia_minimum(cards: Sequence[Row], tables: Row) -> str:
-    """Return the oldest version that Ollama works with and that knows every card."""
+    """Return the oldest version that works with Ollama and supports every card."""
     lowest = min(number(card["target"]) for card in cards)
     ollama = next(rule["driver"] for rule in tables["nvidia_minimum"] if lowest < number(rule["below"]))
     return str(max([ollama, *(card["row"].get("since", "0") for card in cards)], key=number))
 
 
 def nvidia_installed(host: Row) -> dict[str, Any]:
-    """Return version and names of the NVIDIA driver that packages brought; nothing where there is none."""
+    """Return version and package names of the installed NVIDIA driver; empty if there is none."""
     names = sorted(name for name in host["packages"] if NVIDIA_DRIVER.fullmatch(name))
-    # Ready modules have the kernel's version.
+    # Packages of prebuilt modules have the kernel's version.
     others = [name for name in names if not name.startswith("linux-")]
-    telling = [name for name in names if NVIDIA_LIBRARY.fullmatch(name)] or others
-    found = [re.sub(r"^\d+:|-[^-]*$", "", host["packages"][name]) for name in telling]
-    return {"version": max(found, key=number, default=""), "names": names} if names else {}
+    versioned = [name for name in names if NVIDIA_LIBRARY.fullmatch(name)] or others
+    versions = [re.sub(r"^\d+:|-[^-]*$", "", host["packages"][name]) for name in versioned]
+    return {"version": max(versions, key=number, default=""), "names": names} if names else {}
 
 
-def nvidia_adopted(there: Row, flavours: Sequence[str], minimum: str) -> str:
-    """Return the version of another's driver that can stay, or raise RefusedError: none is replaced."""
-    version, names = str(there["version"]), there["names"]
+def nvidia_adopted(installed: Row, flavours: Sequence[str], minimum: str) -> str:
+    """Return the version of a driver that somebody else installed; raises RefusedError if it does not fit.
+
+    Such a driver is kept or refused, never replaced.
+    """
+    version, names = str(installed["version"]), installed["names"]
     remove = f"Remove it (apt-get purge {' '.join(names)}) and restart, or update it yourself"
     if number(version) < number(minimum):
         raise RefusedError(
@@ -392,8 +397,8 @@ def nvidia_adopted(there: Row, flavours: Sequence[str], minimum: str) -> str:
     has = {"open" if re.search(r"\bopen\b", name) else "proprietary" for name in modules}
     if modules and not has & set(flavours):
         raise RefusedError(
-            f"The installed driver has the {listed(sorted(has))} kernel modules, and this card needs the "
-            f"{listed(flavours)} ones.",
+            f"The installed driver has the {enumeration(sorted(has))} kernel modules, and this card needs "
+            f"the {enumeration(flavours)} ones.",
             remove,
         )
     return version
@@ -402,7 +407,7 @@ def nvidia_adopted(there: Row, flavours: Sequence[str], minimum: str) -> str:
 def nvidia_offer(
     host: Row, offers: Sequence[tuple[str, Row]], minimum: str, kernels: Sequence[Row]
 ) -> dict[str, Any]:
-    """Return the first offer (kernel modules and source) that fits, filled in for this host."""
+    """Return the first offer (kernel modules and source) that fits, completed for this host."""
     unfit: list[str] = []
     for flavour, offer in offers:
         why = nvidia_unfit(host, offer, flavour, minimum)
@@ -427,28 +432,28 @@ def nvidia_offer(
             "packages": headers + packages,
             "hold": offer["packages"][flavour],
             "headers": headers,
-            "notes": [f"Not the better source, since {listed(unfit)}."] if unfit else [],
+            "notes": [f"The better source is not used, because {enumeration(unfit)}."] if unfit else [],
             "repository": {key: value.format(machine=machine) for key, value in repository.items()},
         }
     raise RefusedError(
         f"Ollama with this card needs NVIDIA's driver {minimum} or newer, and "
-        f"{listed(dict.fromkeys(unfit)) or 'Bedplate knows none for ' + host['release']}.",
-        "Set gpu_driver_source: auto, or install such a driver yourself and run again",
+        f"{enumeration(dict.fromkeys(unfit)) or 'Bedplate has none for ' + host['release']}.",
+        "Set gpu_driver_source: auto, or install such a driver yourself and run the playbook again",
     )
 
 
 def nvidia_unfit(host: Row, offer: Row, flavour: str, minimum: str) -> str:
-    """Say why an offer's driver does not do; nothing where it does."""
+    """Return why an offer's driver does not fit; empty if it fits."""
     where = f"the {offer['source']} of {host['release']}"
     if number(offer["version"]) < number(minimum):
-        return f"{where} has {offer['version']} only"
+        return f"{where} has only {offer['version']}"
     if flavour not in offer["packages"]:
         return f"{where} has no {flavour} kernel modules that build"
     return ""
 
 
 def nvidia_part(cards: Sequence[Row], version: str, tables: Row) -> str:
-    """Return the folder of Ollama's archive for these cards and this driver."""
+    """Return the directory of Ollama's archive for these cards and this driver."""
     lowest = min(number(card["target"]) for card in cards)
     return next(
         str(rule["part"])
@@ -461,34 +466,34 @@ def nvidia_part(cards: Sequence[Row], version: str, tables: Row) -> str:
 
 
 def amd(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[str, Any]:
-    """Decide for AMD's cards: their driver is the kernel's, and Ollama's ROCm wants a new one."""
+    """Decide for AMD's cards: their driver is the kernel's, and Ollama's ROCm needs a recent one."""
     source = tables["amd_sources"].get(host["release"])
     if source is None:
         raise RefusedError(
-            f"Bedplate knows no packages for AMD cards on {host['release']}.",
-            f"Use {listed(tables['amd_sources'])}",
+            f"Bedplate has no packages for AMD cards on {host['release']}.",
+            f"Use {enumeration(tables['amd_sources'])}",
         )
     for card in cards:
         if card["family"] not in (*tables["amd_vulkan"], *tables["amd_rocm_only"]):
             raise RefusedError(
-                f"{card['name']} ({card['id']} at {card['slot']}) is of {card['family']}, and Ollama "
-                "computes on none so old.",
-                "Take the card out",
+                f"{card['name']} ({card['id']} at {card['slot']}) is {card['family']}, which is too old "
+                "for Ollama.",
+                "Remove the card",
             )
     newer = tables["newer_kernel"][host["release"]]
     kernels = kernels_of(host, settings)
-    newest = max(kernels, key=lambda one: number(one["release"]))
-    kernel = next((one for one in kernels if one["running"]), newest)["release"]
+    newest = max(kernels, key=lambda kernel: number(kernel["release"]))
+    release = next((kernel for kernel in kernels if kernel["running"]), newest)["release"]
     dkms = host["packages"].get("amdgpu-dkms", "")
-    here, least = (dkms, tables["rocm_dkms"]) if dkms else (kernel, tables["rocm_kernel"])
-    said = f"amdgpu-dkms {dkms}" if dkms else f"the kernel's own driver ({kernel})"
-    recent = number(here) >= number(least)
-    bare = [one["release"] for one in kernels if one["installed"] and not one["amdgpu"]]
-    amd_kernel(cards, "" if dkms else kernel, newer, [] if "modules" in source else bare)
+    version, minimum = (dkms, tables["rocm_dkms"]) if dkms else (release, tables["rocm_kernel"])
+    driver = f"amdgpu-dkms {dkms}" if dkms else f"the kernel's own driver ({release})"
+    recent = number(version) >= number(minimum)
+    bare = [kernel["release"] for kernel in kernels if kernel["installed"] and not kernel["amdgpu"]]
+    amd_kernel(cards, "" if dkms else release, newer, [] if "modules" in source else bare)
     for card in cards:
         if card["family"] in tables["amd_rocm_only"] and not recent:
             raise RefusedError(
-                f"{card['name']} computes by ROCm 7 only, which needs a driver newer than {said}.",
+                f"{card['name']} works only with ROCm 7, which needs a driver newer than {driver}.",
                 f"For one, {newer}, and restart, or install amdgpu-dkms 30.10 from AMD",
             )
     rest = [card for card in cards if card["target"] not in tables["rocm_targets"] or not recent]
@@ -502,11 +507,11 @@ def amd(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[str
     notes = []
     unknown = sorted({card["target"] for card in rest} - set(tables["rocm_targets"]))
     if unknown:
-        notes.append(f"Ollama's ROCm has no code for {listed(unknown)}: Vulkan computes there.")
+        notes.append(f"Ollama's ROCm does not support {enumeration(unknown)}; Vulkan is used instead.")
     elif rest:
         notes.append(
-            f"ROCm would be faster, and needs the driver of kernel {tables['rocm_kernel']} or newer: "
-            f"{newer}, restart and run again."
+            f"ROCm would be faster but needs the driver of kernel {tables['rocm_kernel']} or newer: "
+            f"{newer}, restart and run the playbook again."
         )
     return {
         "driver": {
@@ -515,15 +520,15 @@ def amd(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[str
             "source": "installed" if dkms else "archive",
             "build": "dkms" if dkms else "kernel",
             "branch": "",
-            "version": here,
-            "minimum": least,
-            "why": f"{said}, {listed(BACKENDS[part] for part in parts)}",
+            "version": version,
+            "minimum": minimum,
+            "why": f"{driver}, {enumeration(BACKENDS[part] for part in parts)}",
         },
         "packages": packages,
         "components": source["components"],
         "modules": ["amdgpu"],
         "groups": ["render", "video"],
-        "kernels": [one["release"] for one in kernels],
+        "kernels": [kernel["release"] for kernel in kernels],
         "backend": parts[0],
         "parts": parts,
         "notes": notes,
@@ -531,23 +536,23 @@ def amd(host: Row, tables: Row, settings: Row, cards: Sequence[Row]) -> dict[str
 
 
 def amd_kernel(cards: Sequence[Row], kernel: str, newer: str, bare: Sequence[str]) -> None:
-    """Refuse a kernel (empty: another driver is there) that does not drive the cards, and bare ones."""
-    known = str(max((card["row"].get("kernel", "0") for card in cards), key=number))
-    if kernel and number(kernel) < number(known):
+    """Refuse a kernel (empty for another driver) that does not support the cards, and one without amdgpu."""
+    required = str(max((card["row"].get("kernel", "0") for card in cards), key=number))
+    if kernel and number(kernel) < number(required):
         raise RefusedError(
-            f"The kernel {kernel} does not drive {listed(sorted({card['chip'] for card in cards}))}, "
-            f"which needs {known} or newer.",
+            f"The kernel {kernel} does not support {enumeration(sorted({card['chip'] for card in cards}))}, "
+            f"which needs {required} or newer.",
             f"For a newer kernel, {newer}, and restart",
         )
     if bare:
         raise RefusedError(
-            f"The kernel {bare[0]} has no module amdgpu, as kernels for clouds have not.",
+            f"The kernel {bare[0]} has no module amdgpu, like all cloud kernels.",
             "Run apt-get install linux-image-amd64 and restart with that kernel",
         )
 
 
 class FilterModule:
-    """The filter, as Ansible finds it."""
+    """The filter of this file."""
 
     def filters(self) -> dict[str, Any]:
         """Return the filter by its name."""

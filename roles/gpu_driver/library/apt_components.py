@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
-"""Offers more components of the distribution's archive from the places that its main one comes from."""
+"""Adds components of the distribution's archive, from the same URIs as its component main."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 module: apt_components
-short_description: Offer more components of the distribution's archive
+short_description: Add components of the distribution's archive
 description:
-  - Writes one file of package sources beside those of the host, which stay as they are. It names the same
-    places and suites, with those of the components that are not offered yet.
+  - Writes one file of package sources in addition to those of the host, which stay unchanged. It has the same
+    URIs and suites, with those of the components that are not configured yet.
 options:
   path:
     description: The file to write, in deb822 form.
@@ -30,7 +30,7 @@ author: Bedplate
 """
 
 EXAMPLES = r"""
-- name: Offer the driver's packages
+- name: Add the archive's components to the package sources
   apt_components:
     path: /etc/apt/sources.list.d/bedplate-gpu-driver.sources
     components: [contrib, non-free]
@@ -47,7 +47,7 @@ suites:
 HEAD = "# Managed by Bedplate.\n"
 
 
-def stanzas(text: str) -> Iterator[dict[str, str]]:
+def parse_deb822(text: str) -> Iterator[dict[str, str]]:
     """Yield the stanzas of a deb822 file as fields."""
     lines = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     for block in re.split(r"\n\s*\n", lines):
@@ -63,51 +63,53 @@ def stanzas(text: str) -> Iterator[dict[str, str]]:
             yield fields
 
 
-def one_line(text: str) -> Iterator[dict[str, str]]:
-    """Yield the `deb [options] URI SUITE COMPONENT...` lines of a classic file in deb822's fields."""
+def parse_one_line(text: str) -> Iterator[dict[str, str]]:
+    """Yield the `deb [options] URI SUITE COMPONENT...` lines of a classic file as deb822 fields."""
     names = {"signed-by": "Signed-By", "arch": "Architectures", "trusted": "Trusted"}
     pattern = re.compile(
         r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<parts>[^#]+)"
     )
     for line in text.splitlines():
-        if found := pattern.match(line):
+        if match := pattern.match(line):
             fields = {
                 "Types": "deb",
-                "URIs": found["uri"],
-                "Suites": found["suite"],
-                "Components": found["parts"].strip(),
+                "URIs": match["uri"],
+                "Suites": match["suite"],
+                "Components": match["parts"].strip(),
             }
-            for option in (found["options"] or "").split():
+            for option in (match["options"] or "").split():
                 key, _, value = option.partition("=")
                 fields[names.get(key.lower(), key)] = value.replace(",", " ")
             yield fields
 
 
-def read(folder: Path, own: Path) -> list[dict[str, str]]:
-    """Return every source of binary packages under /etc/apt but our own, as deb822 fields."""
-    found: list[dict[str, str]] = []
+def read_sources(folder: Path, own: Path) -> list[dict[str, str]]:
+    """Return all enabled sources of binary packages under /etc/apt except `own`, as deb822 fields."""
+    sources: list[dict[str, str]] = []
     for path in sorted([folder / "sources.list", *folder.glob("sources.list.d/*")]):
         if not path.is_file() or path == own:
             continue
         if path.suffix == ".sources":
-            found += stanzas(path.read_text())
+            sources += parse_deb822(path.read_text())
         elif path.suffix == ".list":
-            found += one_line(path.read_text())
+            sources += parse_one_line(path.read_text())
     return [
         fields
-        for fields in found
+        for fields in sources
         if "deb" in fields.get("Types", "").split() and fields.get("Enabled", "yes") != "no"
     ]
 
 
-def more(sources: list[dict[str, str]], codename: str, components: list[str]) -> list[dict[str, str]]:
-    """Return stanzas that offer what is missing of the components, by place and suite of the release."""
+def missing_sources(
+    sources: list[dict[str, str]], codename: str, components: list[str]
+) -> list[dict[str, str]]:
+    """Return stanzas with the missing components, one per URI and suite of the release."""
     offered: dict[tuple[str, str], set[str]] = {}
     for fields in sources:
         for uri in fields.get("URIs", "").split():
             for suite in fields.get("Suites", "").split():
                 offered.setdefault((uri, suite), set()).update(fields.get("Components", "").split())
-    found = []
+    stanzas = []
     for fields in sources:
         if "main" not in fields.get("Components", "").split():
             continue
@@ -117,8 +119,8 @@ def more(sources: list[dict[str, str]], codename: str, components: list[str]) ->
                 if missing and re.fullmatch(rf"{codename}(-(updates|security|backports))?(/updates)?", suite):
                     kept = {"Types": "deb", "URIs": uri, "Suites": suite, "Components": " ".join(missing)}
                     others = {key: value for key, value in fields.items() if key not in (*kept, "Enabled")}
-                    found.append(kept | others)
-    return found
+                    stanzas.append(kept | others)
+    return stanzas
 
 
 def main() -> None:
@@ -131,8 +133,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     path = Path(module.params["path"])
-    named = re.search(r"^VERSION_CODENAME=\"?([a-z]+)", Path("/etc/os-release").read_text(), re.MULTILINE)
-    added = more(read(Path("/etc/apt"), path), named[1] if named else "", module.params["components"])
+    codename = re.search(r"^VERSION_CODENAME=\"?([a-z]+)", Path("/etc/os-release").read_text(), re.MULTILINE)
+    added = missing_sources(
+        read_sources(Path("/etc/apt"), path), codename[1] if codename else "", module.params["components"]
+    )
     text = "\n".join("".join(f"{key}: {value}\n" for key, value in fields.items()) for fields in added)
     text = f"{HEAD}{text}" if added else ""
     before = path.read_text() if path.exists() else ""

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
-"""One read-only look at what decides on a GPU's driver: cards, kernels, Secure Boot, packages."""
+"""Surveys, read-only, what the choice of a GPU driver depends on: cards, kernels, Secure Boot, packages."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 module: gpu_survey
-short_description: Look at a host's cards and at what is there to drive them, changing nothing
+short_description: Survey a host's GPUs, kernels and driver packages without changing anything
 description:
-  - Finds cards in the kernel's list of PCI devices, so no driver and no other tool need be there.
-  - Reads sysfs, EFI variables, /etc/os-release and /lib/modules, asks dpkg, apt-cache and
+  - Finds cards in the kernel's list of PCI devices, so it needs no driver and no other tool.
+  - Reads sysfs, EFI variables, /etc/os-release and /lib/modules, runs dpkg, apt-cache and
     systemd-detect-virt.
 options:
   kernels:
-    description: Kernel releases to report on besides the running one and those installed.
+    description: Kernel releases to report on in addition to the running and installed ones.
     type: list
     elements: str
     default: []
   certificate:
-    description: Certificate (DER) with which modules are signed on this host; it need not exist.
+    description: Certificate (DER) that signs modules on this host; need not exist.
     type: str
     default: /var/lib/dkms/mok.pub
 author: Bedplate
 """
 
 EXAMPLES = r"""
-- name: Look at the cards
+- name: Survey the cards
   gpu_survey:
   register: __gpu_driver_host
 """
@@ -50,15 +50,15 @@ machine:
   returned: always
   type: str
 container:
-  description: Whether this is a container, whose kernel and drivers are another machine's.
+  description: Whether this is a container, whose kernel and drivers belong to its host.
   returned: always
   type: bool
 virtualization:
-  description: What hypervisor this machine runs on, in the words of systemd-detect-virt; none on bare metal.
+  description: The hypervisor as systemd-detect-virt prints it; none on bare metal.
   returned: always
   type: str
 secure_boot:
-  description: Whether the firmware lets only signed kernel modules be loaded.
+  description: Whether the firmware allows only signed kernel modules.
   returned: always
   type: bool
 certificate_enrolled:
@@ -73,22 +73,22 @@ cards:
   contains:
     slot: {description: 'Address, such as 0000:01:00.0.', type: str}
     vendor: {description: Vendor id in four hexadecimal digits., type: str}
-    device: {description: Device id likewise., type: str}
+    device: {description: Device id in four hexadecimal digits., type: str}
     subsystem: {description: 'Vendor and device of the board, such as 10de:1467.', type: str}
     class: {description: 'Class in six digits, such as 030000.', type: str}
-    driver: {description: Kernel driver that holds it; empty for none., type: str}
-    physical_function: {description: Slot of the card that it is a function of; empty for none., type: str}
-    virtual_functions: {description: Virtual functions that are switched on., type: int}
-    name: {description: Its name in the host's pci.ids; empty where there is none., type: str}
+    driver: {description: Kernel driver bound to it; empty for none., type: str}
+    physical_function: {description: Slot of the card that it is a virtual function of; or empty., type: str}
+    virtual_functions: {description: Number of enabled virtual functions., type: int}
+    name: {description: Its name in the host's pci.ids; empty if unknown., type: str}
 kernels:
-  description: The running kernel, those installed and those asked for.
+  description: The running kernel, the installed and the requested ones.
   returned: always
   type: list
   elements: dict
   contains:
     release: {description: 'Its release, such as 6.12.74+deb13-amd64.', type: str}
     running: {description: Whether it runs., type: bool}
-    installed: {description: Whether its modules are there., type: bool}
+    installed: {description: Whether its modules are installed., type: bool}
     headers: {description: 'One of installed, available (in the package sources) and missing.', type: str}
     amdgpu: {description: Whether it has the module amdgpu., type: bool}
 kernel_kinds:
@@ -98,16 +98,16 @@ kernel_kinds:
   type: list
   elements: str
 package_lists:
-  description: Whether apt has lists of what its sources hold; without them nothing is available.
+  description: Whether apt has package lists; without them no package is available.
   returned: always
   type: bool
 signed_modules:
-  description: Packages of ready signed NVIDIA modules in the sources, for these kernels and kinds.
+  description: Packages of prebuilt signed NVIDIA modules in the sources, for these kernels and kinds.
   returned: always
   type: list
   elements: str
 modules:
-  description: Version of each loaded module that drives cards; empty where it tells none.
+  description: Version of each loaded GPU module; empty if it has none.
   returned: always
   type: dict
 packages:
@@ -115,25 +115,25 @@ packages:
   returned: always
   type: dict
 broken:
-  description: Packages among these whose installation did not end, each with dpkg's two letters.
+  description: Packages among these whose installation is incomplete, each with dpkg's status letters.
   returned: always
   type: dict
 held:
-  description: Packages among these that are on hold, but for those that Bedplate holds itself.
+  description: Packages among these that are on hold, except those that Bedplate holds itself.
   returned: always
   type: list
   elements: str
 requested:
-  description: The packages that the role gpu_driver asked for in an earlier run.
+  description: The packages that the role gpu_driver installed in an earlier run.
   returned: always
   type: list
   elements: str
 runfile:
-  description: The uninstaller that NVIDIA's .run file leaves; empty where there is none.
+  description: The uninstaller of NVIDIA's .run file; empty if there is none.
   returned: always
   type: str
 written:
-  description: Files of the role gpu_driver that are there.
+  description: Configuration files of the role gpu_driver that exist.
   returned: always
   type: list
   elements: str
@@ -159,94 +159,96 @@ PATTERNS = (
     "mesa-vulkan-drivers",
     "libvulkan1",
 )
-DRIVING = ("nouveau", "nvidia", "nvidia_uvm", "amdgpu", "radeon", "vfio_pci")
+GPU_MODULES = ("nouveau", "nvidia", "nvidia_uvm", "amdgpu", "radeon", "vfio_pci")
 EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 IMAGE_SECURITY = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
 WRITTEN = ("etc/modprobe.d/bedplate-gpu.conf", "etc/modules-load.d/bedplate-gpu.conf")
 REQUESTED = "etc/bedplate/gpu_driver/requested"
-"""The packages that the role asked for and that were not there before, one a line."""
+"""The packages that the role installed and that were missing before, one per line."""
 OWN_HOLDS = "etc/bedplate/gpu_driver/held"
-"""The packages that the role itself put on hold, one a line."""
+"""The packages that the role put on hold, one per line."""
 
 
-def text(path: Path) -> str:
-    """Return a file's text without white space around it; nothing where it cannot be read."""
+def read_text(path: Path) -> str:
+    """Return a file's text without surrounding white space; empty if it cannot be read."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
         return ""
 
 
-def said(*command: str) -> str:
-    """Return what a command prints; nothing where it does not exist."""
+def output_of(*command: str) -> str:
+    """Return a command's standard output; empty if the command does not exist."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
     except FileNotFoundError:
         return ""
 
 
-def link(path: Path) -> str:
-    """Return the last part of what a link names; nothing where it is none."""
+def link_name(path: Path) -> str:
+    """Return the last component of a symlink's target; empty if the path is no symlink."""
     return path.readlink().name if path.is_symlink() else ""
 
 
 def cards(root: Path = ROOT) -> list[dict[str, Any]]:
     """Return the display controllers and accelerators of the PCI buses, by slot."""
-    found: list[dict[str, Any]] = []
+    result: list[dict[str, Any]] = []
     devices = root / "sys/bus/pci/devices"
     for device in sorted(devices.iterdir()) if devices.is_dir() else ():
-        kind = text(device / "class").removeprefix("0x")
+        kind = read_text(device / "class").removeprefix("0x")
         if not kind.startswith(CLASSES):
             continue
 
         def read(name: str, device: Path = device) -> str:
-            return text(device / name).removeprefix("0x").lower()
+            return read_text(device / name).removeprefix("0x").lower()
 
-        found.append(
+        result.append(
             {
                 "slot": device.name,
                 "vendor": read("vendor"),
                 "device": read("device"),
                 "subsystem": f"{read('subsystem_vendor')}:{read('subsystem_device')}",
                 "class": kind,
-                "driver": link(device / "driver"),
-                "physical_function": link(device / "physfn"),
+                "driver": link_name(device / "driver"),
+                "physical_function": link_name(device / "physfn"),
                 "virtual_functions": int(read("sriov_numvfs") or 0),
                 "name": "",
             }
         )
-    names = card_names(root, {(card["vendor"], card["device"]) for card in found})
-    for card in found:
+    names = card_names(root, {(card["vendor"], card["device"]) for card in result})
+    for card in result:
         card["name"] = names.get((card["vendor"], card["device"]), "")
-    return found
+    return result
 
 
 def card_names(root: Path, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Return the names of the wanted (vendor, device) that the host's pci.ids knows."""
-    found = {}
+    """Return the names of the wanted (vendor, device) pairs in the host's pci.ids."""
+    names = {}
     for path in ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids"):
         vendor = ""
-        for line in text(root / path).splitlines() if wanted else ():
+        for line in read_text(root / path).splitlines() if wanted else ():
             if device := re.match(r"\t([0-9a-f]{4})  (.+)", line):
                 if (vendor, device[1]) in wanted:
-                    found[vendor, device[1]] = device[2].strip()
+                    names[vendor, device[1]] = device[2].strip()
             elif re.match(r"[0-9a-f]{4} ", line):
                 vendor = line[:4]
-        if found:
+        if names:
             break
-    return found
+    return names
 
 
 def release(root: Path = ROOT) -> str:
     """Return distribution and release, such as Debian 13."""
-    os_release = dict(re.findall(r'^([A-Z_]+)="?([^"\n]*)"?$', text(root / "etc/os-release"), re.MULTILINE))
+    os_release = dict(
+        re.findall(r'^([A-Z_]+)="?([^"\n]*)"?$', read_text(root / "etc/os-release"), re.MULTILINE)
+    )
     name = os_release.get("NAME", "").split(" ")[0] or os_release.get("ID", "")
     return f"{name} {os_release.get('VERSION_ID', '')}".strip()
 
 
 def efi_variable(root: Path, name: str) -> bytes:
-    """Return an EFI variable's value; nothing where there is none, or no EFI."""
+    """Return an EFI variable's value; empty without the variable or without EFI."""
     try:
         return (root / "sys/firmware/efi/efivars" / name).read_bytes()[4:]
     except OSError:
@@ -259,7 +261,7 @@ def secure_boot(root: Path = ROOT) -> bool:
 
 
 def certificate_enrolled(certificate: Path, root: Path = ROOT) -> bool:
-    """Return whether the certificate (DER) is among those that firmware or shim trust."""
+    """Return whether firmware or shim trust the certificate (DER)."""
     try:
         wanted = certificate.read_bytes()
     except OSError:
@@ -275,15 +277,17 @@ def certificate_enrolled(certificate: Path, root: Path = ROOT) -> bool:
     return bool(wanted) and any(wanted in value for value in trusted)
 
 
-def packages(listing: str, own_holds: Iterable[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Read `dpkg-query` lines "letters|name|version": what is installed, half installed, on hold."""
+def parse_packages(
+    listing: str, own_holds: Iterable[str]
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Parse `dpkg-query` lines "letters|name|version"; return installed, broken and held packages."""
     installed, broken, held = {}, {}, []
     for line in listing.splitlines():
         letters, name, version = line.split("|")
         want, state = letters[0], letters[1]
         if state == "i":
             installed[name] = version
-        # n and c: not there, or only its configuration.
+        # n and c: not installed, or only its configuration files.
         elif state not in "nc" or letters[2:].strip():
             broken[name] = letters.strip()
         if want == "h" and name not in own_holds:
@@ -293,27 +297,27 @@ def packages(listing: str, own_holds: Iterable[str]) -> tuple[dict[str, str], di
 
 def kernel_kinds(installed: Iterable[str]) -> list[str]:
     """Return the kinds of kernels whose meta package is installed; a virtual one is a generic one."""
-    found = (
+    matches = (
         re.fullmatch(r"linux-image-(?!unsigned|extra|uc-)([a-z].*?)(?<!-dbg)", name) for name in installed
     )
-    return sorted({match[1].replace("virtual", "generic") for match in found if match})
+    return sorted({match[1].replace("virtual", "generic") for match in matches if match})
 
 
 def offered(names: Iterable[str]) -> set[str]:
-    """Return the packages that the sources really have; apt also knows names that others only mention."""
+    """Return the packages that the sources contain; apt also lists names that others only mention."""
     names = list(names)
-    lines = said("apt-cache", "madison", *names).splitlines() if names else []
+    lines = output_of("apt-cache", "madison", *names).splitlines() if names else []
     return {line.split("|")[0].strip() for line in lines}
 
 
 def kernels(
-    asked: Iterable[str], installed: Iterable[str], root: Path = ROOT, running: str | None = None
+    requested: Iterable[str], installed: Iterable[str], root: Path = ROOT, running: str | None = None
 ) -> list[dict[str, Any]]:
-    """Return the running kernel, those with modules and those asked for; `installed` are package names."""
+    """Return the running, installed and requested kernels; `installed` are names of installed packages."""
     modules = root / "lib/modules"
-    there = {path.parent.name for path in modules.glob("*/kernel")}
+    with_modules = {path.parent.name for path in modules.glob("*/kernel")}
     running = running or os.uname().release
-    wanted = sorted(there | {running} | set(asked))
+    wanted = sorted(with_modules | {running} | set(requested))
     lacking = [
         name
         for name in wanted
@@ -324,7 +328,7 @@ def kernels(
         {
             "release": name,
             "running": name == running,
-            "installed": name in there,
+            "installed": name in with_modules,
             "headers": (
                 "installed"
                 if name not in lacking
@@ -342,28 +346,28 @@ def signed_modules(releases: Iterable[str], kinds: Iterable[str]) -> list[str]:
     """Return the packages of signed NVIDIA modules in the sources for these kernels and kinds of kernels."""
     ends = "|".join(re.escape(end) for end in (*releases, *kinds))
     fitting = re.compile(rf"linux-modules-nvidia-\d+(-server)?(-open)?-({ends})")
-    known = said("apt-cache", "pkgnames", "linux-modules-nvidia-").split()
+    known = output_of("apt-cache", "pkgnames", "linux-modules-nvidia-").split()
     return sorted(offered(name for name in known if fitting.fullmatch(name)))
 
 
-def loaded(root: Path = ROOT) -> dict[str, str]:
-    """Return the loaded modules that drive cards, each with its version where it tells one."""
+def loaded_modules(root: Path = ROOT) -> dict[str, str]:
+    """Return the loaded GPU modules, each with its version or ""."""
     return {
-        name: text(root / "sys/module" / name / "version")
-        for name in DRIVING
+        name: read_text(root / "sys/module" / name / "version")
+        for name in GPU_MODULES
         if (root / "sys/module" / name).is_dir()
     }
 
 
 def runfile(root: Path = ROOT) -> str:
-    """Return the uninstaller that only NVIDIA's .run file leaves."""
+    """Return the path of the uninstaller that NVIDIA's .run file leaves; empty if there is none."""
     path = "usr/bin/nvidia-uninstall"
     return f"/{path}" if (root / path).exists() else ""
 
 
 def virtualization() -> str:
-    """Return the hypervisor below this machine; none on bare metal and where nobody knows."""
-    return said("systemd-detect-virt", "--vm").strip() or "none"
+    """Return the machine's hypervisor; none on bare metal and if it is unknown."""
+    return output_of("systemd-detect-virt", "--vm").strip() or "none"
 
 
 def main() -> None:
@@ -375,12 +379,12 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    listing = said(
+    listing = output_of(
         "dpkg-query", "--show", "--showformat=${db:Status-Abbrev}|${Package}|${Version}\\n", *PATTERNS
     )
-    installed, broken, held = packages(listing, text(ROOT / OWN_HOLDS).split())
+    installed, broken, held = parse_packages(listing, read_text(ROOT / OWN_HOLDS).split())
     kinds = kernel_kinds(installed)
-    found = kernels(module.params["kernels"], installed)
+    host_kernels = kernels(module.params["kernels"], installed)
     module.exit_json(
         changed=False,
         release=release(),
@@ -390,15 +394,15 @@ def main() -> None:
         secure_boot=secure_boot(),
         certificate_enrolled=certificate_enrolled(Path(module.params["certificate"])),
         cards=cards(),
-        kernels=found,
+        kernels=host_kernels,
         kernel_kinds=kinds,
         package_lists=any((ROOT / "var/lib/apt/lists").glob("*_Packages*")),
-        signed_modules=signed_modules([kernel["release"] for kernel in found], kinds),
-        modules=loaded(),
+        signed_modules=signed_modules([kernel["release"] for kernel in host_kernels], kinds),
+        modules=loaded_modules(),
         packages=installed,
         broken=broken,
         held=held,
-        requested=text(ROOT / REQUESTED).split(),
+        requested=read_text(ROOT / REQUESTED).split(),
         runfile=runfile(),
         written=[f"/{path}" for path in WRITTEN if (ROOT / path).exists()],
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Writes what no exporter tells of a host, as a file for the node exporter: host-facts.timer runs it."""
+"""Writes facts of the host that no exporter has to a text file for the node exporter (host-facts.timer)."""
 
 import os
 import re
@@ -15,15 +15,15 @@ BOOT = Path("/boot")
 
 
 def reboot_required(now: float, uptime: float) -> bool:
-    """Whether a package asked for a restart, or a kernel was installed since the last one (seconds)."""
-    # Its inode is new, however old the package made the file.
+    """Return whether a package requires a restart, or a kernel was installed since the last one (seconds)."""
+    # The inode's change time is the time of the installation; the modification time is the package's.
     return REBOOT_REQUIRED.exists() or any(
         kernel.stat().st_ctime > now - uptime for kernel in BOOT.glob("vmlinuz-*")
     )
 
 
 def kernel_is_newest(running: str) -> bool | None:
-    """Whether no installed kernel is newer than the running one; None where none is installed."""
+    """Return whether no installed kernel is newer than the running one; None if none is installed."""
 
     def version(release: str) -> list[int]:
         return [int(number) for number in re.findall(r"[0-9]+", release)]
@@ -32,25 +32,25 @@ def kernel_is_newest(running: str) -> bool | None:
     return version(running) >= max(map(version, installed)) if installed else None
 
 
-def certificate_ends(path: Path) -> int:
-    """Return the second at which a PEM certificate ends; raises OSError or ValueError where there is none."""
+def certificate_expiry(path: Path) -> int:
+    """Return a PEM certificate's expiry as Unix time; raises OSError or ValueError if it cannot be read."""
     done = subprocess.run(
         ["openssl", "x509", "-noout", "-enddate", "-in", path], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise ValueError(done.stderr.splitlines()[0] if done.stderr else "openssl said nothing")
+        raise ValueError(done.stderr.splitlines()[0] if done.stderr else "openssl printed nothing")
     return ssl.cert_time_to_seconds(done.stdout.strip().removeprefix("notAfter="))
 
 
-def newest(folder: Path) -> float:
-    """Return the second of the newest file below a folder, 0 where there is none."""
+def newest_file_time(folder: Path) -> float:
+    """Return the Unix time of the newest file below a directory, 0 if there is none."""
     return max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=0.0)
 
 
-def lines(certificates: list[Path], backups: list[Path]) -> Iterator[str]:
-    """Yield the metrics; a certificate that cannot be read ended at 0, so that it is seen."""
+def metric_lines(certificates: list[Path], backups: list[Path]) -> Iterator[str]:
+    """Yield the metrics' lines; an unreadable certificate has the expiry 0, so that its alert fires."""
     name = "bedplate_host_reboot_required"
-    yield f"# HELP {name} 1 if the host waits for a restart."
+    yield f"# HELP {name} 1 if the host needs a restart."
     yield f"# TYPE {name} gauge"
     yield f"{name} {reboot_required(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)):d}"
     newest_kernel = kernel_is_newest(os.uname().release)
@@ -61,30 +61,30 @@ def lines(certificates: list[Path], backups: list[Path]) -> Iterator[str]:
         yield f"{name} {newest_kernel:d}"
     name = "bedplate_host_certificate_expiry_timestamp_seconds"
     if certificates:
-        yield f"# HELP {name} When the certificate ends; 0 if it cannot be read."
+        yield f"# HELP {name} Unix time at which the certificate expires; 0 if it cannot be read."
         yield f"# TYPE {name} gauge"
     for path in certificates:
         try:
-            ends = certificate_ends(path)
+            expiry = certificate_expiry(path)
         except (OSError, ValueError) as error:
-            print(f"{path} is no certificate that can be read: {error}", file=sys.stderr)
-            ends = 0
-        yield f'{name}{{path="{path}"}} {ends}'
+            print(f"cannot read the certificate {path}: {error}", file=sys.stderr)
+            expiry = 0
+        yield f'{name}{{path="{path}"}} {expiry}'
     name = "bedplate_host_backup_timestamp_seconds"
     if backups:
-        yield f"# HELP {name} When the newest file of the backups was written; 0 if there is none."
+        yield f"# HELP {name} Unix time of the newest file in the backup directory; 0 if there is none."
         yield f"# TYPE {name} gauge"
     for path in backups:
-        yield f'{name}{{path="{path}"}} {newest(path):.0f}'
+        yield f'{name}{{path="{path}"}} {newest_file_time(path):.0f}'
 
 
 def main() -> None:
-    """Write the file that the first argument names, whole or not at all; the environment lists the rest."""
+    """Write the file named by the first argument atomically; CERTIFICATES and BACKUPS list the paths."""
     target = Path(sys.argv[1])
     certificates = [Path(path) for path in os.environ.get("CERTIFICATES", "").split()]
     backups = [Path(path) for path in os.environ.get("BACKUPS", "").split()]
     new = target.with_suffix(".tmp")
-    new.write_text("".join(f"{line}\n" for line in lines(certificates, backups)))
+    new.write_text("".join(f"{line}\n" for line in metric_lines(certificates, backups)))
     new.chmod(0o644)
     new.replace(target)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
-"""Makes one declared model present in Ollama; what is present is read from its models folder."""
+"""Makes one declared model present in Ollama; reads the present models from its models directory."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ DOCUMENTATION = r"""
 module: ollama_model
 short_description: Make a model present in Ollama
 description:
-  - Runs on the inference host. Reads the manifests in the models folder to tell whether the model is right,
-    so that check mode needs no running engine. Asks the engine only to make what is missing.
-  - A model from a GGUF file is right when its weights have the checksum and its parameters equal the declared
-    ones. Undeclared C(stop) words are left alone, since Ollama adds those of the template it detects.
-  - A pulled model is right when it is there and has the declared digest, if one is declared.
-  - What was there stays until the new model is complete. Files of the model that a power cut left short are
-    removed, so that they are fetched again.
+  - Runs on the inference host. Reads the manifests in the models directory to check whether the model is as
+    declared, so that check mode needs no running engine. Calls the engine only to create a model.
+  - A model from a GGUF file is as declared if its weights have the checksum and its parameters are equal.
+    Undeclared C(stop) words are ignored, because Ollama adds those of the template it detects.
+  - A pulled model is as declared if it is present and has the declared digest, if any.
+  - The old model stays until the new one is complete. Files that a power cut truncated are removed, so that
+    they are downloaded again.
 options:
   url:
-    description: Address of the engine.
+    description: URL of the engine.
     type: str
     default: http://127.0.0.1:11434
   models_dir:
-    description: The engine's models folder (its OLLAMA_MODELS).
+    description: The engine's models directory (its OLLAMA_MODELS).
     type: path
     required: true
   name:
@@ -51,12 +51,12 @@ options:
     description: Parameters of a model from a GGUF file, such as num_ctx.
     type: dict
   template:
-    description: Prompt template of a model from a GGUF file. Ollama detects one where it is not given.
+    description: Prompt template of a model from a GGUF file. Ollama detects one where absent.
     type: str
   pull:
     description:
-      - Reference to pull, such as llama3.2:3b. One that begins with http:// is pulled without TLS. Where it
-        is not the model's name, the model is copied to its name and the reference removed.
+      - Reference to pull, such as llama3.2:3b. One with http:// is pulled without TLS. If it differs from the
+        model's name, the model is copied to its name and the reference removed.
     type: str
   digest:
     description: Digest that a pulled model must have, as the engine's /api/tags shows it.
@@ -65,7 +65,7 @@ author: Bedplate
 """
 
 EXAMPLES = r"""
-- name: Make a model from a file
+- name: Create a model from a file
   ollama_model:
     models_dir: /var/lib/ollama/models
     name: smollm2:135m
@@ -82,11 +82,11 @@ EXAMPLES = r"""
 
 RETURN = r"""
 reason:
-  description: Why the model was not right; null where it was.
+  description: Why the model was not as declared; null if it was.
   returned: success
   type: str
 digest:
-  description: Digest of the model, sha256 and a colon first; null in check mode where it is to be made.
+  description: Digest of the model, with the prefix sha256 and a colon; null in check mode if not yet created.
   returned: success
   type: str
 """
@@ -97,7 +97,7 @@ TEMPLATE_LAYER = "application/vnd.ollama.image.template"
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[0-9]+)?")
 SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
-# What Ollama reads; it stores other names without a word and never uses them.
+# The parameters that Ollama uses. It stores other names without a warning and ignores them.
 PARAMETERS = {
     "frequency_penalty",
     "main_gpu",
@@ -119,17 +119,17 @@ PARAMETERS = {
     "typical_p",
     "use_mmap",
 }
-ASK_SECONDS = 30
-# Checking the sum of a very large file goes on without a word for minutes.
+REQUEST_SECONDS = 30
+# Verifying the checksum of a very large file takes minutes without any output.
 SILENCE_SECONDS = 1800
 
 
 class ModelError(Exception):
-    """A failure; its text is one sentence for the user."""
+    """A failure; the text is one sentence for the user."""
 
 
 class NotFoundError(ModelError):
-    """The engine answered 404."""
+    """The engine returned 404."""
 
 
 class Name(NamedTuple):
@@ -142,12 +142,12 @@ class Name(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """Path of the manifest inside the models folder."""
+        """Path of the manifest, relative to the models directory."""
         return Path("manifests", *self)
 
 
 def parse_name(text: str) -> Name:
-    """Read a name or reference, its scheme left out; raises ModelError where it is none."""
+    """Parse a model's name or reference, ignoring its scheme; raises ModelError if it is invalid."""
     bare = re.sub(r"^https?://", "", text)
     repository, colon, tag = bare.rpartition(":")
     if not colon or "/" in tag:
@@ -162,41 +162,41 @@ def parse_name(text: str) -> Name:
 
 
 def parse_sha256(text: str, setting: str) -> str:
-    """Return `sha256:` and 64 digits; raises ModelError naming the setting where that is not given."""
+    """Return the digest as `sha256:` and 64 digits; raises ModelError with the setting if it is invalid."""
     match = SHA256.fullmatch(text.lower())
     if not match:
-        raise ModelError(f"{setting} is {text!r}; give sha256: and 64 hexadecimal digits.")
+        raise ModelError(f"{setting} is {text!r}; set sha256: and 64 hexadecimal digits.")
     return f"sha256:{match[1]}"
 
 
-def parameter(name: str, value: Any) -> Any:
-    """Return a parameter as Ollama needs it: a number that came as text becomes one, `stop` is a list."""
+def normalized_parameter(name: str, value: Any) -> Any:
+    """Return a parameter as Ollama needs it: a number in text as a number, `stop` as a list."""
     if name == "stop":
         words = [value] if isinstance(value, str) else value
         if isinstance(words, list) and all(isinstance(word, str) for word in words):
             return words
-        raise ModelError(f"parameter stop is {value!r}; give a list of words.")
-    found = value
+        raise ModelError(f"parameter stop is {value!r}; set a list of words.")
+    number = value
     if isinstance(value, str):
         try:
-            found = json.loads(value.lower())
+            number = json.loads(value.lower())
         except ValueError:
-            found = None
-    if not isinstance(found, int | float):
-        raise ModelError(f"parameter {name} is {value!r}; give a number, true or false.")
-    return found
+            number = None
+    if not isinstance(number, int | float):
+        raise ModelError(f"parameter {name} is {value!r}; set a number, true or false.")
+    return number
 
 
-def parameters_differ(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Return the names of the parameters that differ, sorted; an undeclared `stop` may be the template's."""
-    names = (wanted.keys() | found.keys()) - ({"stop"} - wanted.keys())
+def differing_parameters(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """Return the sorted names of the parameters that differ; an undeclared `stop` is the template's."""
+    names = (wanted.keys() | stored.keys()) - ({"stop"} - wanted.keys())
     return sorted(
-        name for name in names if name not in wanted or name not in found or wanted[name] != found[name]
+        name for name in names if name not in wanted or name not in stored or wanted[name] != stored[name]
     )
 
 
 class Stored(NamedTuple):
-    """A model as it lies in the models folder."""
+    """A model in the models directory; `layers` maps media types to digests, `sizes` digests to bytes."""
 
     digest: str
     layers: dict[str, str]
@@ -205,12 +205,12 @@ class Stored(NamedTuple):
 
 
 def blob_path(models_dir: Path, digest: str) -> Path:
-    """Return where Ollama keeps the content with this digest."""
+    """Return the path where Ollama stores the content with this digest."""
     return models_dir / "blobs" / digest.replace(":", "-")
 
 
 def read_model(models_dir: Path, name: Name) -> tuple[Stored | None, str]:
-    """Return the stored model, or None and the reason: absent, or its manifest or parameters are damaged."""
+    """Return the stored model and "", or None and the reason: it is missing or damaged."""
     path = models_dir / name.path
     try:
         raw = path.read_bytes()
@@ -221,7 +221,7 @@ def read_model(models_dir: Path, name: Name) -> tuple[Stored | None, str]:
         if PARAMS_LAYER in layers:
             parameters = dict(json.loads(blob_path(models_dir, layers[PARAMS_LAYER]).read_bytes()))
     except FileNotFoundError as error:
-        return None, "it is not there" if error.filename == str(path) else "its parameters are missing"
+        return None, "it is missing" if error.filename == str(path) else "its parameters are missing"
     except (ValueError, KeyError, TypeError):
         return None, "its manifest is damaged"
     except OSError as error:
@@ -229,8 +229,8 @@ def read_model(models_dir: Path, name: Name) -> tuple[Stored | None, str]:
     return Stored(f"sha256:{hashlib.sha256(raw).hexdigest()}", layers, parameters, sizes), ""
 
 
-def short_blobs(models_dir: Path, sizes: Mapping[str, int]) -> list[Path]:
-    """Return the files of these digests that lie there with another size."""
+def truncated_blobs(models_dir: Path, sizes: Mapping[str, int]) -> list[Path]:
+    """Return the existing files of these digests whose size is wrong."""
     paths = {blob_path(models_dir, digest): size for digest, size in sizes.items()}
     return [path for path, size in paths.items() if path.exists() and path.stat().st_size != size]
 
@@ -248,12 +248,12 @@ class Wanted(NamedTuple):
 
     @classmethod
     def declared(cls, params: Mapping[str, Any]) -> Wanted:
-        """Read the module's parameters; raises ModelError for bad ones."""
+        """Parse the module's parameters; raises ModelError for invalid ones."""
         if not params["pull"] and not (params["gguf"] and params["checksum"]):
-            raise ModelError(f"{params['name']} has no source; give gguf with its checksum, or pull.")
+            raise ModelError(f"{params['name']} has no source; set gguf with its checksum, or pull.")
         if params["pull"] and (params["parameters"] or params["template"]):
             raise ModelError(
-                f"{params['name']}: parameters and template belong to a model from a gguf file, not to pull."
+                f"{params['name']}: parameters and template apply to a model from a gguf file, not to pull."
             )
         if params["pull"]:
             parse_name(params["pull"])
@@ -261,28 +261,30 @@ class Wanted(NamedTuple):
             name=parse_name(params["name"]),
             gguf=Path(params["gguf"]) if params["gguf"] else None,
             checksum=parse_sha256(params["checksum"], "checksum") if params["checksum"] else None,
-            parameters={key: parameter(key, value) for key, value in (params["parameters"] or {}).items()},
+            parameters={
+                key: normalized_parameter(key, value) for key, value in (params["parameters"] or {}).items()
+            },
             template=params["template"],
             pull=params["pull"],
             digest=parse_sha256(params["digest"], "digest") if params["digest"] else None,
         )
 
-    def shown(self) -> dict[str, Any]:
-        """What a diff shows as the state to come."""
+    def for_diff(self) -> dict[str, Any]:
+        """Return the declared state for Ansible's diff."""
         if self.pull:
             return {"pull": self.pull, "digest": self.digest or "any"}
         return {"model": self.checksum, "parameters": self.parameters}
 
 
-def why_other(stored: Stored, wanted: Wanted) -> str:
-    """Return what sets the stored model apart from the declared one, or nothing."""
+def difference(stored: Stored, wanted: Wanted) -> str:
+    """Return how the stored model differs from the declared one, or ""."""
     if wanted.digest and stored.digest != wanted.digest:
         return f"its digest is {stored.digest}, not {wanted.digest}"
     if not wanted.checksum:
         return ""
     if stored.layers.get(MODEL_LAYER) != wanted.checksum:
         return f"its weights are {stored.layers.get(MODEL_LAYER)}, not {wanted.checksum}"
-    if names := parameters_differ(wanted.parameters, stored.parameters):
+    if names := differing_parameters(wanted.parameters, stored.parameters):
         return f"its parameters differ: {', '.join(names)}"
     if wanted.template is not None:
         template = f"sha256:{hashlib.sha256(wanted.template.encode()).hexdigest()}"
@@ -290,34 +292,33 @@ def why_other(stored: Stored, wanted: Wanted) -> str:
     return ""
 
 
-def why_not_present(models_dir: Path, wanted: Wanted) -> str:
-    """Return why the declared model is not there, whole and as declared, or nothing where it is."""
+def missing_reason(models_dir: Path, wanted: Wanted) -> str:
+    """Return why the declared model is not present, complete and as declared, or ""."""
     stored, reason = read_model(models_dir, wanted.name)
     if stored is None:
         return reason
-    if reason := why_other(stored, wanted):
+    if reason := difference(stored, wanted):
         return reason
     if not all(blob_path(models_dir, digest).exists() for digest in stored.sizes):
-        return "a file of it is missing"
-    return "a file of it was cut short" if short_blobs(models_dir, stored.sizes) else ""
+        return "one of its files is missing"
+    return "one of its files is truncated" if truncated_blobs(models_dir, stored.sizes) else ""
 
 
 class Engine:
-    """The few calls of Ollama's API that make a model; every failure is a ModelError."""
+    """Client of Ollama's API for creating models; every failure raises ModelError."""
 
     def __init__(self, url: str) -> None:
-        """Take the engine's address; asks nothing yet."""
         self.url = url.rstrip("/")
-        # The engine is on this host: a proxy of the environment must not get in between.
+        # The engine is on this host, so ignore the environment's proxy settings.
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def call(
-        self, method: str, path: str, body: Any = None, timeout: float = ASK_SECONDS
+        self, method: str, path: str, body: Any = None, timeout: float = REQUEST_SECONDS
     ) -> http.client.HTTPResponse:
-        """Send one request (a file as it is, anything else as JSON) and return the answer."""
+        """Send one request (a file as it is, anything else as JSON) and return the response."""
         request = urllib.request.Request(f"{self.url}{path}", method=method)
         if hasattr(body, "read"):
-            request.data = body  # drops a length set before it
+            request.data = body  # setting it removes an earlier Content-Length
             request.add_header("Content-Length", str(os.fstat(body.fileno()).st_size))
         elif body is not None:
             request.add_header("Content-Type", "application/json")
@@ -328,34 +329,34 @@ class Engine:
             kind = NotFoundError if error.code == 404 else ModelError
             text = error.read().decode(errors="replace")
             raise kind(
-                f"Ollama refused {method} {path}: {field_in(text, 'error') or text or error.code}"
+                f"Ollama refused {method} {path}: {json_field(text, 'error') or text or error.code}"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", None) or error
             if isinstance(cause, BrokenPipeError | ConnectionResetError):
                 raise ModelError(
-                    f"Ollama broke off {method} {path} ({cause}); look for the cause: journalctl -u ollama"
+                    f"Ollama closed the connection at {method} {path} ({cause}); run: journalctl -u ollama"
                 ) from None
             raise ModelError(
-                f"Ollama does not answer at {self.url} ({cause}); run: systemctl status ollama"
+                f"Ollama does not respond at {self.url} ({cause}); run: systemctl status ollama"
             ) from None
         return response
 
-    def stream(self, path: str, body: Mapping[str, Any], what: str) -> None:
-        """Send one request whose answer is a stream of states that must end with success."""
+    def stream(self, path: str, body: Mapping[str, Any], action: str) -> None:
+        """Send one request and read its stream of states until success; `action` is named in errors."""
         last = ""
         with self.call("POST", path, body, timeout=SILENCE_SECONDS) as response:
-            for line in lines_of(response, what):
-                if error := field_in(line, "error"):
-                    raise ModelError(f"{what} failed: {error}")
-                last = field_in(line, "status") or last
+            for line in read_lines(response, action):
+                if error := json_field(line, "error"):
+                    raise ModelError(f"{action} failed: {error}")
+                last = json_field(line, "status") or last
         if last != "success":
             raise ModelError(
-                f"{what} ended early, after {last or 'nothing'!r}; run the same again, it goes on from there."
+                f"{action} ended early, after {last or 'nothing'!r}; run the playbook again to resume."
             )
 
     def has_blob(self, digest: str) -> bool:
-        """Return whether the engine holds this content."""
+        """Return whether the engine has the content with this digest."""
         try:
             self.call("HEAD", f"/api/blobs/{digest}").close()
         except NotFoundError:
@@ -363,21 +364,21 @@ class Engine:
         return True
 
     def upload(self, digest: str, file: BinaryIO) -> None:
-        """Hand over content; the engine checks the digest."""
+        """Upload content; the engine verifies the digest."""
         self.call("POST", f"/api/blobs/{digest}", file, timeout=SILENCE_SECONDS).close()
 
 
-def lines_of(response: http.client.HTTPResponse, what: str) -> Iterator[str]:
-    """Yield the lines of an answer; raises ModelError where it breaks off."""
+def read_lines(response: http.client.HTTPResponse, action: str) -> Iterator[str]:
+    """Yield the lines of a response; raises ModelError if the connection breaks."""
     try:
         for line in response:
             yield line.decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
-        raise ModelError(f"{what} broke off ({error}); run the same again, it goes on from there.") from None
+        raise ModelError(f"{action} was interrupted ({error}); run the playbook again to resume.") from None
 
 
-def field_in(text: str, field: str) -> str | None:
-    """Return a field of the JSON object that a line or body of the engine is, or None."""
+def json_field(text: str, field: str) -> str | None:
+    """Return a field of the JSON object in `text`, or None."""
     try:
         data = json.loads(text)
     except ValueError:
@@ -385,23 +386,23 @@ def field_in(text: str, field: str) -> str | None:
     return str(data[field]) if isinstance(data, dict) and data.get(field) else None
 
 
-def make_from_gguf(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> None:
-    """Upload the file, unless the engine holds its content already, and create the model."""
+def create_from_gguf(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> None:
+    """Create the model from its GGUF file; uploads the file unless the engine already has it."""
     if wanted.checksum is None or wanted.gguf is None:
         raise ModelError(f"{name}: gguf needs its checksum.")
     if wanted.gguf.exists():
-        for path in short_blobs(models_dir, {wanted.checksum: wanted.gguf.stat().st_size}):
+        for path in truncated_blobs(models_dir, {wanted.checksum: wanted.gguf.stat().st_size}):
             path.unlink()
     if not engine.has_blob(wanted.checksum):
         try:
             with wanted.gguf.open("rb") as file:
-                found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-                if found != wanted.checksum:
+                actual = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+                if actual != wanted.checksum:
                     raise ModelError(
-                        f"{name}: {wanted.gguf} has the checksum {found}, not {wanted.checksum}; "
-                        "fetch the file again or correct the checksum."
+                        f"{name}: {wanted.gguf} has the checksum {actual}, not {wanted.checksum}; "
+                        "download the file again or correct the checksum."
                     )
-                check_room(models_dir, file)
+                check_free_space(models_dir, file)
                 file.seek(0)
                 engine.upload(wanted.checksum, file)
         except OSError as error:
@@ -415,29 +416,29 @@ def make_from_gguf(engine: Engine, models_dir: Path, name: str, wanted: Wanted) 
     }
     if wanted.template is not None:
         body["template"] = wanted.template
-    engine.stream("/api/create", body, f"making {name}")
+    engine.stream("/api/create", body, f"creating {name}")
 
 
-def check_room(models_dir: Path, file: BinaryIO) -> None:
-    """Raise ModelError where the models folder has no room for the file."""
+def check_free_space(models_dir: Path, file: BinaryIO) -> None:
+    """Raise ModelError if the models directory's disk has no space for the file."""
     if not models_dir.exists():
-        return  # the engine makes it
+        return  # the engine creates it
     size = os.fstat(file.fileno()).st_size
     stats = os.statvfs(models_dir)
     free = stats.f_bavail * stats.f_frsize
     if free < size:
         raise ModelError(
             f"{models_dir} has {free // 10**6} MB free, but the model needs {size // 10**6} MB; "
-            "make room or set ollama_models_dir to another disk."
+            "free some space or set ollama_models_dir to another disk."
         )
 
 
-def make_by_pull(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> None:
-    """Pull the reference; where it is another name, check its digest, copy it and remove the reference."""
+def pull_model(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> None:
+    """Pull the reference and check its digest; copy the model to its name if that is another one."""
     reference = wanted.pull or ""
     source = parse_name(reference)
     plain = re.sub(r"^https?://", "", reference)
-    # Somebody may use the reference as a model's name; one with a scheme is only our way in.
+    # A model under a reference without a scheme may be in use; one with a scheme exists only for this pull.
     was_there = plain == reference and (models_dir / source.path).exists()
     body = {"model": reference, "insecure": reference.startswith("http://")}
     engine.stream("/api/pull", body, f"pulling {reference}")
@@ -455,15 +456,15 @@ def make_by_pull(engine: Engine, models_dir: Path, name: str, wanted: Wanted) ->
             engine.call("DELETE", "/api/delete", {"model": plain}).close()
 
 
-def make(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> None:
-    """Make the model and check that it is the declared one; raises ModelError where it is not."""
+def create(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> None:
+    """Create the model and check that it is as declared; raises ModelError if it is not."""
     stored, _ = read_model(models_dir, wanted.name)
-    for path in short_blobs(models_dir, stored.sizes) if stored else []:
+    for path in truncated_blobs(models_dir, stored.sizes) if stored else []:
         path.unlink()
-    (make_by_pull if wanted.pull else make_from_gguf)(engine, models_dir, name, wanted)
-    if reason := why_not_present(models_dir, wanted):
+    (pull_model if wanted.pull else create_from_gguf)(engine, models_dir, name, wanted)
+    if reason := missing_reason(models_dir, wanted):
         raise ModelError(
-            f"{name}: Ollama says it is made, but {reason}; "
+            f"{name}: Ollama reports success, but {reason}; "
             f"check that OLLAMA_MODELS of the service is {models_dir}."
         )
 
@@ -474,13 +475,13 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     models_dir, name = Path(module.params["models_dir"]), module.params["name"]
     for parameter in sorted(wanted.parameters.keys() - PARAMETERS):
         module.warn(f"{name}: Ollama is not known to use the parameter {parameter}; check its spelling.")
-    reason = why_not_present(models_dir, wanted)
+    reason = missing_reason(models_dir, wanted)
     before, _ = read_model(models_dir, wanted.name)
     if not reason:
         return {"changed": False, "reason": None, "digest": before.digest if before else None}
     after = None
     if not module.check_mode:
-        make(Engine(module.params["url"]), models_dir, name, wanted)
+        create(Engine(module.params["url"]), models_dir, name, wanted)
         after, _ = read_model(models_dir, wanted.name)
     shown: dict[str, Any] = {}
     if before and wanted.pull:
@@ -497,7 +498,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             "before_header": name,
             "after_header": name,
             "before": f"{json.dumps(shown, indent=2)}\n" if before else "",
-            "after": f"{json.dumps(wanted.shown(), indent=2)}\n",
+            "after": f"{json.dumps(wanted.for_diff(), indent=2)}\n",
         },
     }
 

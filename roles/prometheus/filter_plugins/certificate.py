@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says what is wrong with a certificate before anything is changed."""
+"""Filter that checks a server's certificate."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 DOCUMENTATION = r"""
 name: certificate_problem
-short_description: What is wrong with a server's certificate, or nothing
-description: Runs on the control machine; the library cryptography is there, since ansible-core needs it.
+short_description: Return what is wrong with a server's certificate
+description: Runs on the control machine, where the library cryptography is a dependency of ansible-core.
 positional: _input, key, authority, address
 options:
   _input:
-    description: The certificate in PEM, followed by those that lead to its authority.
+    description: The certificate in PEM, followed by the intermediate certificates.
     type: str
     required: true
   key:
@@ -26,11 +26,11 @@ options:
     type: str
     required: true
   authority:
-    description: The authority's certificate in PEM, or the certificate itself where it signed itself.
+    description: The CA's certificate in PEM, or the certificate itself if it is self-signed.
     type: str
     required: true
   address:
-    description: The IP address at which clients ask.
+    description: The IP address that clients connect to.
     type: str
     required: true
 """
@@ -41,28 +41,28 @@ problem: "{{ certificate | certificate_problem(key, authority, '10.0.0.1') }}"
 
 RETURN = r"""
 _value:
-  description: The end of a sentence that begins with the certificate's name, empty where all is well.
+  description: The end of a sentence that begins with the certificate's name; empty if it is valid.
   type: str
 """
 
 
 def certificate_problem(certificate: str, key: str, authority: str, address: str) -> str:
-    """Return the end of a sentence that begins with the certificate's name, or nothing."""
+    """Return what is wrong, to follow the certificate's name in a sentence; empty if it is valid."""
     try:
         chain = x509.load_pem_x509_certificates(certificate.encode())
         private = load_pem_private_key(key.encode(), None)
         authorities = x509.load_pem_x509_certificates(authority.encode())
     except (ValueError, TypeError):
-        return "cannot be read: certificate, key and authority are PEM files, the key without a passphrase"
+        return "cannot be read: certificate, key and CA must be PEM files, the key without a passphrase"
     server = chain[0]
     if private.public_key() != server.public_key():
         return "belongs to another key"
     if server.not_valid_after_utc < datetime.now(UTC):
-        return f"ended on {server.not_valid_after_utc:%Y-%m-%d}"
+        return f"expired on {server.not_valid_after_utc:%Y-%m-%d}"
     if ip_address(address) not in _addresses(server):
         return f"does not name the address {address} (subjectAltName)"
     if server not in authorities and not any(_issued(chain[-1], issuer) for issuer in authorities):
-        return "was not signed by that authority"
+        return "was not signed by that CA"
     return ""
 
 

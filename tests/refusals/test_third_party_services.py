@@ -1,4 +1,4 @@
-"""Services of somebody else: recognised, and handed over by the very commands that preflight prints."""
+"""Preflight detects third-party services; the commands that it prints hand them over to Bedplate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WantedBy=multi-user.target
 
 
 def hand_over(run: Run, host: Host, units: dict[str, str]) -> None:
-    """Check that a refusal names these units (to their files) and do on the host exactly what it says."""
+    """Check that a refusal names these units (mapped to their files), and run its commands on the host."""
     run.refused()
     for unit, file in units.items():
         assert (
@@ -72,17 +72,17 @@ WantedBy=default.target
 MODELS = "/usr/share/ollama/.ollama/models"
 
 
-def provided(what: str) -> dict[str, str]:
-    """What the lab's `engine` or `model` says."""
-    said = subprocess.run([ROOT / "lab/lab", what], capture_output=True, text=True, check=True)
-    found: dict[str, str] = json.loads(said.stdout)
-    return found
+def lab_output(what: str) -> dict[str, str]:
+    """Return the JSON output of `lab/lab engine` or `lab/lab model`."""
+    done = subprocess.run([ROOT / "lab/lab", what], capture_output=True, text=True, check=True)
+    result: dict[str, str] = json.loads(done.stdout)
+    return result
 
 
 @pytest.fixture
-def stranger(other: Host) -> dict[str, Any]:
-    """A real Ollama as its own install script leaves it, with one model; gives our settings for the same."""
-    engine, model = provided("engine"), provided("model")
+def third_party_ollama(other: Host) -> dict[str, Any]:
+    """Install Ollama like its install script, with one model; returns Bedplate's settings for the same."""
+    engine, model = lab_output("engine"), lab_output("model")
     other.send(Path(engine["archive"]), "/root/ollama.tar.zst")
     other.send(Path(model["path"]), "/root/small.gguf")
     other(
@@ -105,21 +105,21 @@ def stranger(other: Host) -> dict[str, Any]:
 
 
 def test_an_ollama_is_handed_over_with_its_models(
-    control: Control, other: Host, stranger: dict[str, Any]
+    control: Control, other: Host, third_party_ollama: dict[str, Any]
 ) -> None:
-    run = control.run(control.one_box(other, stranger))
+    run = control.run(control.one_box(other, third_party_ollama))
     hand_over(run, other, {"ollama.service": "/etc/systemd/system/ollama.service"})
     assert f"Its models stay: set ollama_models_dir to their folder, {MODELS} unless" in run.sentence
-    inventory = control.one_box(other, {**stranger, "ollama_models_dir": MODELS})
+    inventory = control.one_box(other, {**third_party_ollama, "ollama_models_dir": MODELS})
     control.run(inventory).accepted()
 
     before = other(f"cd {MODELS} && sha256sum blobs/* manifests/*/*/*/*")
     other(f"chown -R root: {MODELS}/blobs")
     run = control.run(inventory, None, "site.yml", "--tags", "ollama")
     assert run.sentence == (
-        f"{MODELS}/blobs (ollama_models_dir) cannot be written by the user ollama: run "
-        f"chown -R ollama: {MODELS}, open every folder above it (chmod o+x) "
-        "and keep it out of /home, which the service cannot see."
+        f"{MODELS}/blobs (ollama_models_dir) is not writable for the user ollama: run "
+        f"chown -R ollama: {MODELS}, make every parent directory accessible (chmod o+x), "
+        "and do not use /home, which the service's sandbox hides."
     )
     other(f"chown -R ollama: {MODELS}")
     run = control.run(inventory, None, "site.yml", "--tags", "ollama")

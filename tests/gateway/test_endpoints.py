@@ -1,4 +1,4 @@
-"""Which doors are open, and to whom."""
+"""Which paths and ports of the gateway are open, and to whom."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway_lab import Stack
 @pytest.mark.parametrize(
     "path", ["/health", "/metrics", "/docs", "/ui", "/v1", "/key/generate", "/v1/audio/speech"]
 )
-def test_what_is_not_meant_is_not_there(stack: Stack, path: str) -> None:
+def test_unknown_paths_return_404(stack: Stack, path: str) -> None:
     for secret in ("", stack.key("bench")):
         with stack.client(secret) as client:
             for answer in (client.get(path), client.post(path, json={})):
@@ -25,18 +25,18 @@ def test_health_is_open(stack: Stack) -> None:
         ]
 
 
-def test_metrics_are_for_monitoring_alone(stack: Stack) -> None:
-    shown = stack(f"curl --silent --fail {stack.metrics_url}")
-    assert "bedplate_gateway_requests_total{" in shown
+def test_only_monitoring_reads_the_metrics(stack: Stack) -> None:
+    output = stack(f"curl --silent --fail {stack.metrics_url}")
+    assert "bedplate_gateway_requests_total{" in output
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://{httpx.URL(stack.url).host}:9464/metrics", trust_env=False)
 
 
-def test_every_request_has_its_line_in_the_journal(stack: Stack) -> None:
+def test_every_request_is_logged_in_the_journal(stack: Stack) -> None:
     with stack.client(stack.key("bench")) as client:
         answer = stack.chat(client, messages=[{"role": "user", "content": "marked-prompt-4711"}])
-    shown = stack("journalctl --unit bedplate-gateway --no-pager --lines 50")
-    (line,) = [line for line in shown.splitlines() if answer.headers["x-request-id"] in line]
+    output = stack("journalctl --unit bedplate-gateway --no-pager --lines 50")
+    (line,) = [line for line in output.splitlines() if answer.headers["x-request-id"] in line]
     for part in (
         "status=200",
         "alias=bench",
@@ -46,5 +46,5 @@ def test_every_request_has_its_line_in_the_journal(stack: Stack) -> None:
         "tokens_out=1",
     ):
         assert part in line
-    assert "marked-prompt-4711" not in shown
-    assert stack.key("bench") not in shown
+    assert "marked-prompt-4711" not in output
+    assert stack.key("bench") not in output

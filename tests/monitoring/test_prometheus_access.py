@@ -1,4 +1,4 @@
-"""Off loopback Prometheus is encrypted and wants a password; a new certificate needs no restart."""
+"""On a private address Prometheus uses TLS and a password; a new certificate needs no restart."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from alert_watch import wait_until
 from gateway_lab import Stack
 
 
-class Door:
-    """Prometheus as its readers reach it."""
+class PrometheusClient:
+    """Client of the host's Prometheus with the control machine's password and certificate."""
 
     def __init__(self, stack: Stack) -> None:
-        """Read what the control machine knows of it."""
         files = stack.keys_file.parent
         self.address = stack.url.removeprefix("http://").replace(":8000", ":9090")
         self.password = (files / "prometheus-password").read_text()
-        self.made = files / f"prometheus-{stack.name}.crt"
+        self.generated = files / f"prometheus-{stack.name}.crt"
 
-    def ask(self, ca: Path, password: str | None = None) -> int:
-        """Return the status of one question; raises httpx.ConnectError where the certificate is another's."""
+    def status(self, ca: Path, password: str | None = None) -> int:
+        """Return the HTTP status of a query; raises httpx.ConnectError if `ca` does not verify the server."""
         with httpx.Client(
             verify=ssl.create_default_context(cafile=ca), trust_env=False, timeout=10
         ) as client:
@@ -33,18 +32,18 @@ class Door:
 
 
 @pytest.fixture
-def door(stack: Stack) -> Door:
-    """Prometheus' door."""
-    return Door(stack)
+def prometheus(stack: Stack) -> PrometheusClient:
+    """A client of the host's Prometheus."""
+    return PrometheusClient(stack)
 
 
 def main_pid(stack: Stack) -> str:
-    """The process of Prometheus."""
+    """Return the process id of Prometheus."""
     return stack("systemctl show --property=MainPID --value prometheus").strip()
 
 
 def certificate(folder: Path, name: str, *arguments: str) -> tuple[Path, Path]:
-    """Make a certificate and its key with openssl."""
+    """Generate a certificate and its key with openssl."""
     crt, key = folder / f"{name}.crt", folder / f"{name}.key"
     command = [
         *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
@@ -54,49 +53,47 @@ def certificate(folder: Path, name: str, *arguments: str) -> tuple[Path, Path]:
     return crt, key
 
 
-def test_who_is_let_in(door: Door, stack: Stack) -> None:
-    assert door.ask(door.made) == 200
-    assert door.ask(door.made, "not the password") == 401
-    assert httpx.get(f"http://{door.address}/-/ready", trust_env=False).status_code == 400
+def test_only_the_password_gives_access(prometheus: PrometheusClient, stack: Stack) -> None:
+    assert prometheus.status(prometheus.generated) == 200
+    assert prometheus.status(prometheus.generated, "not the password") == 401
+    assert httpx.get(f"http://{prometheus.address}/-/ready", trust_env=False).status_code == 400
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-        door.ask(Path(ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"))
-    without = (
-        f"curl --silent --insecure --output /dev/null --write-out '%{{http_code}}' https://{door.address}"
-    )
+        prometheus.status(Path(ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"))
+    without = f"curl --silent --insecure --output /dev/null --write-out '%{{http_code}}' https://{prometheus.address}"
     for path in ("/", "/metrics", "/-/ready", "/api/v1/query?query=up", "/federate"):
         assert stack(f"{without}{path}") == "401"
 
 
-def test_the_password_lies_where_only_its_owners_read_it(door: Door, stack: Stack) -> None:
-    assert (door.made.parent / "prometheus-password").stat().st_mode & 0o777 == 0o600
-    found = stack(
-        f"grep -rl {door.password} /etc /run/credentials /var/lib/prometheus /var/log; true"
+def test_the_password_is_readable_only_for_its_services(prometheus: PrometheusClient, stack: Stack) -> None:
+    assert (prometheus.generated.parent / "prometheus-password").stat().st_mode & 0o777 == 0o600
+    paths = stack(
+        f"grep -rl {prometheus.password} /etc /run/credentials /var/lib/prometheus /var/log; true"
     ).split()
-    for path in found:
+    for path in paths:
         assert stack(f"runuser -u nobody -- cat {path}", fails=True) == ""
 
 
 def test_a_new_certificate_is_used_at_once(
-    door: Door, stack: Stack, settings: dict[str, Any], tmp_path: Path
+    prometheus: PrometheusClient, stack: Stack, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     process, old = main_pid(stack), tmp_path / "old.crt"
-    old.write_bytes(door.made.read_bytes())
+    old.write_bytes(prometheus.generated.read_bytes())
     stack("rm /etc/bedplate/prometheus/server.pem")
     assert stack.play("--tags=prometheus", settings=settings) > 0
-    assert door.made.read_bytes() != old.read_bytes()
-    assert door.ask(door.made) == 200
+    assert prometheus.generated.read_bytes() != old.read_bytes()
+    assert prometheus.status(prometheus.generated) == 200
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-        door.ask(old)
+        prometheus.status(old)
     assert main_pid(stack) == process
     assert stack.play("--tags=prometheus", settings=settings) == 0
 
 
-def test_a_certificate_of_ones_own(
-    door: Door, stack: Stack, settings: dict[str, Any], tmp_path: Path
+def test_a_custom_certificate(
+    prometheus: PrometheusClient, stack: Stack, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     process = main_pid(stack)
     ca, ca_key = certificate(tmp_path, "authority", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
-    address = door.address.removesuffix(":9090")
+    address = prometheus.address.removesuffix(":9090")
     crt, key = certificate(
         *(tmp_path, "own", "-CA", str(ca), "-CAkey", str(ca_key)),
         *("-addext", f"subjectAltName=IP:{address}", "-addext", "basicConstraints=critical,CA:FALSE"),
@@ -107,15 +104,15 @@ def test_a_certificate_of_ones_own(
         "prometheus_tls_ca": str(ca),
     }
     stack.play("--tags=prometheus", settings={**settings, **own})
-    assert door.ask(ca) == 200
+    assert prometheus.status(ca) == 200
     assert main_pid(stack) == process
     wait_until(lambda: healthy(stack), 30)
     stack.play("--tags=prometheus", settings=settings)
-    assert door.ask(door.made) == 200
+    assert prometheus.status(prometheus.generated) == 200
     wait_until(lambda: healthy(stack), 30)
 
 
 def healthy(stack: Stack) -> bool:
-    """Whether the dashboard says so, which asks Prometheus too."""
+    """Return whether the dashboard, which queries Prometheus, reports healthy."""
     answer = httpx.get(stack.url.replace(":8000", ":3001") + "/api/status.json", trust_env=False)
     return bool(answer.json()["state"] == "healthy")

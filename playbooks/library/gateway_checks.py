@@ -1,0 +1,217 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Checks the running gateway's keys, paths, models and limits with requests as clients send them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.gateway_client import JOURNAL_COMMAND, Answer, Check, Gateway, check, model_names
+
+DOCUMENTATION = r"""
+module: gateway_checks
+short_description: Check a running gateway as a client
+description:
+  - Requests the list of models, also without a key and with a wrong one, and paths that must not exist.
+  - Sends chat requests of one token each, all at once, until the limit of requests per minute is used up, and
+    one more, which must be refused. Earlier requests of the same minute count, so it never has to wait.
+  - Returns entries for verify's report and never fails because of a failed check.
+options:
+  url:
+    description: The gateway's URL without /v1.
+    type: str
+    required: true
+  key:
+    description: The API key for all requests but those that test the limit.
+    type: str
+    required: true
+  limit_key:
+    description: An API key with a request limit that nothing else uses.
+    type: str
+    required: true
+  models:
+    description: The declared models.
+    type: list
+    elements: str
+    required: true
+author: Bedplate
+"""
+
+EXAMPLES = r"""
+- name: Check the gateway
+  gateway_checks:
+    url: http://127.0.0.1:8000
+    key: "{{ verify_key }}"
+    limit_key: "{{ verify_limit_key }}"
+    models: ["llama3.2:3b"]
+  register: gateway
+"""
+
+RETURN = r"""
+checks:
+  description: One entry per check, as in verify's report.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name: {description: Name of the check., type: str}
+    ok: {description: Whether it passed; null if it could not run., type: bool}
+    seen: {description: What was observed., type: str}
+    next: {description: The next command to type., type: str}
+"""
+
+WINDOW_SECONDS = 60
+# Paths of LiteLLM's proxy and of common servers; the gateway must not serve them.
+CLOSED_PATHS = (
+    ("GET", "/health"),
+    ("GET", "/metrics"),
+    ("GET", "/docs"),
+    ("GET", "/openapi.json"),
+    ("GET", "/ui"),
+    ("GET", "/models"),
+    ("GET", "/v1/files"),
+    ("POST", "/v1/audio/speech"),
+    ("POST", "/key/generate"),
+)
+UPDATE_KEYS_COMMAND = "ansible-playbook site.yml --tags keys"
+
+
+def check_models(gateway: Gateway, listed: Answer, key: str, declared: list[str]) -> Check:
+    """Check the list of models; a request for a missing model finds out the reason."""
+    name = "the gateway lists every declared model"
+    if listed.status == 401:
+        return check(name, False, "the key `verify` is refused with 401", UPDATE_KEYS_COMMAND)
+    if listed.status != 200:
+        return check(name, False, gateway.describe(listed))
+    names = model_names(listed)
+    missing = [model for model in declared if model not in names]
+    if not missing:
+        return check(name, True, ", ".join(names))
+    why = gateway.chat(key, missing[0])
+    return check(
+        name,
+        False,
+        f"{', '.join(names) or 'no model'}; {missing[0]}: {gateway.describe(why)}",
+        "ansible-playbook site.yml --tags gateway" if why.status == 404 else JOURNAL_COMMAND,
+    )
+
+
+def check_refused(gateway: Gateway, condition: str, key: str | None) -> Check:
+    """Check that a request without a valid key returns 401; `condition` completes the check's name."""
+    answer = gateway.request("GET", "/v1/models", key)
+    return check(f"a request {condition} is refused", answer.status == 401, gateway.describe(answer))
+
+
+def check_closed(gateway: Gateway, key: str) -> Check:
+    """Check that each of CLOSED_PATHS returns 404."""
+    name = "internal paths return 404"
+    answers = [(path, gateway.request(method, path, key)) for method, path in CLOSED_PATHS]
+    if all(answer.status == -1 for _, answer in answers):
+        return check(name, False, gateway.describe(answers[0][1]))
+    others = [f"{path}: {gateway.describe(answer)}" for path, answer in answers if answer.status != 404]
+    return check(name, not others, ", ".join(others) or f"{len(CLOSED_PATHS)} paths, each 404")
+
+
+def use_up_limit(gateway: Gateway, key: str, models: list[str]) -> list[Answer]:
+    """Send chat requests until one exceeds the limit: one, then all that are left plus one at once.
+
+    Uses the first of the models that supports chat.
+    """
+    for model in models:
+        answers = [gateway.chat(key, model)]
+        if answers[0].status != 400:
+            break
+    # Requests of a minute ago stop counting meanwhile, hence up to three rounds.
+    for _ in range(3):
+        left = min((answer.number("x-ratelimit-remaining-requests") for answer in answers), default=-1)
+        if left < 0 or any(answer.status != 200 for answer in answers):
+            break
+        with ThreadPoolExecutor(left + 1) as pool:
+            answers += pool.map(lambda _: gateway.chat(key, model), range(left + 1))
+    return answers
+
+
+def check_limit(gateway: Gateway, answers: list[Answer]) -> Check:
+    """Check that exactly the request over the limit was refused, with a correct Retry-After."""
+    name = "the request over the limit is refused"
+    passed = [answer for answer in answers if answer.status == 200]
+    refused = [answer for answer in answers if answer.over_limit()]
+    others = [answer for answer in answers if answer not in passed + refused]
+    if others:
+        key_refused = others[0].status == 401
+        seen = "the key `verify-limit` is refused with 401" if key_refused else gateway.describe(others[0])
+        return check(name, False, seen, UPDATE_KEYS_COMMAND if key_refused else JOURNAL_COMMAND)
+    if not refused:
+        return check(name, False, f"{len(passed)} of {len(passed)} passed")
+    wait = refused[0].number("retry-after")
+    seen = (
+        f"{len(passed)} passed, then 429 with Retry-After {refused[0].headers.get('retry-after', 'missing')}"
+    )
+    limit = refused[0].number("x-ratelimit-limit-requests")
+    exact = len(passed) <= limit and len(refused) == 1
+    return check(
+        name,
+        exact and 1 <= wait <= WINDOW_SECONDS and retry_after_suffices(wait, passed, refused[0], limit),
+        seen,
+    )
+
+
+def retry_after_suffices(wait: int, passed: list[Answer], refused: Answer, limit: int) -> bool:
+    """Return whether a request is allowed again after `wait` seconds, judging by the first request's time."""
+    first = min((answer.started for answer in passed), default=0.0)
+    return len(passed) < limit or bool(refused.ended + wait >= first + WINDOW_SECONDS)
+
+
+def check_headers(answers: list[Answer]) -> Check:
+    """Check the headers that report the remaining limits."""
+    wanted = [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
+    missing = sorted({header for answer in answers for header in wanted if header not in answer.headers})
+    seen = f"missing: {', '.join(missing)}" if missing else ", ".join(wanted)
+    return check("responses report the remaining limits", not missing, seen)
+
+
+def check_limits(gateway: Gateway, limit_key: str, models: list[str]) -> list[Check]:
+    """Check limits and headers; without a model they cannot be checked."""
+    if not models:
+        return [
+            check(name, None, "there is no model to send requests to")
+            for name in ("the request over the limit is refused", "responses report the remaining limits")
+        ]
+    answers = use_up_limit(gateway, limit_key, models)
+    limited = [answer for answer in answers if answer.status in (200, 429)]
+    return [check_limit(gateway, answers), check_headers(limited or answers)]
+
+
+def gateway_checks(gateway: Gateway, key: str, limit_key: str, declared: list[str]) -> list[Check]:
+    """Run all checks; `declared` are the names of the declared models."""
+    listed = gateway.models(key)
+    ready = gateway.request("GET", "/health/readiness")
+    return [
+        check_models(gateway, listed, key, declared),
+        check("the gateway reports ready", ready.status == 200, gateway.describe(ready)),
+        check_refused(gateway, "without a key", None),
+        check_refused(gateway, "with a wrong key", "sk-wrong"),
+        check_closed(gateway, key),
+        *check_limits(gateway, limit_key, [model for model in declared if model in model_names(listed)]),
+    ]
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "key": {"type": "str", "required": True, "no_log": True},
+            "limit_key": {"type": "str", "required": True, "no_log": True},
+            "models": {"type": "list", "elements": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    checks = gateway_checks(Gateway(params["url"]), params["key"], params["limit_key"], params["models"])
+    module.exit_json(changed=False, checks=checks)
+
+
+if __name__ == "__main__":
+    main()
