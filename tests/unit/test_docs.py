@@ -34,7 +34,7 @@ METRICS = {
         *ROOT.glob("*/src/*/metrics.py"),
         *ROOT.glob("dashboard_app/src/*/web.py"),
         *ROOT.glob("roles/node_exporter/files/*.py"),
-        ROOT / "traffic/src/traffic/canary.py",
+        ROOT / "traffic/src/traffic/commands/canary.py",
     ]
     for kind, name in re.findall(r'(?:(\w+)\(\s*)?"(bedplate_[a-z_]+)"', source.read_text())
 }
