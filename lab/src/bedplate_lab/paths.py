@@ -1,9 +1,7 @@
-"""Names and folders of one lab. Every name derives from the checkout's path and the lab's name.
+"""The paths and names of one lab. Every name derives from the checkout's path and the lab's name.
 
 Two checkouts, or two labs of one checkout, therefore never share a bridge, a namespace, a cgroup or a file.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
@@ -12,8 +10,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import LabError
-from .tools import read_json, write_json
+from bedplate_lab.errors import LabError
+from bedplate_lab.tools import read_json, write_json
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,29}[a-z0-9])?")
@@ -30,12 +28,12 @@ def check_name(what: str, name: str) -> str:
 
 def _xdg(variable: str, default: str) -> Path:
     value = os.environ.get(variable, "")
-    # The XDG specification says that a relative path is to be ignored.
+    # The XDG specification requires that a relative path is ignored.
     return (Path(value) if value.startswith("/") else Path.home() / default) / "bedplate"
 
 
 def cache_folder() -> Path:
-    """Return the folder of everything that can be made again: images, engines, models."""
+    """Return the folder of everything that can be built or downloaded again: images, engines, models."""
     return _xdg("XDG_CACHE_HOME", ".cache")
 
 
@@ -46,14 +44,14 @@ def state_folder() -> Path:
 
 @dataclass(frozen=True)
 class Lab:
-    """One set of hosts with a network of its own."""
+    """One set of hosts with its own network."""
 
     name: str
     checkout: Path = CHECKOUT
 
     @property
     def id(self) -> str:
-        """Six hexadecimal digits that stand for checkout and lab name on this machine."""
+        """Six hexadecimal digits that identify the checkout and the lab's name on this machine."""
         return hashlib.sha256(f"{self.checkout}\0{self.name}".encode()).hexdigest()[:6]
 
     @property
@@ -61,14 +59,14 @@ class Lab:
         """The lab's own folder of state."""
         return state_folder() / self.id
 
-    def chosen(self, what: str) -> Path:
-        """Return the record of the engine or model that this checkout's labs use last."""
+    def artifact_record(self, kind: str) -> Path:
+        """Return the record of the `engine` or `model` that this checkout's labs used last."""
         checkout = hashlib.sha256(str(self.checkout).encode()).hexdigest()[:6]
-        return state_folder() / f"{checkout}-{what}.json"
+        return state_folder() / f"{checkout}-{kind}.json"
 
     @property
     def bridge(self) -> str:
-        """Name of the lab's bridge, within the kernel's 15 characters."""
+        """Name of the lab's bridge, within the kernel's limit of 15 characters."""
         return f"bp-{self.id}"
 
     @property
@@ -88,7 +86,7 @@ class Lab:
 
     @property
     def known_hosts(self) -> Path:
-        """The hosts' public keys, as ssh reads them."""
+        """The hosts' public keys, in ssh's known_hosts format."""
         return self.state / "ssh" / "known_hosts"
 
     @property
@@ -101,13 +99,14 @@ class Lab:
         """Folder with one folder per saved layer."""
         return self.state / "layers"
 
-    def remember(self) -> None:
-        """Write down which checkout and name this state belongs to, so that it can be found without them."""
+    def write_record(self) -> None:
+        """Record the checkout and the name of this lab, so that `known_labs` finds it."""
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_json(self.state / "lab.json", {"name": self.name, "checkout": str(self.checkout)})
 
-    def forget(self) -> None:
-        """Remove the lab's whole state; its hosts have to be down."""
+    def remove_state(self) -> None:
+        """Remove the lab's whole state; its hosts must be down."""
+
         shutil.rmtree(self.state, ignore_errors=True)
 
 
