@@ -210,7 +210,7 @@ clients: $(VENV)/.dev ## Real client programs against the gateway with the lab's
 bench-gateway: $(VENV)/.dev lab-ready ## The gateway beside stock LiteLLM, into bench/gateway.md (2 hours; ROWS="tpm labels" for some)
 	$(VENV)/bin/python bench/gateway/run.py $(ROWS)
 
-bench-traffic: $(VENV)/.dev ## Our load generator beside aiperf, guidellm and locust, into bench/traffic.md (8 minutes; TOOLS=locust for one)
+bench-traffic: $(VENV)/.dev ## Our load generator compared with aiperf, guidellm and locust, into bench/traffic.md (8 minutes; TOOLS=locust for one)
 	PYTHONPATH=bench/gateway $(VENV)/bin/python bench/traffic/run.py $(TOOLS)
 
 bench-dashboard: $(VENV)/.dev lab-ready browser ## The dashboard's weight, first sentence and 200 viewers, into bench/dashboard.md (8 minutes)

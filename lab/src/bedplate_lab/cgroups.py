@@ -144,7 +144,6 @@ class HostGroup:
                         break
                     except OSError:
                         # Zombies that their parent has not reaped yet keep a group busy for a moment.
-
                         if attempt == 49:
                             raise
                         time.sleep(0.02)

@@ -386,7 +386,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     os.umask(0o022)  # folders made here become folders inside hosts, where services must be able to read them
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM cleans up like Ctrl-C
-
     try:
         status: int = options.run(Lab(check_name("the lab name", options.lab)), options)
         sys.stdout.flush()

@@ -83,5 +83,4 @@ def fill(hosts: Hosts, host: Host, folder: str, size: str) -> None:
 
 def unfill(hosts: Hosts, host: Host, folder: str) -> None:
     """Unmount the full disk from a folder."""
-
     hosts.call(host, ["umount", folder])

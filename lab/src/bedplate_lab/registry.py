@@ -1,7 +1,7 @@
 """A static model registry: serves a folder of Ollama's models, so that `ollama pull` works offline.
 
-It serves GET of manifests, HEAD of blobs, and GET of blobs. It redirects the last to another host name of this
-server: Ollama's HTTP library follows a redirect within one name, and Ollama then misses the Location header.
+It serves GET of manifests, HEAD of blobs, and GET of blobs. It redirects GET of a blob to another host name
+of this server: Ollama's HTTP library follows a redirect within one name, and Ollama then misses its Location.
 """
 
 import re
@@ -113,7 +113,6 @@ def serve(models: Path, address: str, port: int) -> None:
 
 def serve_in(hosts: Hosts, host: Host, models: str, port: int) -> None:
     """Serve a host's folder `models` from that host, as its service lab-registry, until the host stops."""
-
     address = str(hosts.address(host))
     hosts.call(host, ["mkdir", "-p", f"{CODE_IN_HOST}/bedplate_lab"])
     for file in Path(__file__).parent.glob("*.py"):

@@ -192,7 +192,6 @@ def _remove_nspawn_leftovers(process: HostProcess) -> None:
 
 def power_cut(process: HostProcess) -> None:
     """Cut the host's power: every process dies at once, nothing more is written."""
-
     if group_of(process).leader() is None:
         raise LabError(f"host {process.name!r} is not running; start it with `lab/lab up {process.name}`")
     clear(process)

@@ -181,7 +181,6 @@ def resolver() -> str:
 
 def seed(root: Path) -> None:
     """Write this machine's package configuration into the file tree `root` of a host."""
-
     write_file(root / "etc/apt/apt.conf.d/90lab", apt_settings())
     for path in (Path("/etc/apt/auth.conf"), *Path("/etc/apt/auth.conf.d").glob("*.conf")):
         if path.is_file():

@@ -122,5 +122,4 @@ def text_chunk(model: str, delta: dict[str, Any], finish_reason: str | None = No
 
 def event(data: dict[str, Any]) -> bytes:
     """Return a server-sent event as bytes."""
-
     return f"data: {json.dumps(data)}\n\n".encode()

@@ -300,6 +300,5 @@ def _describe(error: ValidationError, settings: Any) -> str:
 
 def _setting_names(location: tuple[int | str, ...]) -> list[str]:
     """Return the settings that a misspelt one may stand for: a profile's own, else those of all its parts."""
-
     models: list[type[BaseModel]] = [Profile] if len(location) == 1 else [*_Strict.__subclasses__()]
     return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})

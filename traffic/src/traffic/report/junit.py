@@ -45,5 +45,4 @@ def render_junit(report: Report) -> str:
 
 
 def _make_writable(value: object) -> str:
-
     return UNWRITABLE.sub("?", str(value))

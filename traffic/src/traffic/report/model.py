@@ -184,7 +184,6 @@ def metric_names() -> list[str]:
 
 def metric_value(report: ClassReport, name: str) -> float | None:
     """Return the value of one of `metric_names`; a status without requests is 0."""
-
     if name == "total_tokens":
         return report.prompt_tokens + report.completion_tokens
     first, _, second = name.partition(".")
