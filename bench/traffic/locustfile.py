@@ -1,7 +1,7 @@
-"""What locust does in the bench: streamed chat requests, read to the end; times into a file.
+"""The bench's load for locust: streamed chat requests, read to the end; the times are written to a file.
 
-FastHttpUser is the cheapest client that locust has. RATE: requests a second of all users together, each of
-whom asks once a second; without it they ask again at once. COUNT: how many requests there are.
+FastHttpUser is locust's cheapest client. RATE: requests per second of all users together, each of whom sends
+one per second; without it each sends the next one at once. COUNT: the number of requests.
 """
 
 import json
@@ -25,14 +25,14 @@ BODY: dict[str, Any] = {
 times: list[tuple[float, float]] = []
 
 
-class Asker(FastHttpUser):
+class ChatUser(FastHttpUser):
     """A user of the endpoint."""
 
     wait_time = constant_throughput(1) if os.environ.get("RATE") else constant(0)
 
     @task
-    def ask(self) -> None:
-        """Ask once, note the times, and end the run after the last request."""
+    def send(self) -> None:
+        """Send one request, record its times, and end the run after the last request."""
         start, first, usage = time.perf_counter(), None, None
         with self.client.post(
             "/v1/chat/completions", json=BODY, stream=True, catch_response=True
@@ -43,15 +43,15 @@ class Asker(FastHttpUser):
                     first = first or time.perf_counter()
                     usage = chunk.get("usage") or usage
             if first is None or not usage:
-                response.failure("no whole answer")
+                response.failure("no complete answer")
                 return
         times.append((first - start, time.perf_counter() - start))
         if len(times) >= COUNT:
-            # Not from within a user, who would wait for its own end.
+            # In another greenlet: quit() waits for the end of every user, including this one.
             gevent.spawn(self.environment.runner.quit)
 
 
 @events.quitting.add_listener
 def write(**_: Any) -> None:
-    """Leave the times behind."""
+    """Write the times to the file."""
     Path(os.environ["TIMES"]).write_text(json.dumps(times))

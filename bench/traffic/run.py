@@ -1,7 +1,7 @@
-"""Measures `traffic` beside aiperf, guidellm and locust on one fake server; writes bench/traffic.md.
+"""Compares `traffic` with aiperf, guidellm and locust on one fake server; writes bench/traffic.md.
 
-`bench/traffic/run.py [--quick] [TOOL ...]`. All numbers but the tools' own medians are measured from outside:
-arrivals by the server, processor time and memory by the kernel.
+`bench/traffic/run.py [--quick] [TOOL ...]`. All numbers except the tools' own medians are measured from
+outside: arrivals by the server, processor time and memory by the kernel.
 """
 
 import argparse
@@ -22,60 +22,61 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from servers import ROOT, BenchError, Server, engine, fake_engine, gateway, get, say
-from tools import TOOLS, Load, Seen, Tool, Traffic
+from tools import TOOLS, Load, Medians, Tool, Traffic
 
 REPORT = ROOT / "bench/traffic.md"
 RATE, WARM_UP_SECONDS = 200, 2
 TOKENS = 16
-LONGEST_SECONDS = 300
-# What the server is told to take in the last measurement, in seconds.
+MAX_SECONDS = 300
+# The server's configured times in the last measurement, in seconds.
 PROMPT_SECONDS, TOKEN_SECONDS, TRUE_TOKENS = 0.2, 0.02, 10
 
 COLUMNS = (
     f"send lag p50 / p99 at {RATE}/s",
     "real rate",
     "processor time for 1,000 requests",
-    "most on one core",
+    "highest rate on one core",
     "of the core",
     "memory at 10,000 requests",
     "first token: server's clock, and the tool's difference",
-    "end to end, likewise",
+    "end to end: the same",
 )
 NOTES = f"""\
-The send lag is the server's: how much later a request came than on an even line through the earliest, after
-{WARM_UP_SECONDS} s. Processor time and memory are those of all processes of a tool; the time is the
-difference between a long and a short run, so that nobody's start counts. Where a tool used less than its
-core, the server was the limit. The times of answers are each tool's own medians, against the medians of the
-server's own clock, from a request's arrival to its first token and to its end. They should be
+The send lag is measured by the server: the delay of each arrival against an even schedule through the
+earliest arrival, after {WARM_UP_SECONDS} s. Processor time and memory are those of all processes of a tool;
+the time is the difference between a long and a short run, so that start-up does not count. Where a tool used
+less than its core, the server was the limit. The times of answers are each tool's own medians, compared with
+the medians of the server's clock, from a request's arrival to its first token and to its end. They should be
 {1000 * (PROMPT_SECONDS + TOKEN_SECONDS):.0f} and
-{1000 * (PROMPT_SECONDS + TRUE_TOKENS * TOKEN_SECONDS):.0f} ms; the server's timers count whole
-milliseconds, so it takes one or two more, which is no tool's fault. locust has no open
-loop: {RATE} users ask once a second each.
+{1000 * (PROMPT_SECONDS + TRUE_TOKENS * TOKEN_SECONDS):.0f} ms; the server's timers have a resolution of one
+millisecond, so it takes one or two more. locust has no open loop: {RATE} users send one request per second
+each.
 
-Three times locust is out of reach with a kept library: by py-spy, half of traffic's processor time is
-aiohttp's (a request's start and its reading), a sixth the kernel's and the event loop's, a sixth the
-reading of the tokens' JSON. A client of our own over httptools was tried, too: 0.42 s for 1,000 such requests
-where aiohttp took 0.68 to 0.79 s and httpx 2.26 s (on a busy machine), so even that would not do. A user of
-locust's keeps two times of an answer, traffic the time of each token.
+Three times the efficiency of locust is out of reach with a maintained library: by py-spy, half of traffic's
+processor time is spent in aiohttp (starting and reading requests), a sixth in the kernel and the event loop,
+a sixth in parsing the tokens' JSON. A client of our own over httptools was tried, too: it took 0.42 s for
+1,000 such requests where aiohttp took 0.68 to 0.79 s and httpx 2.26 s (on a busy machine), so even that is
+not enough. A locust user records two times per answer, traffic the time of each token.
 
-traffic spends up to a millisecond awake before each request, since an event loop's timers count whole ones:
-at {RATE} a second 17 % of a core, for a lag of 0.1 ms instead of 0.9.
+traffic busy-waits up to a millisecond before each request, because an event loop's timers have a resolution
+of one millisecond: at {RATE} requests per second this takes 17 % of a core, and the lag is 0.1 instead of
+0.9 ms.
 """
 
 
 @dataclass(frozen=True)
-class Ran:
-    """One run of a tool. Times are seconds; `arrivals` and `truth` are by the server's monotonic clock."""
+class ToolRun:
+    """One run of a tool. Times are seconds; `arrivals` and `actual` are by the server's monotonic clock."""
 
     processor_seconds: float
     peak_mib: float
     arrivals: list[float]
-    truth: Seen
-    seen: Seen
+    actual: Medians
+    reported: Medians
 
 
-def run(tool: Tool, server: Server, load: Load, core: int | None = None) -> Ran:
-    """Run a tool to its end, on one core where `core` says which."""
+def run(tool: Tool, server: Server, load: Load, core: int | None = None) -> ToolRun:
+    """Run a tool to its end, on the given core, or on all of them."""
     before = len(_arrivals(server))
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
@@ -90,7 +91,7 @@ def run(tool: Tool, server: Server, load: Load, core: int | None = None) -> Ran:
             )
             peak = _Peak(process.pid)
             try:
-                process.wait(timeout=LONGEST_SECONDS)
+                process.wait(timeout=MAX_SECONDS)
             finally:
                 peak.end()
                 process.kill()
@@ -102,38 +103,38 @@ def run(tool: Tool, server: Server, load: Load, core: int | None = None) -> Ran:
             )
         now = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
-        truth = Seen(
-            statistics.median(one["first_token"] - one["arrived"] for one in arrivals),
-            statistics.median(one["ended"] - one["arrived"] for one in arrivals),
+        actual = Medians(
+            statistics.median(arrival["first_token"] - arrival["arrived"] for arrival in arrivals),
+            statistics.median(arrival["ended"] - arrival["arrived"] for arrival in arrivals),
         )
-        moments = sorted(one["arrived"] for one in arrivals)
-        return Ran(seconds, peak.mib, moments, truth, tool.seen(folder))
+        moments = sorted(arrival["arrived"] for arrival in arrivals)
+        return ToolRun(seconds, peak.mib, moments, actual, tool.read_medians(folder))
 
 
 def _arrivals(server: Server) -> list[dict[str, float]]:
     status, text = get(f"{server.url}/fake/stats")
     if status != 200:
         raise BenchError("the fake server does not answer")
-    return [one for one in json.loads(text)["arrivals"] if one["outcome"] == "served"]
+    return [arrival for arrival in json.loads(text)["arrivals"] if arrival["outcome"] == "served"]
 
 
 class _Peak:
-    """Watches how much memory a process and its descendants hold together, in MiB."""
+    """Watches the memory of a process and its descendants; `mib` is the maximum of their sum, in MiB."""
 
     def __init__(self, pid: int) -> None:
         self.mib = 0.0
         self._pid = pid
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def end(self) -> None:
         """Stop watching."""
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(0.5):
+        while not self._stopped.wait(0.5):
             self.mib = max(self.mib, sum(_pss_kib(pid) for pid in _tree(self._pid)) / 1024)
 
 
@@ -145,14 +146,14 @@ def _tree(root: int) -> set[int]:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
+    tree = {root}
+    while children := {pid for pid, parent in parents.items() if parent in tree} - tree:
+        tree |= children
+    return tree
 
 
 def _pss_kib(pid: int) -> int:
-    """Return a process's memory with its share of what it has in common with others."""
+    """Return a process's memory, including its share of shared memory, in KiB; 0 when it has ended."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -163,27 +164,27 @@ def _pss_kib(pid: int) -> int:
 
 
 def lag(arrivals: Sequence[float]) -> list[float]:
-    """Return how late each request came, in order of size, against the line of RATE through the earliest."""
-    late = [moment - number / RATE for number, moment in enumerate(arrivals[WARM_UP_SECONDS * RATE :])]
-    return sorted(one - min(late) for one in late)
+    """Return the delay of each arrival against an even schedule through the earliest, in ascending order."""
+    offsets = [moment - number / RATE for number, moment in enumerate(arrivals[WARM_UP_SECONDS * RATE :])]
+    return sorted(offset - min(offsets) for offset in offsets)
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Return the smallest value that so many do not exceed."""
+    """Return the smallest value that at least `share` of the values do not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one tool. Times are seconds."""
+    """The measurements of one tool. Times are seconds."""
 
     name: str
     lag_p50: float
     lag_p99: float
     real_rate: float
     processor_per_1000: float
-    most_per_second: float
-    most_processor: float
+    max_rate: float
+    max_rate_processor: float
     peak_mib: float
     first_token: float
     first_token_error: float
@@ -196,8 +197,8 @@ def measure(tool: Tool, quick: bool) -> Row:
     say(f"{tool.name}: {RATE} requests a second")
     with fake_engine(concurrency=2000, prompt_seconds=0.05, seconds_per_token=0.005, tokens=TOKENS) as server:
         open_loop = run(tool, server, Load(count=RATE * (8 if quick else 15), tokens=TOKENS, rate=RATE))
-    late = lag(open_loop.arrivals)
-    real = (len(open_loop.arrivals) - 1) / (open_loop.arrivals[-1] - open_loop.arrivals[0])
+    lags = lag(open_loop.arrivals)
+    real_rate = (len(open_loop.arrivals) - 1) / (open_loop.arrivals[-1] - open_loop.arrivals[0])
     few, many = (500, 2_000) if quick else (1_000, 10_000)
     say(f"{tool.name}: {many} requests on one core")
     with fake_engine(concurrency=2000, tokens=TOKENS) as server:
@@ -207,59 +208,57 @@ def measure(tool: Tool, quick: bool) -> Row:
     seconds = long.processor_seconds - short.processor_seconds
     middle = long.arrivals[len(long.arrivals) // 5 : -len(long.arrivals) // 5]
     rate = (len(middle) - 1) / (middle[-1] - middle[0])
-    say(f"{tool.name}: times that are known")
+    say(f"{tool.name}: requests with known times")
     with fake_engine(
         concurrency=100, prompt_seconds=PROMPT_SECONDS, seconds_per_token=TOKEN_SECONDS, tokens=TRUE_TOKENS
     ) as server:
         known = run(tool, server, Load(count=50 if quick else 100, tokens=TRUE_TOKENS, rate=10))
     return Row(
         name=tool.name,
-        lag_p50=percentile(late, 0.5),
-        lag_p99=percentile(late, 0.99),
-        real_rate=real,
+        lag_p50=percentile(lags, 0.5),
+        lag_p99=percentile(lags, 0.99),
+        real_rate=real_rate,
         processor_per_1000=1000 * seconds / (many - few),
-        most_per_second=rate,
-        most_processor=rate * seconds / (many - few),
+        max_rate=rate,
+        max_rate_processor=rate * seconds / (many - few),
         peak_mib=long.peak_mib,
-        first_token=known.truth.first_token,
-        first_token_error=known.seen.first_token - known.truth.first_token,
-        end_to_end=known.truth.end_to_end,
-        end_to_end_error=known.seen.end_to_end - known.truth.end_to_end,
+        first_token=known.actual.first_token,
+        first_token_error=known.reported.first_token - known.actual.first_token,
+        end_to_end=known.actual.end_to_end,
+        end_to_end_error=known.reported.end_to_end - known.actual.end_to_end,
     )
 
 
-def counted() -> str:
-    """Return a sentence that compares what the gateway counted with what `traffic` did, to the token."""
+def compare_counts() -> str:
+    """Return a sentence that compares the gateway's counters with `traffic`'s report, to the token."""
     say("traffic and the gateway's metrics")
     tool, load = Traffic(), Load(count=500, tokens=TOKENS, concurrency=8)
     with (
         fake_engine(concurrency=4, prompt_seconds=0.01, tokens=TOKENS) as engine_server,
-        gateway([engine(engine_server.url, slots=4)], [{"alias": "bench"}]) as door,
+        gateway([engine(engine_server.url, slots=4)], [{"alias": "bench"}]) as gateway_server,
         tempfile.TemporaryDirectory(prefix="bench-") as name,
     ):
         folder = Path(name)
-        command = tool.command(door.url, load, folder)
-        argv = [*command.argv, f"--key={door.keys['bench']}"]
+        command = tool.command(gateway_server.url, load, folder)
+        argv = [*command.argv, f"--key={gateway_server.keys['bench']}"]
         environ = {"PATH": os.environ["PATH"], **command.environ}
-        subprocess.run(
-            argv, env=environ, cwd=folder, check=True, capture_output=True, timeout=LONGEST_SECONDS
-        )
+        subprocess.run(argv, env=environ, cwd=folder, check=True, capture_output=True, timeout=MAX_SECONDS)
         (ours,) = json.loads((folder / "report.json").read_text())["classes"]
-        _, metrics = get(door.metrics_url)
+        _, metrics = get(gateway_server.metrics_url)
     counters = (
         'requests_total{.*path="/v1/chat/.*}',
         "prompt_tokens_total{.*}",
         "completion_tokens_total{.*}",
     )
     theirs = [
-        sum(float(value) for value in re.findall(rf"^bedplate_gateway_{one} (.+)$", metrics, re.M))
-        for one in counters
+        sum(float(value) for value in re.findall(rf"^bedplate_gateway_{counter} (.+)$", metrics, re.M))
+        for counter in counters
     ]
-    told = [ours["answered"], ours["prompt_tokens"], ours["completion_tokens"]]
-    words = "the same" if theirs == told else f"**not** the same ({', '.join(f'{one:g}' for one in theirs)})"
+    counts = [ours["answered"], ours["prompt_tokens"], ours["completion_tokens"]]
+    different = f"**not** the same ({', '.join(f'{count:g}' for count in theirs)})"
     return (
-        f"Through the gateway traffic counted {told[0]} answers with {told[1]} tokens in and {told[2]} out; "
-        f"the gateway's metrics say {words}."
+        f"Through the gateway, traffic counted {counts[0]} answers with {counts[1]} tokens in and "
+        f"{counts[2]} out; the gateway's metrics have {'the same' if theirs == counts else different}."
     )
 
 
@@ -267,18 +266,18 @@ def markdown(rows: Sequence[Row], missing: Sequence[str], quick: bool) -> str:
     """Return the whole page."""
     command = f"bench/traffic/run.py{' --quick' if quick else ''}"
     lines = [
-        "# traffic beside other load generators",
+        "# traffic compared with other load generators",
         "",
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, "
-        f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the end. {versions()}.",
-        f"One fake server for all (`traffic fake-server`), streamed answers of {TOKENS} tokens.",
+        f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the end. {read_versions()}.",
+        f"All use one fake server (`traffic fake-server`), with streamed answers of {TOKENS} tokens.",
         "",
         "| | " + " | ".join(COLUMNS) + " |",
         "|---" * (len(COLUMNS) + 1) + "|",
     ]
     lines += [
         f"| {row.name} | {1000 * row.lag_p50:.1f} / {1000 * row.lag_p99:.1f} ms | {row.real_rate:.1f}/s | "
-        f"{row.processor_per_1000:.2f} s | {row.most_per_second:.0f}/s | {100 * row.most_processor:.0f} % | "
+        f"{row.processor_per_1000:.2f} s | {row.max_rate:.0f}/s | {100 * row.max_rate_processor:.0f} % | "
         f"{row.peak_mib:.0f} MiB | {1000 * row.first_token:.1f} {1000 * row.first_token_error:+.1f} ms | "
         f"{1000 * row.end_to_end:.1f} {1000 * row.end_to_end_error:+.1f} ms |"
         for row in rows
@@ -288,7 +287,7 @@ def markdown(rows: Sequence[Row], missing: Sequence[str], quick: bool) -> str:
 
 
 def _aims(rows: Sequence[Row]) -> list[str]:
-    """Return whether the aims were met; nothing where there is nobody to compare with."""
+    """Return whether the aims were met; nothing without another tool to compare with."""
     ours = next((row for row in rows if row.name == "traffic"), None)
     others = [row for row in rows if row.name != "traffic"]
     if ours is None or not others:
@@ -296,35 +295,35 @@ def _aims(rows: Sequence[Row]) -> list[str]:
     best = min(others, key=lambda row: row.processor_per_1000)
     times = best.processor_per_1000 / ours.processor_per_1000
     close = max(abs(ours.first_token_error), abs(ours.end_to_end_error)) <= 0.002
-    word = {True: "met", False: "**not met**"}
+    verdict = {True: "met", False: "**not met**"}
     return [
-        f"- 3 x the best other at equal processor time: {word[times >= 3]}, {times:.1f} x {best.name}",
-        f"- send lag p99 under 5 ms at {RATE} a second: {word[ours.lag_p99 < 0.005]}",
-        f"- times within 2 ms of the server's: {word[close]}",
+        f"- 3 x the best other at equal processor time: {verdict[times >= 3]}, {times:.1f} x {best.name}",
+        f"- send lag p99 under 5 ms at {RATE} a second: {verdict[ours.lag_p99 < 0.005]}",
+        f"- times within 2 ms of the server's: {verdict[close]}",
         "",
     ]
 
 
-def versions() -> str:
+def read_versions() -> str:
     """Return the locked versions of the tools."""
-    found = []
+    versions = []
     for name in ("aiperf", "guidellm", "locust"):
-        wanted = (ROOT / f"requirements/{name}.in").read_text().splitlines()[-1]
-        found.append(wanted.replace("==", " "))
-    return ", ".join(found)
+        requirement = (ROOT / f"requirements/{name}.in").read_text().splitlines()[-1]
+        versions.append(requirement.replace("==", " "))
+    return ", ".join(versions)
 
 
 def main() -> int:
-    """Measure what is asked for; the exit status is 1 where a tool could not be measured."""
+    """Measure the named tools, or all; the exit status is 1 where a tool could not be measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the requests, to try the bench")
     names = [tool.name for tool in TOOLS]
     parser.add_argument("tools", nargs="*", metavar="TOOL", help=", ".join(names))
     options = parser.parse_args()
     if unknown := set(options.tools) - set(names):
-        parser.error(f"there is no {', '.join(unknown)}: there is {', '.join(names)}")
+        parser.error(f"unknown tool {', '.join(unknown)}: use {', '.join(names)}")
     rows, missing, text = [], [], ""
-    sentence = counted()
+    sentence = compare_counts()
     for tool in TOOLS:
         if options.tools and tool.name not in options.tools:
             continue

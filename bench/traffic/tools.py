@@ -1,4 +1,4 @@
-"""The load generators under test: how each is told what to do, and where it says what it saw."""
+"""The load generators under test: the command line of each, and the medians in its report."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ PROMPT = "amber anchor apple arrow autumn basil basket beacon birch bottle branc
 
 @dataclass(frozen=True)
 class Load:
-    """What is to be sent: `count` requests for `tokens` each, `rate` a second or by `concurrency` clients."""
+    """`count` requests for `tokens` each, sent at `rate` per second or by `concurrency` clients."""
 
     count: int
     tokens: int
@@ -25,8 +25,8 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The medians that a tool reports, in seconds."""
+class Medians:
+    """Median times, in seconds."""
 
     first_token: float
     end_to_end: float
@@ -34,7 +34,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Command:
-    """What is to be run."""
+    """A command line and its environment."""
 
     argv: list[str]
     environ: Mapping[str, str]
@@ -48,12 +48,12 @@ class Tool(Protocol):
     def command(self, url: str, load: Load, folder: Path) -> Command:
         """Return the command that sends the load; `url` has no /v1, `folder` is empty."""
 
-    def seen(self, folder: Path) -> Seen:
-        """Return what it reported."""
+    def read_medians(self, folder: Path) -> Medians:
+        """Return the medians in its report."""
 
 
 class Traffic:
-    """Ours, with its locked dependencies."""
+    """This repository's, with its locked dependencies."""
 
     name = "traffic"
 
@@ -67,33 +67,33 @@ class Traffic:
             argv += [f"--concurrency={load.concurrency}", f"--requests={load.count}"]
         return Command(argv, {"PYTHONPATH": str(ROOT / "traffic/src")})
 
-    def seen(self, folder: Path) -> Seen:
-        """Return what it reported."""
-        (one,) = json.loads((folder / "report.json").read_text())["classes"]
-        return Seen(one["first_token"]["p50"], one["end_to_end"]["p50"])
+    def read_medians(self, folder: Path) -> Medians:
+        """Return the medians in its report."""
+        (report,) = json.loads((folder / "report.json").read_text())["classes"]
+        return Medians(report["first_token"]["p50"], report["end_to_end"]["p50"])
 
 
 def _tokenizer(folder: Path) -> Path:
-    """Make a tokenizer of words, since the others want one even where the server counts."""
+    """Make a tokenizer of words: other tools need one even where the server counts the tokens."""
     program = (
         "import sys\n"
         "from tokenizers import Tokenizer, models, pre_tokenizers\n"
         "from transformers import PreTrainedTokenizerFast\n"
-        "words = Tokenizer(models.WordLevel({'[UNK]': 0, '<s>': 1}, unk_token='[UNK]'))\n"
-        "words.pre_tokenizer = pre_tokenizers.Whitespace()\n"
-        "made = PreTrainedTokenizerFast(tokenizer_object=words, unk_token='[UNK]', bos_token='<s>', "
+        "tokenizer = Tokenizer(models.WordLevel({'[UNK]': 0, '<s>': 1}, unk_token='[UNK]'))\n"
+        "tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()\n"
+        "fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token='[UNK]', bos_token='<s>', "
         "eos_token='<s>', pad_token='<s>')\n"
-        "made.chat_template = \"{% for message in messages %}{{ message['content'] }}{% endfor %}\"\n"
-        "made.save_pretrained(sys.argv[1])\n"
+        "fast.chat_template = \"{% for message in messages %}{{ message['content'] }}{% endfor %}\"\n"
+        "fast.save_pretrained(sys.argv[1])\n"
     )
-    place = folder / "tokenizer"
+    target = folder / "tokenizer"
     python = str(environment("aiperf"))
-    subprocess.run([python, "-c", program, str(place)], check=True, capture_output=True)
-    return place
+    subprocess.run([python, "-c", program, str(target)], check=True, capture_output=True)
+    return target
 
 
 def _prompts(folder: Path, count: int, **more: object) -> Path:
-    """Write so many prompts, a line of JSON for each."""
+    """Write `count` prompts, one line of JSON each."""
     words = PROMPT.split()
     key = "prompt" if more else "text"
     lines = [
@@ -106,7 +106,7 @@ def _prompts(folder: Path, count: int, **more: object) -> Path:
 
 
 class AIPerf:
-    """NVIDIA's."""
+    """NVIDIA's aiperf."""
 
     name = "aiperf"
 
@@ -124,14 +124,14 @@ class AIPerf:
             argv += [f"--concurrency={load.concurrency}"]
         return Command(argv, {})
 
-    def seen(self, folder: Path) -> Seen:
-        """Return what it reported."""
+    def read_medians(self, folder: Path) -> Medians:
+        """Return the medians in its report."""
         report = json.loads((folder / "out/profile_export_aiperf.json").read_text())
-        return Seen(report["time_to_first_token"]["p50"] / 1000, report["request_latency"]["p50"] / 1000)
+        return Medians(report["time_to_first_token"]["p50"] / 1000, report["request_latency"]["p50"] / 1000)
 
 
 class GuideLLM:
-    """vLLM's."""
+    """The vLLM project's guidellm."""
 
     name = "guidellm"
 
@@ -149,17 +149,17 @@ class GuideLLM:
         argv += ["--output", f"kind=json,path={folder / 'out.json'}", "--disable-console"]
         return Command(argv, {"HF_HUB_OFFLINE": "1"})
 
-    def seen(self, folder: Path) -> Seen:
-        """Return what it reported."""
+    def read_medians(self, folder: Path) -> Medians:
+        """Return the medians in its report."""
         metrics = json.loads((folder / "out.json").read_text())["benchmarks"][0]["metrics"]
-        return Seen(
+        return Medians(
             metrics["time_to_first_token_ms"]["successful"]["median"] / 1000,
             metrics["request_latency"]["successful"]["median"],
         )
 
 
 class Locust:
-    """With locustfile.py."""
+    """Locust, with locustfile.py."""
 
     name = "locust"
 
@@ -173,10 +173,13 @@ class Locust:
         environ |= {"TIMES": str(folder / "times.json"), "RATE": str(load.rate or "")}
         return Command(argv, environ)
 
-    def seen(self, folder: Path) -> Seen:
-        """Return what it reported."""
+    def read_medians(self, folder: Path) -> Medians:
+        """Return the medians in its report."""
         times = json.loads((folder / "times.json").read_text())
-        return Seen(statistics.median(one[0] for one in times), statistics.median(one[1] for one in times))
+        return Medians(
+            statistics.median(first_token for first_token, _ in times),
+            statistics.median(end_to_end for _, end_to_end in times),
+        )
 
 
 TOOLS: tuple[Tool, ...] = (Traffic(), Locust(), AIPerf(), GuideLLM())

@@ -1,5 +1,5 @@
 #!/usr/bin/python3 -B
-"""Ansible inventory of the lab's running hosts; `lab/lab inventory` does the work."""
+"""Ansible inventory of the lab's running hosts, as `lab/lab inventory` prints it."""
 
 import subprocess
 import sys

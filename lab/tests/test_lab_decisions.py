@@ -1,14 +1,14 @@
-"""What the lab decides before it touches the machine."""
+"""The lab's decisions before it changes the machine."""
 
 import os
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
-from bedplate_lab import cgroups, cli, engine, fake_pci, images, machine, network, supervision, tools
+from bedplate_lab import cgroups, cli, engine, fake_pci, images, network, supervision, this_machine, tools
 from bedplate_lab.cgroups import Layout
 from bedplate_lab.errors import LabError
-from bedplate_lab.places import Lab, check_name
+from bedplate_lab.paths import Lab, check_name
 
 LAB = Lab("main", Path("/srv/bedplate"))
 DEB822 = """\
@@ -35,11 +35,11 @@ def sources(tmp_path: Path, **files: str) -> list[dict[str, str]]:
     (tmp_path / "sources.list.d").mkdir()
     for name, text in files.items():
         (tmp_path / "sources.list.d" / name.replace("_", ".")).write_text(text)
-    return machine.read_sources(tmp_path)
+    return this_machine.read_sources(tmp_path)
 
 
-def test_sources_are_taken_over_for_the_other_suite(tmp_path: Path) -> None:
-    text = machine.sources_for("trixie", "bookworm", sources(tmp_path, debian_sources=DEB822))
+def test_sources_are_adapted_to_the_other_suite(tmp_path: Path) -> None:
+    text = this_machine.sources_for("trixie", "bookworm", sources(tmp_path, debian_sources=DEB822))
     assert "Suites: trixie trixie-updates\n" in text
     assert "Suites: trixie-security\n" in text
     assert "deb-src" not in text
@@ -48,7 +48,7 @@ def test_sources_are_taken_over_for_the_other_suite(tmp_path: Path) -> None:
 
 
 def test_the_keyring_is_one_that_both_suites_have(tmp_path: Path) -> None:
-    text = machine.sources_for("bookworm", "bookworm", sources(tmp_path, debian_sources=DEB822))
+    text = this_machine.sources_for("bookworm", "bookworm", sources(tmp_path, debian_sources=DEB822))
     assert "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n" in text
 
 
@@ -56,7 +56,7 @@ def test_classic_source_lines_are_read(tmp_path: Path) -> None:
     line = (
         "deb [signed-by=/etc/key.gpg trusted=yes] http://mirror.example/debian bookworm main contrib # ours\n"
     )
-    text = machine.sources_for("trixie", "bookworm", sources(tmp_path, own_list=line))
+    text = this_machine.sources_for("trixie", "bookworm", sources(tmp_path, own_list=line))
     for expected in (
         "Suites: trixie\n",
         "Components: main contrib\n",
@@ -68,16 +68,17 @@ def test_classic_source_lines_are_read(tmp_path: Path) -> None:
 
 def test_a_machine_without_debian_sources_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"sources\.list\.d offers Debian's noble"):
-        machine.sources_for("trixie", "noble", sources(tmp_path, debian_sources=DEB822))
+        this_machine.sources_for("trixie", "noble", sources(tmp_path, debian_sources=DEB822))
 
 
 def test_a_disabled_source_is_left_out(tmp_path: Path) -> None:
-    found = sources(tmp_path, debian_sources=DEB822.replace("Types: deb deb-src", "Enabled: no\nTypes: deb"))
-    assert "mirror.example/debian\n" not in machine.sources_for("trixie", "bookworm", found)
+    disabled = DEB822.replace("Types: deb deb-src", "Enabled: no\nTypes: deb")
+    text = this_machine.sources_for("trixie", "bookworm", sources(tmp_path, debian_sources=disabled))
+    assert "mirror.example/debian\n" not in text
 
 
 def test_index_settings_pass_and_files_of_this_machine_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "has_own_ca", lambda: False)
+    monkeypatch.setattr(this_machine, "has_own_ca", lambda: False)
     own = {
         "PIP_INDEX_URL": "http://index.example/simple",
         "UV_DEFAULT_INDEX": "http://index.example/simple",
@@ -88,7 +89,7 @@ def test_index_settings_pass_and_files_of_this_machine_do_not(monkeypatch: pytes
         "UV_CACHE_DIR": "relative",
         "HOME": "/root",
     }
-    assert sorted(machine.environment(own)) == ["PIP_INDEX_URL", "UV_DEFAULT_INDEX", "https_proxy"]
+    assert sorted(this_machine.environment(own)) == ["PIP_INDEX_URL", "UV_DEFAULT_INDEX", "https_proxy"]
 
 
 def test_pip_configuration_names_the_bundle_inside_the_host(
@@ -96,13 +97,13 @@ def test_pip_configuration_names_the_bundle_inside_the_host(
 ) -> None:
     file = tmp_path / "pip.conf"
     file.write_text("[global]\nindex-url = http://index.example/a%20b\nfind-links = /opt/wheels\ncert = /a\n")
-    monkeypatch.setattr(machine, "has_own_ca", lambda: True)
-    text = machine.pip_configuration([file, tmp_path / "missing"])
+    monkeypatch.setattr(this_machine, "has_own_ca", lambda: True)
+    text = this_machine.pip_configuration([file, tmp_path / "missing"])
     assert text == (
         "[global]\nindex-url = http://index.example/a%20b\ncert = /etc/ssl/certs/ca-certificates.crt\n"
     )
-    monkeypatch.setattr(machine, "has_own_ca", lambda: False)
-    assert machine.pip_configuration([tmp_path / "missing"]) == ""
+    monkeypatch.setattr(this_machine, "has_own_ca", lambda: False)
+    assert this_machine.pip_configuration([tmp_path / "missing"]) == ""
 
 
 def test_the_subnet_avoids_every_route() -> None:
@@ -146,7 +147,7 @@ def test_the_image_key_follows_its_sources_and_suite() -> None:
         (["unified/cgroup.procs"], False, Layout.HYBRID),
     ],
 )
-def test_the_control_groups_of_a_machine_are_told_apart(
+def test_the_cgroup_layout_of_a_machine_is_detected(
     tmp_path: Path, files: list[str], systemd: bool, kind: Layout
 ) -> None:
     for file in files:
@@ -164,8 +165,8 @@ def test_a_host_gets_a_group_in_every_hierarchy_that_limits_it(tmp_path: Path) -
     for folder in ("unified/run", "systemd", "memory/job", "cpuset", "cpu,cpuacct"):
         (tmp_path / folder).mkdir(parents=True)
     text = "9:name=systemd:/\n4:memory:/job\n3:cpuset:/\n2:cpu,cpuacct:/\n1:pids:/gone\n0::/run\n"
-    found = cgroups.own_groups(Layout.HYBRID, text, tmp_path)
-    assert [str(path.relative_to(tmp_path)) for path in found] == [
+    groups = cgroups.own_groups(Layout.HYBRID, text, tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in groups] == [
         "unified/run",
         "systemd",
         "memory/job",
@@ -173,23 +174,23 @@ def test_a_host_gets_a_group_in_every_hierarchy_that_limits_it(tmp_path: Path) -
     ]
 
 
-def test_only_a_hybrid_machine_needs_an_own_init(tmp_path: Path) -> None:
-    spec = supervision.Machine(
+def test_only_a_hybrid_machine_needs_the_labs_init(tmp_path: Path) -> None:
+    process = supervision.HostProcess(
         "web", "bedplate-x-web", tmp_path / "a:b", [Path("/base"), Path("/layer")], "bp-x-web"
     )
-    assert supervision.nspawn_command(spec, Layout.HYBRID)[-1].endswith("lab-init")
-    plain = supervision.nspawn_command(spec, Layout.SYSTEMD)
+    assert supervision.nspawn_command(process, Layout.HYBRID)[-1].endswith("lab-init")
+    plain = supervision.nspawn_command(process, Layout.SYSTEMD)
     assert plain[-1] == "--boot"
     assert f"--overlay=/base:/layer:{tmp_path}/a\\:b/upper:/" in plain
 
 
-def test_a_host_with_a_fake_card_puts_it_there_itself_on_every_machine() -> None:
-    spec = supervision.Machine("gpu1", "unit", Path("/lab/gpu1"), [Path("/base")], "ns", ["10de:2684"])
+def test_a_host_with_a_fake_card_uses_the_labs_init_on_every_machine() -> None:
+    process = supervision.HostProcess("gpu1", "unit", Path("/lab/gpu1"), [Path("/base")], "ns", ["10de:2684"])
     for kind in Layout:
-        assert supervision.nspawn_command(spec, kind)[-1].endswith("lab-init")
+        assert supervision.nspawn_command(process, kind)[-1].endswith("lab-init")
 
 
-def test_a_fake_card_looks_like_one_to_the_kernels_readers(tmp_path: Path) -> None:
+def test_a_fake_card_has_the_files_of_a_real_one(tmp_path: Path) -> None:
     fake_pci.write(tmp_path, ["10de:2330:0302", "1002:744c"])
     devices = tmp_path / fake_pci.TREE
     assert sorted(path.name for path in devices.iterdir()) == ["0000:00:00.0", "0000:01:00.0", "0000:02:00.0"]
@@ -206,8 +207,8 @@ def test_a_fake_card_looks_like_one_to_the_kernels_readers(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("card", ["rtx4090", "10DE:2684", "10de:2684:3", "10de"])
-def test_what_is_no_pci_id_is_refused(card: str) -> None:
-    with pytest.raises(LabError, match=f"--fake-gpu '{card}' is no PCI id; give VENDOR:DEVICE"):
+def test_an_invalid_pci_id_is_refused(card: str) -> None:
+    with pytest.raises(LabError, match=f"--fake-gpu '{card}' is not a PCI id; give VENDOR:DEVICE"):
         fake_pci.check(f"1002:744c,{card}")
 
 
@@ -223,16 +224,16 @@ def test_versions_that_cannot_be_built_are_refused(version: str) -> None:
         engine.check_version(version)
 
 
-def test_a_named_archive_is_used_as_it_is(tmp_path: Path) -> None:
+def test_a_given_archive_is_used_unchanged(tmp_path: Path) -> None:
     archive = tmp_path / "engine.tar.zst"
     archive.write_bytes(b"abc")
-    found = engine.given(archive, "0.35.1")
-    assert found.checksum == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    given = engine.use_archive(archive, "0.35.1")
+    assert given.checksum == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(LabError, match="does not exist"):
-        engine.given(tmp_path / "missing", "0.35.1")
+        engine.use_archive(tmp_path / "missing", "0.35.1")
 
 
-def test_a_failed_command_is_told_in_one_sentence() -> None:
+def test_a_failed_command_is_reported_in_one_sentence() -> None:
     with pytest.raises(LabError, match=r"`sh -c .*failed with exit status 3: last words"):
         tools.run(["sh", "-c", "echo first >&2; echo last words >&2; exit 3"])
     with pytest.raises(LabError, match="lab/lab deps"):
@@ -249,7 +250,7 @@ def test_without_hosts_the_inventory_has_empty_groups(
     assert capsys.readouterr().err == "lab: lab 'main' has no network yet; run `lab/lab up NAME` first\n"
 
 
-def test_verbs_that_change_the_machine_ask_for_root(
+def test_verbs_that_change_the_machine_require_root(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

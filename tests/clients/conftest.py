@@ -1,7 +1,7 @@
 """A working endpoint and a faulty one.
 
-The first is live where OPENAI_BASE_URL and OPENAI_API_KEY name one (with a key that has no low limits), else
-the gateway of this checkout on the lab's Ollama, or with CLIENTS_ENGINE=fake on `traffic fake-server`.
+The working endpoint is that of OPENAI_BASE_URL and OPENAI_API_KEY (with a key without low limits). By default
+it is this checkout's gateway with the lab's Ollama, or if CLIENTS_ENGINE=fake with `traffic fake-server`.
 """
 
 import os
@@ -16,7 +16,7 @@ from endpoints import MODEL, Endpoint, Faulty
 
 
 def live() -> Endpoint:
-    """Return the endpoint that the environment names, with OPENAI_MODEL or the first model that it offers."""
+    """Return the endpoint in the environment, with OPENAI_MODEL or the first model that it offers."""
     with openai.OpenAI() as client:
         model = os.environ.get("OPENAI_MODEL") or next(iter(client.models.list())).id
         try:
@@ -31,7 +31,7 @@ def live() -> Endpoint:
 
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[Endpoint]:
-    """An endpoint that works."""
+    """A working endpoint."""
     if "OPENAI_BASE_URL" in os.environ:
         yield live()
         return
@@ -41,26 +41,30 @@ def endpoint() -> Iterator[Endpoint]:
         else:
             engine_url = stack.enter_context(servers.real_engine())
         keys = [{"alias": "any", "rpm": 100_000, "tpm": 10_000_000}]
-        ours = stack.enter_context(servers.gateway([servers.engine(engine_url, MODEL)], keys))
-        yield Endpoint(f"{ours.url}/v1", ours.keys["any"])
+        gateway = stack.enter_context(servers.gateway([servers.engine(engine_url, MODEL)], keys))
+        yield Endpoint(f"{gateway.url}/v1", gateway.keys["any"])
 
 
 @pytest.fixture(scope="session")
 def faulty() -> Iterator[Faulty]:
-    """A gateway with models that fail on purpose, and keys that may not."""
+    """A gateway with models that fail on purpose, and keys with restrictions."""
     models = ["good", "broken", "cut", "garbage", "silent"]
     faults = ["error@broken", "cut@cut", "garbage@garbage", "silent@silent"]
     keys: list[dict[str, Any]] = [
         {"alias": "any"},
-        *[{"alias": f"once-{who}", "rpm": 1} for who in ("python", "npm", "langchain")],
+        *[{"alias": f"once-{client}", "rpm": 1} for client in ("python", "npm", "langchain")],
         {"alias": "expired", "expires": "2020-01-01T00:00:00Z"},
         {"alias": "good-only", "models": ["good"]},
     ]
     with servers.fake_engine(model=models, fault=faults, concurrency=8, context=200) as fake:
-        one = servers.engine(fake.url)
-        one["models"] = [{"name": name, "slots": 2, "context": 200} for name in models]
-        gone = servers.engine(f"http://127.0.0.1:{servers.free_port()}", "gone", name="gone")
+        faulty_engine = servers.engine(fake.url)
+        faulty_engine["models"] = [{"name": name, "slots": 2, "context": 200} for name in models]
+        unreachable = servers.engine(f"http://127.0.0.1:{servers.free_port()}", "gone", name="gone")
         with servers.gateway(
-            [one, gone], keys, first_byte_seconds=1.5, load_seconds=1.5, refuse_truncation=True
-        ) as ours:
-            yield Faulty(f"{ours.url}/v1", ours.keys, fake.url)
+            [faulty_engine, unreachable],
+            keys,
+            first_byte_seconds=1.5,
+            load_seconds=1.5,
+            refuse_truncation=True,
+        ) as gateway:
+            yield Faulty(f"{gateway.url}/v1", gateway.keys, fake.url)

@@ -1,4 +1,4 @@
-"""Environments of clients that cannot live in the tests' own, each from its lock, in the benches' cache."""
+"""The separate environments of clients that conflict with the tests' own, each made from its lock."""
 
 import hashlib
 import shutil

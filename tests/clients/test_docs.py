@@ -1,4 +1,4 @@
-"""The blocks of docs/guide/clients.md, run as they stand."""
+"""The code blocks of docs/guide/clients.md, run unchanged."""
 
 import re
 import shlex
@@ -14,16 +14,16 @@ PAGE = Path(__file__).parents[2] / "docs/guide/clients.md"
 
 
 def block(title: str, language: str) -> str:
-    """Return the first block of a language under a title."""
+    """Return the first code block of a language under a title."""
     section = PAGE.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    found = re.search(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    assert found, f"{title} has no {language} block"
-    return found[1]
+    match = re.search(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert match, f"{title} has no {language} block"
+    return match[1]
 
 
 def run(command: list[str], endpoint: Endpoint, folder: Path, **environment: str) -> str:
-    """Run a command in a folder of its own; returns what it printed."""
-    done = subprocess.run(
+    """Run a command in its own folder; returns its standard output."""
+    process = subprocess.run(
         command,
         cwd=folder,
         env={**endpoint.environment, "HOME": str(folder), "TERM": "dumb", **environment},
@@ -33,8 +33,8 @@ def run(command: list[str], endpoint: Endpoint, folder: Path, **environment: str
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    return process.stdout
 
 
 @pytest.mark.parametrize("title", ["openai for Python", "LangChain"])
@@ -44,7 +44,7 @@ def test_python(title: str, endpoint: Endpoint, tmp_path: Path) -> None:
 
 
 def test_javascript(endpoint: Endpoint, tmp_path: Path) -> None:
-    # Node looks for packages beside the file.
+    # Node looks for packages in the folder of the file.
     file = npm() / "page.mjs"
     file.write_text(block("openai for npm", "js").replace(MODEL, endpoint.model))
     assert run(["node", str(file)], endpoint, tmp_path).strip()
@@ -61,7 +61,7 @@ def test_curl(stream: bool, endpoint: Endpoint, tmp_path: Path) -> None:
 
 def test_aider(endpoint: Endpoint, tmp_path: Path) -> None:
     command = block("aider", "bash").replace(MODEL, endpoint.model).rstrip()
-    # A small model may never stop by itself.
+    # A small model may generate without end.
     (tmp_path / "short.yml").write_text(
         f"- name: openai/{endpoint.model}\n  extra_params: {{max_tokens: 40}}\n"
     )
@@ -69,7 +69,7 @@ def test_aider(endpoint: Endpoint, tmp_path: Path) -> None:
     more = [*alone, "--model-settings-file", "short.yml", "--message", "Say hello."]
     path = f"{aider().parent}:{endpoint.environment['PATH']}"
     output = run(["bash", "-euc", f"{command} {shlex.join(more)}"], endpoint, tmp_path, PATH=path)
-    # The second is what it says when the bound of 40 tokens cut the answer.
+    # aider prints the second form when the limit of 40 tokens cut the answer.
     assert re.search(r"Tokens: \S+ sent, \d+ received|Output tokens: ~\d+", output), output
 
 
@@ -77,7 +77,7 @@ def test_continue(endpoint: Endpoint, tmp_path: Path) -> None:
     config = block("Continue", "yaml").replace("http://127.0.0.1:8000/v1", endpoint.url)
     config = config.replace("YOUR-KEY", endpoint.key).replace(MODEL, endpoint.model)
     (tmp_path / "config.yaml").write_text(f"{config}    defaultCompletionOptions: {{maxTokens: 40}}\n")
-    # It always sends its own tools, unless they are excluded.
+    # Continue always sends its own tools, unless they are excluded.
     more = [] if endpoint.tools else ["--exclude", "*"]
     cn = str(npm() / "node_modules/.bin/cn")
     output = run([cn, "--print", "Say hello.", "--config", "config.yaml", *more], endpoint, tmp_path)

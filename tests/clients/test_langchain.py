@@ -41,12 +41,12 @@ def test_tools(chat: ChatOpenAI, endpoint: Endpoint) -> None:
         """Weather of a city."""
         return f"sunny in {city}"
 
-    asker = chat.bind_tools([get_weather])
+    chat_with_tools = chat.bind_tools([get_weather])
     if not endpoint.tools:
         with pytest.raises(BadRequestError, match="tool"):
-            asker.invoke("What is the weather in Paris?")
+            chat_with_tools.invoke("What is the weather in Paris?")
         return
-    answer = asker.invoke("What is the weather in Paris?")
+    answer = chat_with_tools.invoke("What is the weather in Paris?")
     assert [call["name"] for call in answer.tool_calls] == ["get_weather"]
 
 
@@ -72,7 +72,7 @@ def test_embeddings(endpoint: Endpoint) -> None:
     assert len(first) == len(second) > 2
 
 
-def test_a_limit_is_openais_error(faulty: Faulty) -> None:
+def test_an_exceeded_limit_raises_openais_error(faulty: Faulty) -> None:
     chat = ChatOpenAI(
         base_url=faulty.url, api_key=SecretStr(faulty.keys["once-langchain"]), model="good", max_retries=0
     )

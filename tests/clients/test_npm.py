@@ -1,4 +1,4 @@
-"""The npm package `openai`, by Node's own test runner."""
+"""The npm package `openai`, tested with Node's own test runner."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ TESTS = Path(__file__).parent / "npm/openai.test.mjs"
 
 def test_the_npm_package(endpoint: Endpoint, faulty: Faulty) -> None:
     folder = npm()
-    # Node looks for packages beside the file.
+    # Node looks for packages in the folder of the file.
     test = folder / TESTS.name
     test.write_bytes(TESTS.read_bytes())
     environment = endpoint.environment | {
@@ -21,8 +21,8 @@ def test_the_npm_package(endpoint: Endpoint, faulty: Faulty) -> None:
         "FAULTY_URL": faulty.url,
         "FAULTY_KEYS": json.dumps(faulty.keys),
     }
-    done = subprocess.run(
+    process = subprocess.run(
         ["node", "--test", str(test)], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "# fail 0" in done.stdout
+    assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
+    assert "# fail 0" in process.stdout

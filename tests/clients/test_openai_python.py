@@ -1,4 +1,4 @@
-"""The `openai` Python package: each feature as its users call it, and each of its error classes."""
+"""The `openai` Python package: each feature as users call it, and each of its error classes."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ def test_max_completion_tokens_bounds_the_answer(client: OpenAI, endpoint: Endpo
     assert 0 < answer.usage.completion_tokens <= 2
 
 
-def test_limits_are_told_in_headers(faulty: Faulty) -> None:
+def test_responses_have_the_limits_in_their_headers(faulty: Faulty) -> None:
     client = OpenAI(base_url=faulty.url, api_key=faulty.keys["once-python"], max_retries=0)
     raw = client.chat.completions.with_raw_response.create(model="good", messages=HELLO, max_tokens=2)
     assert raw.headers["x-ratelimit-limit-requests"] == "1"
@@ -72,7 +72,7 @@ def test_stream(client: OpenAI, endpoint: Endpoint) -> None:
     )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert chunks[-1].choices[0].finish_reason in {"stop", "length"}
-    # The usage was not asked for, so it does not come, though the gateway asks the engine for it.
+    # The client did not request the usage, so it gets none, although the gateway requests it from the engine.
     assert all(chunk.choices and chunk.usage is None for chunk in chunks)
 
 
@@ -100,7 +100,7 @@ def test_stream_helper(client: OpenAI, endpoint: Endpoint) -> None:
 
 
 def refuses_tools(client: OpenAI, endpoint: Endpoint) -> bool:
-    """Say whether the model knows no tools, for which 400 is the right answer."""
+    """Return whether the model lacks tools; then check that tools are refused with 400."""
     if not endpoint.tools:
         with pytest.raises(openai.BadRequestError, match="tool"):
             client.chat.completions.create(model=endpoint.model, messages=WEATHER, tools=[TOOL])
@@ -118,13 +118,13 @@ def test_tools(client: OpenAI, endpoint: Endpoint) -> None:
     assert call.function.name == "get_weather"
     assert "city" in json.loads(call.function.arguments)
     assert answer.choices[0].finish_reason == "tool_calls"
-    # The answer of the tool goes back and is taken.
-    told: list[Any] = [
+    # The tool's result is sent back and accepted.
+    conversation: list[Any] = [
         *WEATHER,
         answer.choices[0].message,
         {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
     ]
-    after = client.chat.completions.create(model=endpoint.model, messages=told, max_tokens=8)
+    after = client.chat.completions.create(model=endpoint.model, messages=conversation, max_tokens=8)
     assert after.choices[0].message.content
 
 
@@ -177,7 +177,7 @@ def test_legacy_completions(client: OpenAI, endpoint: Endpoint) -> None:
 
 
 def test_embeddings(client: OpenAI, endpoint: Endpoint) -> None:
-    # The package asks for base64 by itself and unpacks it.
+    # The package requests base64 by default and decodes it.
     answer = client.embeddings.create(model=endpoint.model, input=["one", "two"])
     assert [entry.index for entry in answer.data] == [0, 1]
     assert all(isinstance(number, float) for number in answer.data[0].embedding)
@@ -243,30 +243,30 @@ def test_the_asynchronous_client(endpoint: Endpoint) -> None:
 # Errors
 
 
-def ask(faulty: Faulty, model: str = "good", alias: str = "any", **fields: Any) -> Any:
+def send(faulty: Faulty, model: str = "good", alias: str = "any", **fields: Any) -> Any:
     client = OpenAI(base_url=faulty.url, api_key=faulty.keys.get(alias, alias), max_retries=0, timeout=30)
     return client.chat.completions.create(**{"model": model, "messages": HELLO, "max_tokens": 4, **fields})
 
 
-@pytest.mark.parametrize(("key", "word"), [("sk-wrong", "not valid"), ("expired", "expired")])
-def test_authentication_error(faulty: Faulty, key: str, word: str) -> None:
-    with pytest.raises(openai.AuthenticationError, match=word) as refused:
-        ask(faulty, alias=key)
+@pytest.mark.parametrize(("key", "message"), [("sk-wrong", "not valid"), ("expired", "expired")])
+def test_authentication_error(faulty: Faulty, key: str, message: str) -> None:
+    with pytest.raises(openai.AuthenticationError, match=message) as refused:
+        send(faulty, alias=key)
     assert refused.value.code == "invalid_api_key"
 
 
 @pytest.mark.parametrize(("model", "alias"), [("none", "any"), ("broken", "good-only")])
 def test_not_found_error(faulty: Faulty, model: str, alias: str) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
-        ask(faulty, model, alias)
+        send(faulty, model, alias)
     assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
     client = OpenAI(base_url=faulty.url, api_key=faulty.keys[alias], max_retries=0)
-    assert model not in [one.id for one in client.models.list()]
+    assert model not in [listed.id for listed in client.models.list()]
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve(model)
 
 
-def test_not_found_error_for_what_is_not_there(faulty: Faulty) -> None:
+def test_not_found_error_for_a_missing_route(faulty: Faulty) -> None:
     client = OpenAI(base_url=faulty.url, api_key=faulty.keys["any"], max_retries=0)
     with pytest.raises(openai.NotFoundError, match="/v1/chat/completions"):
         client.images.generate(prompt="a house", model="good")
@@ -285,14 +285,14 @@ def test_not_found_error_for_what_is_not_there(faulty: Faulty) -> None:
 )
 def test_bad_request_error(faulty: Faulty, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        ask(faulty, **fields)
+        send(faulty, **fields)
     assert refused.value.type == "invalid_request_error"
     assert param in str(refused.value.param)
 
 
 def test_bad_request_error_over_the_context(faulty: Faulty) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        ask(faulty, messages=[{"role": "user", "content": "word " * 5000}])
+        send(faulty, messages=[{"role": "user", "content": "word " * 5000}])
     assert refused.value.code == "context_length_exceeded"
 
 
@@ -302,33 +302,33 @@ def test_bad_request_error_over_the_context(faulty: Faulty) -> None:
 )
 def test_internal_server_error(faulty: Faulty, model: str, statuses: set[int]) -> None:
     with pytest.raises(openai.InternalServerError) as failed:
-        ask(faulty, model)
+        send(faulty, model)
     assert failed.value.status_code in statuses
     assert failed.value.type
     assert failed.value.message
 
 
-def test_a_time_out_is_not_asked_again(faulty: Faulty) -> None:
-    def came() -> int:
+def test_a_timed_out_request_is_not_retried(faulty: Faulty) -> None:
+    def count_arrivals() -> int:
         text = servers.get(f"{faulty.engine_url}/fake/stats")[1]
-        return sum(one["model"] == "silent" for one in json.loads(text)["arrivals"])
+        return sum(arrival["model"] == "silent" for arrival in json.loads(text)["arrivals"])
 
-    before = came()
+    before = count_arrivals()
     client = OpenAI(base_url=faulty.url, api_key=faulty.keys["any"], max_retries=2, timeout=30)
     with pytest.raises(openai.InternalServerError) as failed:
         client.chat.completions.create(model="silent", messages=HELLO, max_tokens=4)
     assert failed.value.status_code == 504
-    assert came() - before == 1
+    assert count_arrivals() - before == 1
 
 
 def test_an_error_inside_a_stream(faulty: Faulty) -> None:
     with pytest.raises(openai.APIError) as failed:
-        for _ in ask(faulty, "cut", stream=True):
+        for _ in send(faulty, "cut", stream=True):
             pass
     assert failed.value.message
 
 
-def test_an_error_class_of_responses(faulty: Faulty) -> None:
+def test_error_classes_of_responses(faulty: Faulty) -> None:
     client = OpenAI(base_url=faulty.url, api_key=faulty.keys["any"], max_retries=0)
     with pytest.raises(openai.BadRequestError, match="previous_response_id"):
         client.responses.create(model="good", input="x", previous_response_id="resp_1")

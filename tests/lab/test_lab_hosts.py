@@ -1,6 +1,6 @@
-"""The lab on this machine: real hosts of both suites, started from a copy of the lab like a checkout.
+"""The lab on this machine: real hosts of both suites, started from a copy of the lab as from a checkout.
 
-Needs root and a machine that can boot lab hosts; these tests are a folder of their own for that reason.
+These tests have their own folder because they need root and a machine that can boot lab hosts.
 """
 
 import json
@@ -20,7 +20,7 @@ HOSTS = {"new": "trixie", "old": "bookworm"}
 
 
 class Checkout:
-    """A copy of the lab's program with state of its own; only the built images are the real one's."""
+    """A copy of the lab's program with its own state; it shares only the built images."""
 
     def __init__(self, folder: Path, state: Path) -> None:
         shutil.copytree(SOURCE, folder / "lab")
@@ -33,7 +33,7 @@ class Checkout:
         self.environment = {**os.environ, "BEDPLATE_LAB": "main", **folders}
 
     def __call__(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
+        process = subprocess.run(
             [self.command, *words],
             env=self.environment,
             capture_output=True,
@@ -41,34 +41,34 @@ class Checkout:
             timeout=300,
             check=False,
         )
-        said = f"lab {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
-        assert not check or done.returncode == 0, said
-        return done
+        message = f"lab {' '.join(words)}: {process.returncode}\n{process.stdout}{process.stderr}"
+        assert not check or process.returncode == 0, message
+        return process
 
 
 @pytest.fixture(scope="module", name="lab")
 def _lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    """Boot one host of each suite; at the end, look for anything that they left on the machine."""
+    """Boot one host of each suite; at the end, check that they left nothing on the machine."""
     checkout = Checkout(tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("state"))
     for name, suite in HOSTS.items():
         checkout("up", name, "--suite", suite)
-    there = traces(checkout)
-    assert all(there[kind] for kind in ("namespaces", "links", "tables", "groups", "processes")), there
+    present = traces(checkout)
+    assert all(present[kind] for kind in ("namespaces", "links", "tables", "groups", "processes")), present
     yield checkout
     checkout("down", "--all-labs")
     left, guarded = traces(checkout), checkout("guard", check=False).returncode
     records = [json.loads(file.read_text()) for file in checkout.state.rglob("network.json")]
     checkout("purge")
     guards = output("ip", "route", "show", "type", "blackhole")
-    assert not [record for record in records if record["subnet"] in guards], "purge has to remove every guard"
+    assert not [record for record in records if record["subnet"] in guards], "purge must remove every guard"
     assert not any(left.values()), left
-    assert guarded == 0, "the guard has to stay after the last host"
+    assert guarded == 0, "the guard must stay after the last host"
     assert not list(checkout.cache.iterdir())
 
 
 @pytest.fixture(scope="module", name="other")
 def _other(lab: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    """Use a second checkout, then delete it with a host still up: `down --all-labs` has to notice."""
+    """Use a second checkout, then delete it with a host still up: `down --all-labs` must remove that host."""
     folder = tmp_path_factory.mktemp("other")
     yield Checkout(folder, lab.state)
     shutil.rmtree(folder)
@@ -102,7 +102,7 @@ def lab_ids(lab: Checkout) -> list[str]:
 def traces(lab: Checkout) -> dict[str, list[str]]:
     """Return everything on this machine that belongs to the hosts of a checkout."""
     marks = (*lab_ids(lab), str(lab.state))
-    found = {
+    candidates = {
         "namespaces": output("ip", "netns", "list").splitlines(),
         "links": output("ip", "-oneline", "link").splitlines(),
         "tables": output("nft", "list", "tables").splitlines(),
@@ -110,27 +110,28 @@ def traces(lab: Checkout) -> dict[str, list[str]]:
         "nspawn": [str(path) for path in Path("/run/systemd/nspawn").rglob("*")],
         "groups": [str(folder) for folder in Path("/sys/fs/cgroup").rglob("bedplate-*")],
         "processes": [
-            _words(folder / "cmdline") + _words(folder / "cgroup")
+            _read(folder / "cmdline") + _read(folder / "cgroup")
             for folder in Path("/proc").glob("[0-9]*")
-            if "State:\tZ" not in _words(folder / "status")  # ended, only not yet collected by its parent
+            if "State:\tZ" not in _read(folder / "status")  # a zombie that its parent has not reaped yet
         ],
     }
     return {
-        kind: [line for line in lines if any(mark in line for mark in marks)] for kind, lines in found.items()
+        kind: [line for line in lines if any(mark in line for mark in marks)]
+        for kind, lines in candidates.items()
     }
 
 
-def _words(file: Path) -> str:
+def _read(file: Path) -> str:
     try:
         return file.read_text()
     except OSError:
         return ""
 
 
-def wait_until(lab: Checkout, question: str, true_in_host: str, seconds: float = 20) -> None:
+def wait_until(lab: Checkout, script: str, name: str, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
-    while in_host(lab, true_in_host, question, check=False).returncode != 0:
-        assert time.monotonic() < deadline, f"not true in {true_in_host} within {seconds} s: {question}"
+    while in_host(lab, name, script, check=False).returncode != 0:
+        assert time.monotonic() < deadline, f"not true in {name} within {seconds} s: {script}"
         time.sleep(0.2)
 
 
@@ -299,17 +300,19 @@ def test_a_changed_host_key_is_refused(lab: Checkout, tmp_path: Path) -> None:
     keys = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
     other.write_text(f"{address['new']} {keys[address['old']]}\n")
     options = ["-o", f"UserKnownHostsFile={other}", "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes"]
-    done = subprocess.run(["ssh", "-i", _key(lab), *options, f"root@{address['new']}", "true"], check=False)
-    assert done.returncode == 255
+    process = subprocess.run(
+        ["ssh", "-i", _key(lab), *options, f"root@{address['new']}", "true"], check=False
+    )
+    assert process.returncode == 255
 
 
-def test_up_mends_a_host_whose_supervisor_was_killed(lab: Checkout) -> None:
+def test_up_repairs_a_host_whose_supervisor_was_killed(lab: Checkout) -> None:
     (unit,) = [f"bedplate-{each}-new" for each in lab_ids(lab)]
     supervisors = [
         int(file.parent.name)
         for file in Path("/proc").glob("[0-9]*/cmdline")
-        if unit in _words(file)
-        and _words(file).startswith(("/bin/sh", "systemd-nspawn", "/usr/bin/systemd-nspawn"))
+        if unit in _read(file)
+        and _read(file).startswith(("/bin/sh", "systemd-nspawn", "/usr/bin/systemd-nspawn"))
     ]
     assert supervisors
     for process in sorted(supervisors):
@@ -321,7 +324,7 @@ def test_up_mends_a_host_whose_supervisor_was_killed(lab: Checkout) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5])
-def test_up_mends_what_a_killed_up_left(lab: Checkout, seconds: float) -> None:
+def test_up_cleans_up_after_a_killed_up(lab: Checkout, seconds: float) -> None:
     half = subprocess.Popen([lab.command, "up", "half"], env=lab.environment, stderr=subprocess.DEVNULL)
     time.sleep(seconds)
     half.kill()
@@ -407,7 +410,7 @@ def test_two_ups_at_once_share_the_work(lab: Checkout) -> None:
     lab("down", "one", "two")
 
 
-def test_mistakes_are_answered_in_one_sentence(lab: Checkout) -> None:
+def test_a_wrong_command_line_is_refused_in_one_sentence(lab: Checkout) -> None:
     for words in (
         ["ssh", "nobody"],
         ["up", "Bad_Name"],

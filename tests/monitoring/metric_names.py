@@ -12,7 +12,7 @@ SOURCES = (
     "grafana/bedplate.json",
     "docs/**/*.md",
     "dashboard_app/src/*/*.py",
-    "traffic/src/*/*.py",
+    "traffic/src/**/*.py",
 )
 # Some settings have similar names.
 NAME = re.compile(

@@ -1,4 +1,4 @@
-"""The canary: asks only what is loaded and used by others, and tells Prometheus."""
+"""`traffic canary`: sends a request only for a model that is loaded and used, and writes its metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
-from traffic.canary import Gateway, State, not_asked
 from traffic.cli import main
+from traffic.commands.canary import ModelUse, State, find_skip_reason
 from traffic_fakes import serving
 
 MODEL = "smollm2:135m"
 
 
 class FakeGateway:
-    """Answers chat requests and tells metrics as a test wants."""
+    """Serves chat completions and metrics as a test configures them."""
 
     def __init__(self) -> None:
         self.loaded = 1
         self.others = 0
         self.own = 0
         self.status = 200
-        self.asked: list[Any] = []
+        self.requests: list[Any] = []
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -49,7 +49,7 @@ class FakeGateway:
         return web.Response(text="\n".join(lines) + "\n")
 
     async def _chat(self, request: web.Request) -> web.Response:
-        self.asked.append(await request.json())
+        self.requests.append(await request.json())
         assert request.headers["Authorization"] == "Bearer sk-canary"
         self.own += 1
         if self.status != 200:
@@ -59,7 +59,7 @@ class FakeGateway:
 
 
 class Canary:
-    """Runs the command with files of its own."""
+    """Runs the command with its own files."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
@@ -68,8 +68,8 @@ class Canary:
         self.arguments += ["--model", MODEL, "--key-file", str(folder / "key")]
         self.arguments += ["--state", str(folder / "state.json"), "--textfile", str(folder / "canary.prom")]
 
-    def look(self) -> tuple[str, dict[str, float]]:
-        """Run it; returns its result, and its other metrics."""
+    def check(self) -> tuple[str, dict[str, float]]:
+        """Run the command; returns its result, and its other metrics."""
         with pytest.raises(SystemExit) as ended:
             main(self.arguments)
         assert ended.value.code == 0
@@ -89,61 +89,63 @@ def gateway() -> FakeGateway:
     return FakeGateway()
 
 
-def test_it_asks_once_for_each_time_that_others_asked(tmp_path: Path, gateway: FakeGateway) -> None:
+def test_it_sends_one_request_each_time_other_clients_were_answered(
+    tmp_path: Path, gateway: FakeGateway
+) -> None:
     with serving(gateway.application) as url:
         canary = Canary(tmp_path, url)
-        assert canary.look()[0] == "not_used"
+        assert canary.check()[0] == "not_used"
         gateway.others = 3
-        result, metrics = canary.look()
+        result, metrics = canary.check()
         assert result == "answered"
         assert metrics["success"] == 1
         assert 0 < metrics["first_token_seconds"] <= metrics["seconds"] < 5
-        # Its own question is nobody else's, and its last answer stays told.
-        result, again = canary.look()
+        # Its own request is no use by other clients, and the metrics of its last answer stay.
+        result, again = canary.check()
         assert (result, again["seconds"]) == ("not_used", metrics["seconds"])
         assert again["last_run_timestamp_seconds"] > metrics["last_run_timestamp_seconds"]
-        assert len(gateway.asked) == 1
+        assert len(gateway.requests) == 1
         gateway.others = 1
-        assert canary.look()[0] == "answered"
-    assert gateway.asked[0]["max_tokens"] == 1
+        assert canary.check()[0] == "answered"
+    assert gateway.requests[0]["max_tokens"] == 1
 
 
-def test_what_is_not_loaded_is_not_asked(tmp_path: Path, gateway: FakeGateway) -> None:
+def test_a_model_that_is_not_loaded_gets_no_request(tmp_path: Path, gateway: FakeGateway) -> None:
     gateway.loaded, gateway.others = 0, 3
     with serving(gateway.application) as url:
-        result, metrics = Canary(tmp_path, url).look()
-    assert (result, metrics["success"], gateway.asked) == ("not_loaded", 1, [])
+        result, metrics = Canary(tmp_path, url).check()
+    assert (result, metrics["success"], gateway.requests) == ("not_loaded", 1, [])
 
 
-def test_a_failure_is_asked_again_until_it_is_mended(tmp_path: Path, gateway: FakeGateway) -> None:
+def test_a_failed_check_is_repeated_until_it_succeeds(tmp_path: Path, gateway: FakeGateway) -> None:
     gateway.others, gateway.status = 3, 503
     with serving(gateway.application) as url:
         canary = Canary(tmp_path, url)
         for _ in range(2):
-            result, metrics = canary.look()
+            result, metrics = canary.check()
             assert (result, metrics["success"]) == ("failed", 0)
         gateway.status = 200
-        assert canary.look()[0] == "answered"
-        assert canary.look()[0] == "not_used"
-    assert len(gateway.asked) == 3
+        assert canary.check()[0] == "answered"
+        assert canary.check()[0] == "not_used"
+    assert len(gateway.requests) == 3
 
 
-def test_a_gateway_that_is_gone_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result, metrics = Canary(tmp_path, "http://127.0.0.1:1/v1").look()
+def test_an_unreachable_gateway_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, metrics = Canary(tmp_path, "http://127.0.0.1:1/v1").check()
     assert (result, metrics["success"]) == ("failed", 0)
-    assert "http://127.0.0.1:1/metrics says nothing" in capsys.readouterr().out
+    assert "http://127.0.0.1:1/metrics returns no metrics" in capsys.readouterr().out
 
 
-def test_a_broken_state_is_no_obstacle(tmp_path: Path, gateway: FakeGateway) -> None:
+def test_a_broken_state_file_is_ignored(tmp_path: Path, gateway: FakeGateway) -> None:
     gateway.others = 1
     with serving(gateway.application) as url:
         canary = Canary(tmp_path, url)
         (tmp_path / "state.json").write_text('{"us')
-        assert canary.look()[0] == "answered"
+        assert canary.check()[0] == "answered"
 
 
 @pytest.mark.parametrize("name", ["key", "canary.prom", "state.json"])
-def test_a_file_that_cannot_be_used_is_said(
+def test_an_unusable_file_is_named_in_the_error(
     tmp_path: Path, gateway: FakeGateway, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     with serving(gateway.application) as url:
@@ -153,21 +155,21 @@ def test_a_file_that_cannot_be_used_is_said(
         with pytest.raises(SystemExit) as ended:
             main(canary.arguments)
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert str(tmp_path) in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert str(tmp_path) in message
 
 
 @pytest.mark.parametrize(
-    ("gateway", "state", "reason"),
+    ("use", "state", "reason"),
     [
-        (Gateway(loaded=True, uses=5), State(uses=4), None),
-        (Gateway(loaded=True, uses=4), State(uses=4), "not_used"),
-        (Gateway(loaded=True, uses=4), State(uses=4, failed=True), None),
-        (Gateway(loaded=False, uses=5), State(uses=4, failed=True), "not_loaded"),
-        (Gateway(loaded=True, uses=0), State(uses=4), "not_used"),
-        (Gateway(loaded=True, uses=1), State(uses=4), None),
+        (ModelUse(loaded=True, uses=5), State(uses=4), None),
+        (ModelUse(loaded=True, uses=4), State(uses=4), "not_used"),
+        (ModelUse(loaded=True, uses=4), State(uses=4, failed=True), None),
+        (ModelUse(loaded=False, uses=5), State(uses=4, failed=True), "not_loaded"),
+        (ModelUse(loaded=True, uses=0), State(uses=4), "not_used"),
+        (ModelUse(loaded=True, uses=1), State(uses=4), None),
     ],
 )
-def test_when_it_asks(gateway: Gateway, state: State, reason: str | None) -> None:
-    assert not_asked(gateway, state) == reason
+def test_when_it_skips_the_request(use: ModelUse, state: State, reason: str | None) -> None:
+    assert find_skip_reason(use, state) == reason

@@ -1,4 +1,4 @@
-"""`traffic compare`: what is worse, and what cannot be compared."""
+"""`traffic compare`: which differences count as worse, and which reports cannot be compared."""
 
 import json
 from pathlib import Path
@@ -34,11 +34,11 @@ def compared(folder: Path, first: Any, second: Any, *more: str) -> int:
 
 def changed(report: Any, name: str, value: Any) -> Any:
     copy = json.loads(json.dumps(report))
-    here = copy["classes"][0]
-    *way, last = name.split(".")
-    for step in way:
-        here = here[step]
-    here[last] = value
+    parent = copy["classes"][0]
+    *path, last = name.split(".")
+    for key in path:
+        parent = parent[key]
+    parent[last] = value
     return copy
 
 
@@ -62,12 +62,12 @@ def test_equal_runs_are_equal(tmp_path: Path, report: Any, capsys: pytest.Captur
         ("good_ratio", (None, 0.5), False),
     ],
 )
-def test_what_is_worse_decides(
+def test_a_worse_number_sets_the_exit_status(
     tmp_path: Path, report: Any, name: str, values: tuple[Any, Any], worse: bool
 ) -> None:
     first, second = values
-    found = compared(tmp_path, changed(report, name, first), changed(report, name, second))
-    assert found == int(worse)
+    exit_status = compared(tmp_path, changed(report, name, first), changed(report, name, second))
+    assert exit_status == int(worse)
 
 
 def test_the_tolerance_is_the_users(tmp_path: Path, report: Any) -> None:
@@ -78,25 +78,30 @@ def test_the_tolerance_is_the_users(tmp_path: Path, report: Any) -> None:
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ("{", "is no report of `traffic run` with schema 2 (it: Invalid JSON"),
-        ({"schema": 1, "ok": True}, "is no report of `traffic run` with schema 2 (schema: Input should be 2"),
-        ([], "is no report"),
+        ("{", "is not a report of `traffic run` with schema 2 (Invalid JSON"),
+        (
+            {"schema": 1, "ok": True},
+            "is not a report of `traffic run` with schema 2 (schema: Input should be 2",
+        ),
+        ([], "is not a report"),
     ],
 )
-def test_what_is_no_report_is_said(
+def test_a_file_that_is_no_report_is_refused(
     tmp_path: Path, report: Any, capsys: pytest.CaptureFixture[str], second: Any, message: str
 ) -> None:
     assert compared(tmp_path, report, second) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
-def test_different_classes_are_said(tmp_path: Path, report: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_different_classes_are_refused(
+    tmp_path: Path, report: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert compared(tmp_path, report, changed(report, "name", "other")) == 2
     assert "different classes (options; other)" in capsys.readouterr().err
 
 
-def test_a_missing_report_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_report_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert status("compare", "/nowhere/a.json", "/nowhere/b.json") == 2
     assert "cannot be read (No such file or directory)" in capsys.readouterr().err

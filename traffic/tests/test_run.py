@@ -1,4 +1,4 @@
-"""`traffic run` as its users meet it: loads, classes, refusals, faults, reports and exit statuses."""
+"""`traffic run` from the command line: loads, classes, refusals, faults, reports and exit statuses."""
 
 import gc
 import json
@@ -18,9 +18,9 @@ import yaml
 from aiohttp import ClientResponse, web
 from pydantic import TypeAdapter
 from traffic.cli import main
-from traffic.client import Reply
-from traffic.fake_server import Behaviour, Fault
-from traffic.report import Report
+from traffic.fake_engine.server import Behaviour, Fault
+from traffic.load.client import Exchange
+from traffic.report.model import Report
 from traffic_fakes import answering, engine, serving
 
 KEY = "sk-test-very-secret"
@@ -48,13 +48,13 @@ class Ran:
         self.report: Any = json.loads(self.file.read_text())
 
     def of(self, name: str) -> Any:
-        (one,) = (one for one in self.report["classes"] if one["name"] == name)
-        return one
+        (report,) = (report for report in self.report["classes"] if report["name"] == name)
+        return report
 
     @property
     def only(self) -> Any:
-        (one,) = self.report["classes"]
-        return one
+        (report,) = self.report["classes"]
+        return report
 
 
 def profile(folder: Path, *classes: dict[str, Any], **settings: Any) -> str:
@@ -67,31 +67,31 @@ def burst(name: str = "a", size: int = 10, **settings: Any) -> dict[str, Any]:
     return {"name": name, "load": {"shape": "burst", "size": size}, **settings}
 
 
-def test_an_open_loop_keeps_its_times(tmp_path: Path) -> None:
+def test_an_open_loop_sends_on_schedule(tmp_path: Path) -> None:
     with engine(Behaviour(concurrency=50, prompt_seconds=0.1, seconds_per_token=0.02, tokens=5)) as (
         url,
         fake,
     ):
         ran = Ran(tmp_path, url, "--rate", "40", "--seconds", "1")
     assert ran.status == 0
-    one = ran.only
-    assert one["slots"] == {"planned": 40, "sent": 40, "missed": 0, "unsent": 0}
-    assert one["answered"] == fake.outcomes["served"] == 40
-    assert one["intended_rate"] == 40
-    assert 36 < one["real_rate"] < 44
-    # The engine's first token comes after 0.12 s, its last after 0.2 s.
-    assert 0.119 < one["first_token"]["p50"] < 0.14
-    assert 0.199 < one["end_to_end"]["p50"] < 0.23
-    assert 0.015 < one["inter_token"]["p50"] < 0.025
-    assert one["inter_token"]["count"] == 40 * 4
-    assert one["completion_tokens"] == sum(arrival.completion_tokens for arrival in fake.arrivals) == 200
-    assert one["prompt_tokens"] == sum(arrival.prompt_tokens for arrival in fake.arrivals) == 40 * 12
-    assert one["status"] == {"200": 40, "2xx": 40}
+    report = ran.only
+    assert report["slots"] == {"planned": 40, "sent": 40, "missed": 0, "unsent": 0}
+    assert report["answered"] == fake.outcomes["served"] == 40
+    assert report["intended_rate"] == 40
+    assert 36 < report["real_rate"] < 44
+    # The engine sends its first token after 0.12 s, its last after 0.2 s.
+    assert 0.119 < report["first_token"]["p50"] < 0.14
+    assert 0.199 < report["end_to_end"]["p50"] < 0.23
+    assert 0.015 < report["inter_token"]["p50"] < 0.025
+    assert report["inter_token"]["count"] == 40 * 4
+    assert report["completion_tokens"] == sum(arrival.completion_tokens for arrival in fake.arrivals) == 200
+    assert report["prompt_tokens"] == sum(arrival.prompt_tokens for arrival in fake.arrivals) == 40 * 12
+    assert report["status"] == {"200": 40, "2xx": 40}
     assert len(ran.report["requests"]) == 40
 
 
-def test_the_wait_for_a_late_start_counts(tmp_path: Path) -> None:
-    """A slow engine shows in the times, since they run from the moment at which a request was due."""
+def test_times_are_measured_from_when_a_request_was_due(tmp_path: Path) -> None:
+    """So a slow engine shows in the times, even where it delays the sending."""
     with engine(Behaviour(concurrency=1, prompt_seconds=0.05, tokens=1)) as (url, _):
         ran = Ran(tmp_path, url, "--rate", "100", "--seconds", "0.2")
     assert ran.only["end_to_end"]["max"] > 20 * 0.05 - 0.2 - 0.05
@@ -106,7 +106,7 @@ def test_missed_slots_are_counted(tmp_path: Path) -> None:
     assert len(fake.arrivals) == 5
 
 
-def test_a_closed_loop_holds_its_concurrency(tmp_path: Path) -> None:
+def test_a_closed_loop_keeps_its_concurrency(tmp_path: Path) -> None:
     with engine(Behaviour(concurrency=50, prompt_seconds=0.02, tokens=2)) as (url, fake):
         ran = Ran(tmp_path, url, "--concurrency", "4", "--requests", "30")
     assert ran.status == 0
@@ -115,20 +115,18 @@ def test_a_closed_loop_holds_its_concurrency(tmp_path: Path) -> None:
     assert ran.only["intended_rate"] is None
 
 
-def test_a_closed_loop_ends_with_its_time(tmp_path: Path) -> None:
+def test_a_closed_loop_ends_after_its_seconds(tmp_path: Path) -> None:
     with engine() as (url, _):
         ran = Ran(tmp_path, url, "--concurrency", "2", "--seconds", "0.3")
     assert ran.status == 0
     assert 0.3 <= ran.report["seconds"] < 1
 
 
-def test_classes_have_their_keys_and_their_own_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str] = []
+def test_each_class_has_its_own_key_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authorizations: list[str] = []
 
     async def handle(request: web.Request) -> web.Response:
-        seen.append(request.headers["Authorization"])
+        authorizations.append(request.headers["Authorization"])
         body = await request.json()
         assert body["stream"] is False
         message = {"role": "assistant", "content": "hi"}
@@ -147,7 +145,7 @@ def test_classes_have_their_keys_and_their_own_numbers(
     with serving(answering(handle)) as url:
         ran = Ran(tmp_path, url, profile(tmp_path, *classes), "--keys", str(keys))
     assert ran.status == 0
-    assert sorted(seen) == ["Bearer sk-high"] * 2 + ["Bearer sk-low"] * 3
+    assert sorted(authorizations) == ["Bearer sk-high"] * 2 + ["Bearer sk-low"] * 3
     assert (ran.of("a")["completion_tokens"], ran.of("b")["completion_tokens"]) == (6, 4)
     assert ran.of("a")["queue_wait"]["p50"] == 0.25
     assert ran.of("a")["first_token"]["count"] == 0
@@ -156,28 +154,28 @@ def test_classes_have_their_keys_and_their_own_numbers(
 
 
 def refusing(times: int, headers: dict[str, str]) -> tuple[Any, list[float]]:
-    """Return a handler that refuses its first requests, and the moments at which it was asked."""
-    asked: list[float] = []
+    """Return a handler that refuses its first requests, and the moments at which requests arrived."""
+    arrivals: list[float] = []
 
     async def handle(_: web.Request) -> web.Response:
-        asked.append(time.monotonic())
-        if len(asked) <= times:
-            words = f"slow down for {len(asked)}.5 s"
-            return web.json_response({"error": {"message": words}}, status=429, headers=headers)
+        arrivals.append(time.monotonic())
+        if len(arrivals) <= times:
+            text = f"slow down for {len(arrivals)}.5 s"
+            return web.json_response({"error": {"message": text}}, status=429, headers=headers)
         message = {"role": "assistant", "content": "hi"}
         body = {"choices": [{"message": message}], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
         return web.json_response(body)
 
-    return handle, asked
+    return handle, arrivals
 
 
 @pytest.mark.parametrize("headers", [{"Retry-After": "1"}, {"Retry-After": "60", "retry-after-ms": "300"}])
 def test_retry_after_is_obeyed(tmp_path: Path, headers: dict[str, str]) -> None:
-    handle, asked = refusing(1, headers)
+    handle, arrivals = refusing(1, headers)
     with serving(answering(handle)) as url:
         ran = Ran(tmp_path, url, profile(tmp_path, burst(size=1, stream=False, retries=3)))
     assert ran.status == 0
-    assert asked[1] - asked[0] >= (0.3 if len(headers) == 2 else 1)
+    assert arrivals[1] - arrivals[0] >= (0.3 if len(headers) == 2 else 1)
     assert ran.only["retry_after"] == {"seen": 1, "obeyed": 1, "answered": 1}
     assert ran.report["requests"][0]["retries"] == 1
     assert ran.only["end_to_end"]["max"] >= 0.3
@@ -196,15 +194,15 @@ def test_refusals_are_no_failures(tmp_path: Path) -> None:
     assert (ran.only["refused"], ran.only["retry_after"]["seen"]) == (4, 4)
     # Refusals that differ only in their seconds are one line.
     assert ran.only["errors"] == {"status 429: slow down for … s": 4}
-    assert "status 429: slow down for 1.5 s" in {one["error"] for one in ran.report["requests"]}
+    assert "status 429: slow down for 1.5 s" in {request["error"] for request in ran.report["requests"]}
 
 
 def test_the_first_refusal_may_end_a_class(tmp_path: Path) -> None:
-    handle, asked = refusing(0, {})
+    handle, arrivals = refusing(0, {})
 
     async def third(request: web.Request) -> web.Response:
-        answer: web.Response = await handle(request)
-        return answer if len(asked) < 3 else web.json_response({}, status=429)
+        response: web.Response = await handle(request)
+        return response if len(arrivals) < 3 else web.json_response({}, status=429)
 
     load = {"shape": "closed", "concurrency": 1, "requests": 50}
     with serving(answering(third)) as url:
@@ -213,42 +211,42 @@ def test_the_first_refusal_may_end_a_class(tmp_path: Path) -> None:
             url,
             profile(tmp_path, {"name": "a", "load": load, "stream": False, "stop_at_refusal": True}),
         )
-    assert len(asked) == 3
+    assert len(arrivals) == 3
     assert ran.only["tokens_before_last"] == 3
 
 
-def test_clients_that_leave_are_no_failures(tmp_path: Path) -> None:
-    leaving = burst("leavers", 5, cancel={"share": 1, "after": "first_token", "after_seconds": 0.05})
-    waiting = burst("early", 5, cancel={"share": 1, "after_seconds": 0.02})
-    staying = burst("stayers", 5)
+def test_disconnected_clients_are_no_failures(tmp_path: Path) -> None:
+    late = burst("late", 5, cancel={"share": 1, "after": "first_token", "after_seconds": 0.05})
+    early = burst("early", 5, cancel={"share": 1, "after_seconds": 0.02})
+    never = burst("never", 5)
     behaviour = Behaviour(concurrency=50, prompt_seconds=0.1, seconds_per_token=0.1, tokens=5)
     with engine(behaviour) as (url, fake):
-        ran = Ran(tmp_path, url, profile(tmp_path, leaving, waiting, staying))
+        ran = Ran(tmp_path, url, profile(tmp_path, late, early, never))
         time.sleep(0.3)
         assert (fake.outcomes["served"], fake.outcomes["fault"]) == (5, 0)
     assert ran.status == 0
-    assert [ran.of(name)["cancelled"] for name in ("leavers", "early", "stayers")] == [5, 5, 0]
-    lefts = [one for one in ran.report["requests"] if one["class_name"] == "leavers"]
-    assert all(one["first_token"] >= 0.2 and 0.25 <= one["seconds"] < 0.4 for one in lefts)
+    assert [ran.of(name)["cancelled"] for name in ("late", "early", "never")] == [5, 5, 0]
+    requests = [request for request in ran.report["requests"] if request["class_name"] == "late"]
+    assert all(request["first_token"] >= 0.2 and 0.25 <= request["seconds"] < 0.4 for request in requests)
 
 
-def test_nothing_of_clients_that_left_is_kept(tmp_path: Path) -> None:
-    """aiohttp's one exception for closed connections may keep whatever was closed."""
+def test_disconnected_clients_leave_no_objects_in_memory(tmp_path: Path) -> None:
+    """aiohttp's shared exception for closed connections could keep references to them."""
     with engine(Behaviour(concurrency=50, seconds_per_token=0.05, tokens=50)) as (url, _):
-        leaving = burst(size=20, cancel={"share": 1, "after": "first_token", "after_seconds": 0.02})
-        assert Ran(tmp_path, url, profile(tmp_path, leaving)).only["cancelled"] == 20
+        cancelling = burst(size=20, cancel={"share": 1, "after": "first_token", "after_seconds": 0.02})
+        assert Ran(tmp_path, url, profile(tmp_path, cancelling)).only["cancelled"] == 20
         gc.collect()
-        assert [one for one in gc.get_objects() if isinstance(one, (ClientResponse, Reply))] == []
+        assert [item for item in gc.get_objects() if isinstance(item, (ClientResponse, Exchange))] == []
 
 
-def test_goodput_counts_what_keeps_the_slo(tmp_path: Path) -> None:
+def test_goodput_counts_answers_within_the_slo(tmp_path: Path) -> None:
     with engine(Behaviour(concurrency=1, prompt_seconds=0.25, tokens=1)) as (url, _):
         ran = Ran(tmp_path, url, profile(tmp_path, burst(size=4)), "--slo-total", "0.7")
     assert (ran.only["good"], ran.only["good_ratio"]) == (2, 0.5)
-    assert [one["good"] for one in ran.report["requests"]].count(True) == 2
+    assert [request["good"] for request in ran.report["requests"]].count(True) == 2
 
 
-def test_it_ends_after_its_most_seconds(tmp_path: Path) -> None:
+def test_it_ends_after_max_seconds(tmp_path: Path) -> None:
     with engine(Behaviour(concurrency=1, prompt_seconds=0.2, tokens=1)) as (url, _):
         ran = Ran(tmp_path, url, profile(tmp_path, burst(size=20)), "--max-seconds", "0.7")
     assert ran.status == 1
@@ -257,36 +255,36 @@ def test_it_ends_after_its_most_seconds(tmp_path: Path) -> None:
     assert ran.only["answered"] + ran.only["unfinished"] == 20
 
 
-def test_it_ends_after_its_most_requests(tmp_path: Path) -> None:
+def test_it_ends_after_max_requests(tmp_path: Path) -> None:
     with engine() as (url, fake):
         ran = Ran(tmp_path, url, profile(tmp_path, burst("a", 20), burst("b", 20)), "--max-requests", "25")
     assert len(fake.arrivals) == 25
-    unsent = [one["slots"]["unsent"] for one in ran.report["classes"]]
+    unsent = [report["slots"]["unsent"] for report in ran.report["classes"]]
     assert sum(unsent) == 15
 
 
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        ("error", "status 500: the fake engine fails, as it was told to"),
+        ("error", "status 500: the fake engine was configured to fail"),
         ("cut", "the connection broke in the middle of the answer"),
         ("garbage", "the stream ended without [DONE]"),
-        ("silent", "no whole answer within 0.3 s"),
-        ("stall", "no whole answer within 0.3 s"),
+        ("silent", "no complete answer within 0.3 s"),
+        ("stall", "no complete answer within 0.3 s"),
     ],
 )
-def test_a_fault_is_one_failure_and_the_others_are_kept(tmp_path: Path, fault: Any, error: str) -> None:
+def test_a_fault_fails_only_its_own_request(tmp_path: Path, fault: Any, error: str) -> None:
     with engine(Behaviour(concurrency=50, tokens=2, faults=(Fault(fault, 0.5),))) as (url, fake):
         ran = Ran(tmp_path, url, profile(tmp_path, burst(size=20)), "--timeout", "0.3")
     assert ran.status == 1
-    ((said, count),) = ran.only["errors"].items()
-    assert said.startswith(error)
+    ((message, count),) = ran.only["errors"].items()
+    assert message.startswith(error)
     assert count == ran.only["failed"]
     assert ran.only["answered"] + ran.only["failed"] == 20
     assert ran.only["answered"] == fake.outcomes["served"] > 0
 
 
-def test_no_http_at_all_is_a_failure(tmp_path: Path) -> None:
+def test_a_response_that_is_no_http_is_a_failure(tmp_path: Path) -> None:
     async def handle(request: web.Request) -> web.Response:
         assert request.transport is not None
         request.transport.write(b"\x00\xffSSH-2.0 no web server\r\n\r\n")  # type: ignore[attr-defined]
@@ -296,11 +294,11 @@ def test_no_http_at_all_is_a_failure(tmp_path: Path) -> None:
     with serving(answering(handle)) as url:
         ran = Ran(tmp_path, url, profile(tmp_path, burst(size=1)))
     (error,) = ran.only["errors"]
-    assert error == "what answers there speaks no HTTP"
+    assert error == "the server's response is not valid HTTP"
 
 
 def test_an_endless_answer_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("traffic.answer.MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr("traffic.load.completion_stream.MAX_BYTES", 1000)
     with engine(Behaviour(tokens=500)) as (url, _):
         ran = Ran(tmp_path, url, profile(tmp_path, burst(size=1, answer_tokens=500)))
     assert list(ran.only["errors"]) == ["the answer is longer than 1000 bytes"]
@@ -316,7 +314,7 @@ def limits(remaining: list[int]) -> Any:
 
 
 def test_it_waits_until_a_limit_is_whole(tmp_path: Path) -> None:
-    handle, asked = refusing(0, {})
+    handle, arrivals = refusing(0, {})
     start = time.monotonic()
     remaining = [5, 3, 4, 5]
     with serving(answering(handle, limits(remaining))) as url:
@@ -324,34 +322,37 @@ def test_it_waits_until_a_limit_is_whole(tmp_path: Path) -> None:
             tmp_path, url, profile(tmp_path, burst(size=2, stream=False), before={"whole_limit": "requests"})
         )
     assert ran.status == 0
-    assert asked[0] - start > 2
+    assert arrivals[0] - start > 2
     assert remaining == [5]
 
 
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        (limits([3]), "Somebody else uses the key: its limit is not whole for a minute."),
-        (None, "The key has no limit of requests: this profile needs one that has."),
+        (
+            limits([3]),
+            "The limit of the key was never whole within a minute: stop the other clients that use this key.",
+        ),
+        (None, "The key has no limit of requests: this profile needs a key with one."),
     ],
 )
-def test_a_limit_that_is_none_is_said(
+def test_a_key_without_the_needed_limit_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     models: Any,
     message: str,
 ) -> None:
-    monkeypatch.setattr("traffic.runner.LIMIT_WINDOW_SECONDS", -5)
-    handle, asked = refusing(0, {})
+    monkeypatch.setattr("traffic.load.runner.LIMIT_WINDOW_SECONDS", -5)
+    handle, arrivals = refusing(0, {})
     with serving(answering(handle, models)) as url:
         wanted = profile(tmp_path, burst(size=2), before={"whole_limit": "requests"})
         assert run(wanted, "--url", url) == 2
     assert capsys.readouterr().err == f"traffic: {message}\n"
-    assert asked == []
+    assert arrivals == []
 
 
-def test_every_report_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_reports_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     thresholds = [
         {"class": "a", "metric": "answered", "equals": 3},
         {"class": "a", "metric": "end_to_end.p50", "max": {"class": "b", "times": 0.5}},
@@ -364,26 +365,26 @@ def test_every_report_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixtur
     with engine() as (url, _):
         ran = Ran(tmp_path, url, wanted, "--junit", str(junit), "--html", str(page))
     assert ran.status == 1
-    assert [judged["ok"] for judged in ran.report["thresholds"]][::2] == [True, False]
+    assert [judgement["ok"] for judgement in ran.report["thresholds"]][::2] == [True, False]
     assert ran.report["thresholds"][2]["seen"] is None
-    shown = capsys.readouterr().out
-    assert "FAIL b: queue_wait.max is at most 1; seen: -" in shown
+    output = capsys.readouterr().out
+    assert "FAIL b: queue_wait.max is at most 1; measured: -" in output
     suite = ET.parse(junit).getroot()  # noqa: S314 - our own
     assert suite.attrib["tests"] == "3"
     assert [case.find("failure") is None for case in suite.iter("testcase")] == [
-        judged["ok"] for judged in ran.report["thresholds"]
+        judgement["ok"] for judgement in ran.report["thresholds"]
     ]
     text = page.read_text()
     assert "&lt;b&gt;tests&lt;/b&gt; &amp; more" in text
     assert "<script" not in text
-    assert all(found.startswith(("http://www.w3.org/", url)) for found in links(text))
+    assert all(link.startswith(("http://www.w3.org/", url)) for link in links(text))
 
 
 def links(text: str) -> list[str]:
     return ["http" + part for part in text.split("http")[1:] if part.startswith(("://", "s://"))]
 
 
-def test_an_html_page_of_nothing_is_a_page(tmp_path: Path) -> None:
+def test_a_run_without_requests_still_gets_an_html_page(tmp_path: Path) -> None:
     page = tmp_path / "r.html"
     with engine() as (url, _):
         load = {"shape": "constant", "rate": 0.0001, "seconds": 1}
@@ -400,16 +401,16 @@ def test_an_html_page_of_nothing_is_a_page(tmp_path: Path) -> None:
     assert page.read_text().endswith("</html>\n")
 
 
-def test_the_kept_schema_is_the_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_schema_file_is_up_to_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["schema"])
-    assert SCHEMA.read_text() == capsys.readouterr().out, "write it anew: traffic schema"
-    made = json.loads(SCHEMA.read_text())
+    assert SCHEMA.read_text() == capsys.readouterr().out, "update it: traffic schema"
+    schema = json.loads(SCHEMA.read_text())
     with engine() as (url, _):
         ran = Ran(tmp_path, url, profile(tmp_path, burst()))
     assert ran.report["schema"] == 2
     TypeAdapter(Report).validate_json(ran.file.read_text())
-    assert set(made["required"]) <= set(ran.report)
+    assert set(schema["required"]) <= set(ran.report)
 
 
 def test_ctrl_c_writes_the_report(tmp_path: Path) -> None:
@@ -430,13 +431,13 @@ def test_ctrl_c_writes_the_report(tmp_path: Path) -> None:
         output, _ = process.communicate(timeout=10)
     assert process.returncode == 130
     report = json.loads(file.read_text())
-    (one,) = report["classes"]
+    (class_report,) = report["classes"]
     assert report["interrupted"] is True
     assert report["ok"] is False
-    assert one["answered"] > 5
-    assert one["unfinished"] > 0
-    assert one["slots"]["unsent"] > 1000
-    assert "Stopped before its end" in output
+    assert class_report["answered"] > 5
+    assert class_report["unfinished"] > 0
+    assert class_report["slots"]["unsent"] > 1000
+    assert "Interrupted: the numbers cover only" in output
     assert ET.parse(junit).getroot().attrib["errors"] == "1"  # noqa: S314 - our own
 
 
@@ -449,20 +450,23 @@ def url() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Nothing says what to send: name a profile, or give --rate or --concurrency."),
+        ((), "No load is given: name a profile, or pass --rate or --concurrency."),
         (("smoke", "--rate", "5"), "--rate is for a load without a profile: change a copy of the profile"),
-        (("smokey",), "No profile is called 'smokey': did you mean smoke?"),
-        (("--rate", "x"), "The rate 'x' is no number: give --rate 5 or --rate 1,5,10."),
-        (("--rate", "-5"), "The load that the options give: classes.options.load.rate is -5.0"),
-        (("--rate", "1,2"), "The shape constant has one rate: give --shape step for more."),
-        (("--rate", "1", "--shape", "ramp"), "A ramp has two rates: give them as --rate 1,10."),
-        (("--rate", "1", "--seed", "-1"), "The load that the options give: seed is -1"),
-        (("--rate", "100000", "--seconds", "9999"), "The load has 999900000 requests: 5000000 are the most."),
-        (("--rate", "1", "--model", "m9"), "The model 'm9' is not offered: there is fake."),
+        (("smokey",), "There is no profile 'smokey': did you mean smoke?"),
+        (("--rate", "x"), "The rate 'x' is not a number: pass --rate 5 or --rate 1,5,10."),
+        (("--rate", "-5"), "The load from the options: classes.options.load.rate is -5.0"),
+        (("--rate", "1,2"), "The shape constant has one rate: pass --shape step for more."),
+        (("--rate", "1", "--shape", "ramp"), "A ramp has two rates: pass them as --rate 1,10."),
+        (("--rate", "1", "--seed", "-1"), "The load from the options: seed is -1"),
+        (
+            ("--rate", "100000", "--seconds", "9999"),
+            "The load has 999900000 requests: at most 5000000 are possible.",
+        ),
+        (("--rate", "1", "--model", "m9"), "The model 'm9' is not offered: choose one of fake."),
         (("ratelimit",), "The profile needs the key 'ratelimit': set TRAFFIC_KEY_RATELIMIT, or name a file"),
         (
             ("ratelimit", "--keys", "/nowhere"),
-            "The keys /nowhere cannot be read (No such file or directory).",
+            "The keys file /nowhere cannot be read (No such file or directory).",
         ),
         (("--rate", "1", "--html", "/nowhere/x"), "The report /nowhere/x cannot be written (No such file"),
         (
@@ -471,24 +475,24 @@ def url() -> Iterator[str]:
         ),
     ],
 )
-def test_what_cannot_start_says_why(
+def test_a_run_that_cannot_start_prints_the_reason(
     url: str, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     assert run("--url", url, *arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"traffic: {message}")
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"traffic: {message}")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "are no JSON."),
-        ("[]", "are no JSON object of keys by alias."),
-        ('{"a": 1}', "are no JSON object"),
+        ("{", "is not valid JSON."),
+        ("[]", "is not a JSON object with keys by alias."),
+        ('{"a": 1}', "is not a JSON object"),
     ],
 )
-def test_keys_that_are_none_are_said(
+def test_a_malformed_keys_file_is_refused(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     file = tmp_path / "keys.json"
@@ -497,7 +501,7 @@ def test_keys_that_are_none_are_said(
     assert message in capsys.readouterr().err
 
 
-def test_a_report_that_cannot_be_written_in_the_end_keeps_the_others(
+def test_a_report_that_cannot_be_written_does_not_stop_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "gone"

@@ -1,4 +1,4 @@
-"""When open loops send."""
+"""The schedules of open loops."""
 
 import statistics
 from itertools import pairwise
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from traffic.profile import Profile, TrafficClass
-from traffic.schedule import schedule
-from traffic.target import CannotStartError
+from traffic.errors import CannotStartError
+from traffic.load.profile import Profile, TrafficClass
+from traffic.load.schedule import make_schedule
 
 
 def traffic_class(load: dict[str, Any], **more: Any) -> TrafficClass:
@@ -19,7 +19,7 @@ def traffic_class(load: dict[str, Any], **more: Any) -> TrafficClass:
 
 
 def moments(load: dict[str, Any], seed: int = 1, **more: Any) -> list[float]:
-    return list(schedule(traffic_class(load, **more), seed))
+    return list(make_schedule(traffic_class(load, **more), seed))
 
 
 def test_constant_is_even() -> None:
@@ -30,14 +30,14 @@ def test_a_class_may_start_later() -> None:
     assert moments({"shape": "burst", "size": 2}, start_after_seconds=3) == [3, 3]
 
 
-def test_bursts_come_again() -> None:
+def test_bursts_repeat() -> None:
     load = {"shape": "burst", "size": 2, "times": 2, "every_seconds": 5}
     assert moments(load) == [0, 0, 5, 5]
 
 
 def test_steps_follow_each_other() -> None:
-    found = moments({"shape": "step", "rates": [1, 0, 4], "seconds_each": 2})
-    assert found == [0, 1, *(4 + 0.25 * number for number in range(8))]
+    steps = moments({"shape": "step", "rates": [1, 0, 4], "seconds_each": 2})
+    assert steps == [0, 1, *(4 + 0.25 * number for number in range(8))]
 
 
 RATES = st.integers(0, 200).map(lambda number: number / 4)
@@ -45,30 +45,30 @@ RATES = st.integers(0, 200).map(lambda number: number / 4)
 
 @given(first=RATES, last=RATES, seconds=st.integers(1, 20))
 def test_a_ramp_changes_evenly(first: float, last: float, seconds: float) -> None:
-    found = moments({"shape": "ramp", "from_rate": first, "to_rate": last, "seconds": seconds})
-    assert abs(len(found) - (first + last) / 2 * seconds) <= 1
-    assert all(0 <= one <= seconds + 1e-6 for one in found)
-    gaps = [later - earlier for earlier, later in pairwise(found)]
+    ramp = moments({"shape": "ramp", "from_rate": first, "to_rate": last, "seconds": seconds})
+    assert abs(len(ramp) - (first + last) / 2 * seconds) <= 1
+    assert all(0 <= moment <= seconds + 1e-6 for moment in ramp)
+    gaps = [later - earlier for earlier, later in pairwise(ramp)]
     for earlier, later in pairwise(gaps):
         assert later <= earlier + 1e-6 if last > first else later >= earlier - 1e-6
 
 
 def test_poisson_has_its_rate_and_repeats() -> None:
     load = {"shape": "poisson", "rate": 100, "seconds": 100}
-    found = moments(load)
-    gaps = [later - earlier for earlier, later in pairwise(found)]
-    assert 9_600 < len(found) < 10_400
-    # Of exponential distances the deviation is as large as the mean.
+    poisson = moments(load)
+    gaps = [later - earlier for earlier, later in pairwise(poisson)]
+    assert 9_600 < len(poisson) < 10_400
+    # The standard deviation of exponential intervals equals their mean.
     assert statistics.stdev(gaps) == pytest.approx(0.01, rel=0.1)
-    assert found == moments(load)
-    assert found != moments(load, seed=2)
+    assert poisson == moments(load)
+    assert poisson != moments(load, seed=2)
 
 
-def test_the_schedule_stays_the_same_for_ever() -> None:
-    found = moments({"shape": "poisson", "rate": 2, "seconds": 2})
-    assert [round(one, 6) for one in found] == [0.120681, 0.274028, 0.646975, 1.800141]
+def test_the_schedule_never_changes_between_releases() -> None:
+    poisson = moments({"shape": "poisson", "rate": 2, "seconds": 2})
+    assert [round(moment, 6) for moment in poisson] == [0.120681, 0.274028, 0.646975, 1.800141]
 
 
 def test_too_many_requests_are_refused() -> None:
-    with pytest.raises(CannotStartError, match="5000000 are the most"):
+    with pytest.raises(CannotStartError, match="at most 5000000 are possible"):
         moments({"shape": "constant", "rate": 100_000, "seconds": 100_000})

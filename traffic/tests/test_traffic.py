@@ -1,4 +1,4 @@
-"""The command against a fake endpoint that injects faults; the real one is asked in the lab."""
+"""`traffic --max` against a fake endpoint with faults; tests in the lab use the real gateway."""
 
 import json
 import socket
@@ -29,13 +29,13 @@ WHOLE = (
 
 
 class FakeEndpoint:
-    """Answers /v1/models and /v1/chat/completions as a test wants; `chat` writes the whole answer."""
+    """Serves /v1/models and /v1/chat/completions as a test configures them; `chat` writes the response."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.models: tuple[int, Any] = (200, {"data": [{"id": "m1"}, {"id": "m2"}]})
         self.chat: Callable[[BaseHTTPRequestHandler], None] = lambda handler: events(handler, *WHOLE)
-        self.over = threading.Event()
+        self.closing = threading.Event()
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -59,7 +59,7 @@ class FakeEndpoint:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
-        self.over.set()
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -142,7 +142,7 @@ def test_three_requests(fake: FakeEndpoint, tmp_path: Path, capsys: pytest.Captu
     assert "3 of 3 answered, 36 + 6 tokens" in capsys.readouterr().out
 
 
-def test_what_is_sent(fake: FakeEndpoint) -> None:
+def test_the_request_bodies(fake: FakeEndpoint) -> None:
     assert run("--max", "2", "--model", "m2", "--max-tokens", "5") == 0
     first, second = fake.bodies
     assert first.pop("messages") != second["messages"]
@@ -158,7 +158,7 @@ def test_what_is_sent(fake: FakeEndpoint) -> None:
     assert fake.bodies[1] == second
 
 
-def test_the_first_token_has_its_own_time(fake: FakeEndpoint, tmp_path: Path) -> None:
+def test_the_first_token_is_timed(fake: FakeEndpoint, tmp_path: Path) -> None:
     def slow_end(handler: BaseHTTPRequestHandler) -> None:
         events(handler, *WHOLE[:2])
         time.sleep(0.2)
@@ -184,9 +184,9 @@ def test_reasoning_and_tool_calls_are_tokens(fake: FakeEndpoint, delta: dict[str
         (WHOLE[:3], "the stream ended without [DONE]"),
         ((*WHOLE[:2], "[DONE]"), "the answer has no usage block"),
         ((WHOLE[0], *WHOLE[2:]), "the answer is empty"),
-        (("{garbage", "[DONE]"), "the stream holds something that is no chunk of an answer"),
-        (("7",), "the stream holds something that is no chunk of an answer"),
-        ((chunk({"content": "a"}, usage={"prompt_tokens": None}),), "the stream holds something"),
+        (("{garbage", "[DONE]"), "the stream contains an invalid chunk"),
+        (("7",), "the stream contains an invalid chunk"),
+        ((chunk({"content": "a"}, usage={"prompt_tokens": None}),), "the stream contains an invalid"),
         (({"error": {"message": "engine\ngone"}},), "the stream ended with an error: engine gone"),
         ((), "the stream ended without [DONE]"),
     ],
@@ -258,23 +258,23 @@ def test_one_failure_among_others(fake: FakeEndpoint, tmp_path: Path) -> None:
 
 def test_a_hang_costs_the_time_limit(fake: FakeEndpoint, tmp_path: Path) -> None:
     def hang(handler: BaseHTTPRequestHandler) -> None:
-        handler.close_connection = fake.over.wait(10)
+        handler.close_connection = fake.closing.wait(10)
 
     fake.chat = hang
     request = failure(tmp_path, "--timeout", "0.3")
-    assert request["error"] == "no whole answer within 0.3 s"
+    assert request["error"] == "no complete answer within 0.3 s"
     assert request["seconds"] < 1
 
 
 def test_a_trickle_costs_the_time_limit(fake: FakeEndpoint, tmp_path: Path) -> None:
     def trickle(handler: BaseHTTPRequestHandler) -> None:
         events(handler)
-        while not fake.over.wait(0.05):
+        while not fake.closing.wait(0.05):
             handler.wfile.write(b"x")
 
     fake.chat = trickle
     request = failure(tmp_path, "--timeout", "0.3")
-    assert request["error"] == "no whole answer within 0.3 s"
+    assert request["error"] == "no complete answer within 0.3 s"
     assert request["seconds"] < 1
 
 
@@ -292,16 +292,16 @@ def test_no_server_is_refused(
 ) -> None:
     fake.close()
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    sentence = "http://127.0.0.1:1/v1 cannot be used: no server answers there (Connection refused)."
+    sentence = "http://127.0.0.1:1/v1 cannot be used: no connection to the server (Connection refused)."
     assert sentence in refused(capsys, "--max", "1")
 
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "There is no command 'runn': there is run, compare, " in refused(capsys, "runn", "smoke")
+    assert "There is no command 'runn': use run, compare, " in refused(capsys, "runn", "smoke")
 
 
 def test_an_unknown_model_is_refused(fake: FakeEndpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'m3' is not offered: there is m1, m2." in refused(capsys, "--max", "1", "--model", "m3")
+    assert "'m3' is not offered: choose one of m1, m2." in refused(capsys, "--max", "1", "--model", "m3")
     assert fake.bodies == []
 
 
@@ -346,10 +346,10 @@ def test_a_bad_url_is_refused(capsys: pytest.CaptureFixture[str], url: str) -> N
 def test_a_public_address_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    def never(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("something was sent")
 
-    monkeypatch.setattr("aiohttp.ClientSession._request", never)
+    monkeypatch.setattr("aiohttp.ClientSession._request", fail)
     assert "--allow-public" in refused(capsys, "--max", "1", "--url", f"http://{host}/v1")
 
 
@@ -364,7 +364,7 @@ def test_a_missing_variable_is_refused(
 
 @pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize("key", ["sk-ä", "sk a", "sk\n"])
-def test_a_key_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], key: str) -> None:
+def test_a_malformed_key_is_refused(capsys: pytest.CaptureFixture[str], key: str) -> None:
     assert "characters that no key has" in refused(capsys, "--max", "1", "--key", key)
 
 
@@ -372,10 +372,10 @@ def test_a_key_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], key: 
     ("arguments", "message"),
     [
         ((), "--max"),
-        (("--max", "0"), "'0' is no whole number above 0"),
-        (("--max", "x"), "'x' is no whole number above 0"),
-        (("--max", "1", "--timeout", "nan"), "'nan' is no number above 0"),
-        (("--max", "1", "--max-tokens", "-1"), "'-1' is no whole number above 0"),
+        (("--max", "0"), "'0' is not a whole number above 0"),
+        (("--max", "x"), "'x' is not a whole number above 0"),
+        (("--max", "1", "--timeout", "nan"), "'nan' is not a number above 0"),
+        (("--max", "1", "--max-tokens", "-1"), "'-1' is not a whole number above 0"),
         (("--max", "1", "--mdoel", "m1"), "--mdoel"),
     ],
 )
@@ -403,14 +403,14 @@ def test_an_older_report_does_not_outlive_a_run_that_cannot_start(
     assert file.read_text() == ""
 
 
-def test_the_machines_proxy_is_not_asked(fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machines_proxy_is_not_used(fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert run("--max", "1") == 0
     assert len(fake.bodies) == 1
 
 
-def test_a_report_to_standard_output_is_alone_there(
+def test_nothing_but_the_report_goes_to_standard_output(
     fake: FakeEndpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

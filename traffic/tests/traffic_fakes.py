@@ -1,4 +1,4 @@
-"""A fake engine in a thread, for tests that run the command as its users do."""
+"""A fake engine in a thread, for tests that run the command like its users."""
 
 import asyncio
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
-from traffic.fake_server import Behaviour, FakeEngine
+from traffic.fake_engine.server import Behaviour, FakeEngine
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -46,18 +46,19 @@ def serving(application: Callable[[], web.Application]) -> Iterator[str]:
 @contextmanager
 def engine(behaviour: Behaviour | None = None) -> Iterator[tuple[str, FakeEngine]]:
     """Serve a fake engine; yields its URL with /v1, and the engine itself."""
-    made: list[FakeEngine] = []
+    engines: list[FakeEngine] = []
 
     def application() -> web.Application:
-        made.append(FakeEngine(behaviour or Behaviour(concurrency=50, tokens=4)))
-        return made[0].application()
+        # Made inside the server's thread: the engine's semaphore belongs to that event loop.
+        engines.append(FakeEngine(behaviour or Behaviour(concurrency=50, tokens=4)))
+        return engines[0].application()
 
     with serving(application) as url:
-        yield url, made[0]
+        yield url, engines[0]
 
 
 def answering(handle: Handler, models: Handler | None = None) -> Callable[[], web.Application]:
-    """Return an application whose chat requests `handle` answers."""
+    """Return a factory of applications in which `handle` serves chat requests."""
 
     async def one_model(_: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "fake"}]})

@@ -1,11 +1,9 @@
-"""One control group per host: it says which processes belong to a host, ends them, and pauses them.
+"""The control groups of a host: they list its processes, kill them, and pause them.
 
-Three kinds of machine are told apart. `systemd`: PID 1 is systemd with the unified hierarchy, and makes the
+A machine has one of three layouts. `systemd`: PID 1 is systemd with the unified hierarchy, and makes the
 group. `unified`: cgroup v2 without systemd. `hybrid`: the controllers are in v1 hierarchies and v2 only
 groups processes; a host then needs a group in each of them, and its init makes the controllers writable.
 """
-
-from __future__ import annotations
 
 import os
 import time
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from .errors import LabError
+from bedplate_lab.errors import LabError
 
 ROOT = Path("/sys/fs/cgroup")
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "blkio", "devices")
@@ -30,21 +28,21 @@ class Layout(Enum):
 
 
 def layout(root: Path = ROOT, run_systemd: Path = Path("/run/systemd/system")) -> Layout:
-    """Detect the arrangement; raise LabError where version 2 is missing altogether."""
+    """Detect the machine's layout; raise LabError where cgroup version 2 is missing."""
     if (root / "cgroup.controllers").exists():
         return Layout.SYSTEMD if run_systemd.is_dir() else Layout.UNIFIED
     if (root / "unified/cgroup.procs").exists():
         return Layout.HYBRID
     raise LabError(
-        "this machine mounts no cgroup version 2 hierarchy, which lab hosts are supervised with; "
+        "this machine mounts no cgroup version 2 hierarchy, which the lab needs to supervise hosts; "
         "start it with systemd.unified_cgroup_hierarchy=1 on the kernel's command line"
     )
 
 
 def own_groups(kind: Layout, cgroup_file: str, root: Path = ROOT) -> list[Path]:
-    """Return the groups that `cgroup_file`, the text of /proc/self/cgroup, names; the version 2 one first.
+    """Return the groups named in `cgroup_file`, the text of /proc/self/cgroup; the version 2 group first.
 
-    Hosts are made below this process's own, so that they stay inside the limits of whoever started them.
+    The groups of hosts are made below this process's groups, so that its limits apply to the hosts too.
     """
     groups: list[Path] = []
     for line in cgroup_file.splitlines():
@@ -59,9 +57,9 @@ def own_groups(kind: Layout, cgroup_file: str, root: Path = ROOT) -> list[Path]:
 
 
 def delegate(group: Path) -> bool:
-    """Ask the unified `group` to hand its controllers to its children; tell whether it hands on memory."""
+    """Enable the controllers for the children of the unified `group`; return whether memory is among them."""
     for controller in ("memory", "pids", "cpu", "io"):
-        with suppress(OSError):  # one that the kernel lacks or holds elsewhere must not stop the others
+        with suppress(OSError):  # a controller that the kernel lacks or uses in v1 must not stop the others
             (group / "cgroup.subtree_control").write_text(f"+{controller}")
     return "memory" in (group / "cgroup.subtree_control").read_text().split()
 
@@ -77,7 +75,7 @@ def status(pid: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class HostGroup:
-    """The groups of one host; the first is the version 2 group, which decides what belongs to the host."""
+    """The groups of one host; the first is the version 2 group, which lists the host's processes."""
 
     folders: tuple[Path, ...]
 
@@ -87,35 +85,35 @@ class HostGroup:
             folder.mkdir(exist_ok=True)
 
     def processes(self) -> Iterator[int]:
-        """Yield the live processes of the host, its supervisor included."""
+        """Yield the live processes of the host, including its supervisor."""
         if not self.folders:
             return
         for folder, _, _ in os.walk(self.folders[0]):
-            with suppress(OSError):  # a group may go while its tree is walked
+            with suppress(OSError):  # a group may be removed while its tree is walked
                 for pid in Path(folder, "cgroup.procs").read_text().split():
                     if status(int(pid)).get("State", "Z")[0] not in "ZX":
                         yield int(pid)
 
     def leader(self) -> int | None:
-        """Return the host's PID 1 as this machine numbers it, or None when the host is not running."""
+        """Return this machine's process id of the host's PID 1, or None when the host is not running."""
         for pid in self.processes():
-            numbers = status(pid).get("NSpid", "").split()
-            if len(numbers) == 2 and numbers[1] == "1":
+            ids = status(pid).get("NSpid", "").split()
+            if len(ids) == 2 and ids[1] == "1":
                 return pid
         return None
 
     def freeze(self, frozen: bool) -> None:
-        """Stop every process of the host in place, or let all go on."""
+        """Freeze every process of the host, or thaw all of them."""
         (self.folders[0] / "cgroup.freeze").write_text("1" if frozen else "0")
 
     def frozen(self) -> bool:
-        """Tell whether the host is paused."""
+        """Return whether the host is paused."""
         with suppress(OSError, IndexError):
             return (self.folders[0] / "cgroup.freeze").read_text().strip() == "1"
         return False
 
     def kill(self) -> None:
-        """End every process of the host at once and wait until all are gone."""
+        """Kill every process of the host and wait until all are gone."""
         if not self.folders or not self.folders[0].is_dir():
             return
         with suppress(FileNotFoundError):
@@ -123,11 +121,11 @@ class HostGroup:
         if not self.wait_empty(5):
             left = sorted(set(self.processes()))
             raise LabError(
-                f"processes {left} of a lab host do not end; see `ps -fp {left[0]}` and end them by hand"
+                f"processes {left} of a lab host do not end; see `ps -fp {left[0]}` and kill them by hand"
             )
 
     def wait_empty(self, seconds: float) -> bool:
-        """Wait until no process is left; tell whether that came true in time."""
+        """Wait until no process is left; return False on a time-out."""
         deadline = time.monotonic() + seconds
         while any(True for _ in self.processes()):
             if time.monotonic() > deadline:
@@ -136,7 +134,7 @@ class HostGroup:
         return True
 
     def remove(self) -> None:
-        """Remove the emptied groups, deepest first."""
+        """Remove the empty groups, deepest first."""
         for top in self.folders:
             for folder, _, _ in os.walk(top, topdown=False):
                 for attempt in range(50):
@@ -145,7 +143,7 @@ class HostGroup:
                     except FileNotFoundError:
                         break
                     except OSError:
-                        # Zombies that their parent hasn't collected yet keep a group busy for a moment.
+                        # Zombies that their parent has not reaped yet keep a group busy for a moment.
                         if attempt == 49:
                             raise
                         time.sleep(0.02)

@@ -1,7 +1,5 @@
 """The lab's command line."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -12,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import deps, engine, fake_pci, faults, hosts, images, inventory, model, network, registry
-from .errors import LabError
-from .hosts import Hosts
-from .places import Lab, cache_folder, check_name
-from .tools import locked, require_root, say, succeeds, write_json
+from bedplate_lab import deps, engine, fake_pci, faults, hosts, images, inventory, model, network, registry
+from bedplate_lab.errors import LabError
+from bedplate_lab.hosts import Hosts
+from bedplate_lab.paths import Lab, cache_folder, check_name
+from bedplate_lab.tools import locked, require_root, say, succeeds, write_json
 
 EPILOG = """\
 examples:
@@ -46,9 +44,9 @@ def _up(lab: Lab, options: argparse.Namespace) -> int:
 
 def _stop(lab: Lab, options: argparse.Namespace) -> int:
     require_root("stop")
-    everything = Hosts(lab)
-    for host in [everything.get(name) for name in options.host]:
-        everything.stop(host)
+    lab_hosts = Hosts(lab)
+    for host in [lab_hosts.get(name) for name in options.host]:
+        lab_hosts.stop(host)
         say(f"{host.name} is stopped; `lab/lab up {host.name}` boots it again")
     return 0
 
@@ -58,14 +56,14 @@ def _down(lab: Lab, options: argparse.Namespace) -> int:
     if options.host and (options.all_labs or options.layers):
         raise LabError("--all-labs and --layers take down every host; leave the names out, or the option")
     if options.host:
-        everything = Hosts(lab)
-        for host in [everything.get(name) for name in options.host]:
-            everything.down(host)
+        lab_hosts = Hosts(lab)
+        for host in [lab_hosts.get(name) for name in options.host]:
+            lab_hosts.down(host)
         return 0
-    for one in hosts.labs_to_clean() if options.all_labs else [lab]:
-        Hosts(one).down_all()
+    for affected in hosts.labs_to_clean() if options.all_labs else [lab]:
+        Hosts(affected).down_all()
         if options.all_labs or options.layers:
-            shutil.rmtree(one.layers, ignore_errors=True)
+            shutil.rmtree(affected.layers, ignore_errors=True)
     return 0
 
 
@@ -77,30 +75,30 @@ def _purge(lab: Lab, _options: argparse.Namespace) -> int:
             f"hosts of another checkout run from the same caches ({'; '.join(others)}); "
             "run `lab/lab down --all-labs` there first"
         )
-    for one in hosts.labs_to_clean():
-        Hosts(one).down_all()
-        with locked(one.lock, "changes the lab's network"):
-            network.take_down(one)
-            network.remove_guard(one)
-        one.forget()
-    for what in ("engine", "model"):
-        lab.chosen(what).unlink(missing_ok=True)
+    for own_lab in hosts.labs_to_clean():
+        Hosts(own_lab).down_all()
+        with locked(own_lab.lock, "changes the lab's network"):
+            network.take_down(own_lab)
+            network.remove_guard(own_lab)
+        own_lab.remove_state()
+    for kind in ("engine", "model"):
+        lab.artifact_record(kind).unlink(missing_ok=True)
     shutil.rmtree(cache_folder(), ignore_errors=True)
     say(f"removed the guard routes, the state of this checkout's labs, and {cache_folder()}")
     return 0
 
 
 def _list(lab: Lab, options: argparse.Namespace) -> int:
-    everything = Hosts(lab)
+    lab_hosts = Hosts(lab)
     rows = [
         {
             "name": host.name,
-            "state": everything.state(host),
+            "state": lab_hosts.state(host),
             "suite": host.suite,
-            "address": str(everything.address(host)),
+            "address": str(lab_hosts.address(host)),
             "groups": ",".join(host.groups),
         }
-        for host in everything.all()
+        for host in lab_hosts.all()
     ]
     if options.json:
         print(json.dumps(rows, indent=2))
@@ -118,44 +116,44 @@ def _list(lab: Lab, options: argparse.Namespace) -> int:
 
 def _exec(lab: Lab, options: argparse.Namespace) -> int:
     require_root("exec")
-    everything = Hosts(lab)
-    command = everything.exec_command(everything.get(options.host), options.command)
+    lab_hosts = Hosts(lab)
+    command = lab_hosts.exec_command(lab_hosts.get(options.host), options.command)
     return hosts.attach(command)
 
 
 def _ssh(lab: Lab, options: argparse.Namespace) -> int:
-    everything = Hosts(lab)
-    command = everything.ssh_command(everything.get(options.host), options.command)
+    lab_hosts = Hosts(lab)
+    command = lab_hosts.ssh_command(lab_hosts.get(options.host), options.command)
     return hosts.attach(command)
 
 
 def _save(lab: Lab, options: argparse.Namespace) -> int:
     require_root("save")
-    everything = Hosts(lab)
-    everything.save(everything.get(options.host), options.layer)
+    lab_hosts = Hosts(lab)
+    lab_hosts.save(lab_hosts.get(options.host), options.layer)
     return 0
 
 
 def _fault(lab: Lab, options: argparse.Namespace) -> int:
     require_root("fault")
-    everything = Hosts(lab)
-    options.inject(everything, options)
+    lab_hosts = Hosts(lab)
+    options.inject(lab_hosts, options)
     return 0
 
 
-def _signal_service(everything: Hosts, options: argparse.Namespace) -> None:
-    faults.signal_service(everything, everything.get(options.host), options.service, options.fault.upper())
+def _signal_service(lab_hosts: Hosts, options: argparse.Namespace) -> None:
+    faults.signal_service(lab_hosts, lab_hosts.get(options.host), options.service, options.fault.upper())
 
 
-def _cut(everything: Hosts, options: argparse.Namespace) -> None:
-    faults.cut(everything, everything.get(options.source), everything.get(options.target), options.port)
+def _cut(lab_hosts: Hosts, options: argparse.Namespace) -> None:
+    faults.cut(lab_hosts, lab_hosts.get(options.source), lab_hosts.get(options.target), options.port)
 
 
 def _registry(lab: Lab, options: argparse.Namespace) -> int:
-    everything = Hosts(lab)
+    lab_hosts = Hosts(lab)
     if options.inside:
         require_root("registry")
-        registry.serve_in(everything, everything.get(options.inside), options.models, options.port)
+        registry.serve_in(lab_hosts, lab_hosts.get(options.inside), options.models, options.port)
     else:
         address = options.address or str(network.gateway(network.check_guard(lab)))
         registry.serve(Path(options.models), address, options.port)
@@ -168,28 +166,28 @@ def _guard(lab: Lab, _options: argparse.Namespace) -> int:
 
 
 def _inventory(lab: Lab, options: argparse.Namespace) -> int:
-    everything = Hosts(lab)
+    lab_hosts = Hosts(lab)
     if options.host:
-        print(json.dumps(inventory.variables(everything, everything.get(options.host)), indent=2))
+        print(json.dumps(inventory.host_variables(lab_hosts, lab_hosts.get(options.host)), indent=2))
     else:
-        print(json.dumps(inventory.listing(everything), indent=2))
+        print(json.dumps(inventory.build_inventory(lab_hosts), indent=2))
     return 0
 
 
 def _engine(lab: Lab, options: argparse.Namespace) -> int:
     if options.archive:
-        found = engine.given(Path(options.archive), options.version)
+        record = engine.as_json(engine.use_archive(Path(options.archive), options.version))
     else:
-        found = engine.find_or_build(options.version)
-    write_json(lab.chosen("engine"), engine.as_json(found))
-    print(json.dumps(engine.as_json(found), indent=2))
+        record = engine.as_json(engine.find_or_build(options.version))
+    write_json(lab.artifact_record("engine"), record)
+    print(json.dumps(record, indent=2))
     return 0
 
 
 def _model(lab: Lab, _options: argparse.Namespace) -> int:
-    found = model.find_or_fetch()
-    write_json(lab.chosen("model"), found)
-    print(json.dumps(found, indent=2))
+    record = model.find_or_fetch()
+    write_json(lab.artifact_record("model"), record)
+    print(json.dumps(record, indent=2))
     return 0
 
 
@@ -197,7 +195,7 @@ def _check(_lab: Lab, _options: argparse.Namespace) -> int:
     require_root("check")
     deps.require()
     if not succeeds(["unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "true"]):
-        raise LabError("this machine lets root make no namespaces; use a machine or VM of your own")
+        raise LabError("this machine does not allow root to create namespaces; use your own machine or VM")
     return 0
 
 
@@ -209,7 +207,7 @@ def _deps(_lab: Lab, _options: argparse.Namespace) -> int:
 
 def _add_faults(verbs: Any) -> None:
     """Add `fault` with one sub-verb per fault."""
-    parser = verbs.add_parser("fault", help="break something on purpose, or mend it; see `fault --help`")
+    parser = verbs.add_parser("fault", help="break something on purpose, or repair it; see `fault --help`")
     parser.set_defaults(run=_fault)
     kinds = parser.add_subparsers(dest="fault", metavar="FAULT", required=True, title="faults")
 
@@ -220,8 +218,8 @@ def _add_faults(verbs: Any) -> None:
         fault.set_defaults(inject=inject)
 
     add("kill", "kill a service's main process", _signal_service, "HOST", "SERVICE")
-    add("stop", "hang a service: its main process stands still", _signal_service, "HOST", "SERVICE")
-    add("cont", "let a hung service go on", _signal_service, "HOST", "SERVICE")
+    add("stop", "hang a service: stop its main process with SIGSTOP", _signal_service, "HOST", "SERVICE")
+    add("cont", "continue a hung service", _signal_service, "HOST", "SERVICE")
     add(
         "offline",
         "pull a host's network cable",
@@ -229,19 +227,19 @@ def _add_faults(verbs: Any) -> None:
         "HOST",
     )
     add("online", "plug it in again", lambda h, o: faults.set_online(h, h.get(o.host), True), "HOST")
-    add("cut", "drop what one host sends to a TCP port of another", _cut, "SOURCE", "TARGET", "PORT")
-    add("heal", "take back every cut", lambda h, _: faults.heal(h))
+    add("cut", "drop one host's packets to a TCP port of another", _cut, "SOURCE", "TARGET", "PORT")
+    add("heal", "undo every cut", lambda h, _: faults.heal(h))
     add(
         "slow",
-        "limit what a host sends, such as to 1mbit",
+        "limit a host's outgoing traffic, such as to 1mbit",
         lambda h, o: faults.slow(h, h.get(o.host), o.rate),
         "HOST",
         "RATE",
     )
-    add("fast", "take the limit back", lambda h, o: faults.slow(h, h.get(o.host), None), "HOST")
+    add("fast", "remove the limit", lambda h, o: faults.slow(h, h.get(o.host), None), "HOST")
     add(
         "fill",
-        "put a full disk, such as of 4M, over a folder",
+        "mount a full disk, such as of 4M, over a folder",
         lambda h, o: faults.fill(h, h.get(o.host), o.folder, o.size),
         "HOST",
         "FOLDER",
@@ -249,19 +247,19 @@ def _add_faults(verbs: Any) -> None:
     )
     add(
         "unfill",
-        "take the full disk away",
+        "unmount the full disk",
         lambda h, o: faults.unfill(h, h.get(o.host), o.folder),
         "HOST",
         "FOLDER",
     )
     add(
         "power-cut",
-        "take the power away; `up` boots it again",
+        "cut a host's power; `up` boots it again",
         lambda h, o: h.power_cut(h.get(o.host)),
         "HOST",
     )
-    add("pause", "stop every process of a host in place", lambda h, o: h.pause(h.get(o.host), True), "HOST")
-    add("resume", "let a paused host go on", lambda h, o: h.pause(h.get(o.host), False), "HOST")
+    add("pause", "freeze every process of a host", lambda h, o: h.pause(h.get(o.host), True), "HOST")
+    add("resume", "thaw a paused host", lambda h, o: h.pause(h.get(o.host), False), "HOST")
 
 
 def _add_hosts(verbs: Any) -> None:
@@ -276,7 +274,7 @@ def _add_hosts(verbs: Any) -> None:
     up.add_argument(
         "--fake-gpu",
         metavar="ID,…",
-        help="cards that the host seems to have, by PCI id VENDOR:DEVICE[:CLASS]; only detection sees them",
+        help="fake cards, by PCI id VENDOR:DEVICE[:CLASS]; they can be detected, but not used",
     )
     up.set_defaults(run=_up)
 
@@ -327,7 +325,7 @@ def _add_stack(verbs: Any) -> None:
 
     built = verbs.add_parser("engine", help="build or find a real Ollama and print its archive as JSON")
     built.add_argument(
-        "--version", default=engine.DEFAULT_VERSION, help="which Ollama (default: %(default)s)"
+        "--version", default=engine.DEFAULT_VERSION, help="version of Ollama (default: %(default)s)"
     )
     built.add_argument(
         "--archive",
@@ -343,12 +341,12 @@ def _add_stack(verbs: Any) -> None:
     served = verbs.add_parser("registry", help="serve a folder of Ollama models as a registry to pull from")
     served.add_argument("action", choices=["serve"])
     served.add_argument(
-        "models", metavar="MODELS_DIR", help="what OLLAMA_MODELS names on the host that has them"
+        "models", metavar="MODELS_DIR", help="the folder in OLLAMA_MODELS of the host that has the models"
     )
     served.add_argument(
-        "--in", dest="inside", metavar="HOST", help="serve a folder of this host, from this host"
+        "--in", dest="inside", metavar="HOST", help="serve a folder of this host from this host"
     )
-    served.add_argument("--address", help="where to listen (default: this machine's address in the lab)")
+    served.add_argument("--address", help="address to listen on (default: this machine's address in the lab)")
     served.add_argument("--port", type=int, default=5000, help="TCP port (default: %(default)s)")
     served.set_defaults(run=_registry)
 
@@ -364,7 +362,7 @@ def _parser() -> argparse.ArgumentParser:
         "--lab",
         metavar="NAME",
         default=os.environ.get("BEDPLATE_LAB") or "main",
-        help="which set of hosts (default: $BEDPLATE_LAB, else main)",
+        help="name of the set of hosts (default: $BEDPLATE_LAB, else main)",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
 
@@ -387,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; errors are one sentence on standard error."""
     options = _parser().parse_args(arguments)
     os.umask(0o022)  # folders made here become folders inside hosts, where services must be able to read them
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended politely, clean up as for Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM cleans up like Ctrl-C
     try:
         status: int = options.run(Lab(check_name("the lab name", options.lab)), options)
         sys.stdout.flush()
@@ -395,9 +393,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader closed the pipe
         return 1
     except KeyboardInterrupt:
-        print("lab: interrupted; the same command mends what is half done", file=sys.stderr)
+        print("lab: interrupted; run the same command again to complete it", file=sys.stderr)
         return 130
     return status

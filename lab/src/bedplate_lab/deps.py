@@ -1,11 +1,9 @@
-"""The Debian packages that the lab needs on the machine under it."""
-
-from __future__ import annotations
+"""The Debian packages that the lab needs on this machine."""
 
 import subprocess
 
-from .errors import LabError
-from .tools import run, say
+from bedplate_lab.errors import LabError
+from bedplate_lab.tools import run, say
 
 PACKAGES = ("mmdebstrap", "systemd-container", "nftables", "openssh-client", "zstd", "iproute2")
 
@@ -17,7 +15,7 @@ def missing() -> list[str]:
 
 
 def require() -> None:
-    """Raise LabError naming what is missing."""
+    """Raise LabError naming the missing packages, where there are any."""
     packages = missing()
     if packages:
         raise LabError(
@@ -26,7 +24,7 @@ def require() -> None:
 
 
 def install() -> None:
-    """Install what is missing with apt-get; says nothing if nothing is."""
+    """Install the missing packages with apt-get; silent if none is missing."""
     packages = missing()
     if not packages:
         return
@@ -34,4 +32,4 @@ def install() -> None:
     apt = ["apt-get", "-q", "-o", "Dpkg::Use-Pty=0"]
     for command in ([*apt, "update"], [*apt, "install", "-y", "--no-install-recommends", *packages]):
         if subprocess.call(["env", "DEBIAN_FRONTEND=noninteractive", *command]) != 0:
-            raise LabError(f"`{' '.join(command)}` failed; its lines above say why")
+            raise LabError(f"`{' '.join(command)}` failed; the reason is in its output above")

@@ -1,11 +1,9 @@
 """The lab's engine: a real Ollama, built from the Go module proxy and packed like a release archive.
 
-Upstream's archives are out of reach of a closed network and weigh 1.4 GB. Ollama is a Go module too, and up
+Upstream's archives are unreachable from a closed network and have 1.4 GB. Ollama is also a Go module, and up
 to 0.24.0 its CPU engine builds with cgo. The module lacks the `vendor/` folder of its C++ part, which
 Debian's development packages replace, and the version string, which the linker sets.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
@@ -19,14 +17,14 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import deps
-from .errors import LabError
-from .hosts import Hosts
-from .places import Lab, cache_folder
-from .tools import locked, read_json, require_root, run, say, write_json
+from bedplate_lab import deps
+from bedplate_lab.errors import LabError
+from bedplate_lab.hosts import Hosts
+from bedplate_lab.paths import Lab, cache_folder
+from bedplate_lab.tools import locked, read_json, require_root, run, say, write_json
 
 DEFAULT_VERSION = "0.24.0"
-OLDEST_SAFE, NEWEST_ALONE = (0, 17, 1), (0, 24, 0)
+OLDEST_SAFE, NEWEST_SINGLE_FILE = (0, 17, 1), (0, 24, 0)
 BUILDER_LAB = "engine"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 X86_64_V3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
@@ -51,12 +49,13 @@ go install -tags netgo,osusergo \\
 
 @dataclass(frozen=True)
 class Engine:
-    """An archive that the ollama role can install, and why it is this one."""
+    """An archive that the ollama role can install."""
 
     version: str
     archive: str
     checksum: str
     how: str
+    """`given` on the command line, or `built` here."""
 
 
 def checksum(path: Path) -> str:
@@ -66,7 +65,7 @@ def checksum(path: Path) -> str:
 
 
 def march(architecture: str, cpu_flags: set[str]) -> str:
-    """Return the compiler's option for a CPU with the given flags, empty where there is none to give."""
+    """Return the compiler's option for a CPU with the given flags, empty where none is needed."""
     return "-march=x86-64-v3" if architecture == "amd64" and cpu_flags >= X86_64_V3 else ""
 
 
@@ -74,21 +73,21 @@ def check_version(version: str) -> str:
     """Return `version` if this recipe can build it; raise LabError otherwise."""
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         raise LabError(f"--version {version!r} is not a version like {DEFAULT_VERSION}")
-    if not OLDEST_SAFE <= tuple(map(int, version.split("."))) <= NEWEST_ALONE:
+    if not OLDEST_SAFE <= tuple(map(int, version.split("."))) <= NEWEST_SINGLE_FILE:
         raise LabError(
-            "the lab builds Ollama 0.17.1 (the oldest safe one) to 0.24.0 (the last that runs as one file), "
+            "the lab builds Ollama 0.17.1 (the oldest safe version) to 0.24.0 (the last in one file), "
             f"not {version}; name an archive of it with --archive FILE"
         )
     return version
 
 
-def given(archive: Path, version: str) -> Engine:
-    """Return an archive that is on this machine already; raise LabError if it isn't one."""
+def use_archive(archive: Path, version: str) -> Engine:
+    """Return an archive on this machine as an engine; raise LabError if the file does not exist."""
     if not archive.is_file():
         raise LabError(
             f"the engine archive {archive} does not exist; correct --archive or BEDPLATE_LAB_ENGINE_ARCHIVE"
         )
-    say(f"engine: the archive {archive}, because it was named; it is taken for Ollama {version}")
+    say(f"engine: the given archive {archive}, assumed to be Ollama {version}")
     return Engine(version, str(archive.resolve()), checksum(archive), "given")
 
 
@@ -119,17 +118,17 @@ def find_or_build(version: str) -> Engine:
 
 
 def as_json(engine: Engine) -> dict[str, str]:
-    """Return what `lab/lab engine` prints."""
+    """Return the JSON object that `lab/lab engine` prints."""
     return asdict(engine)
 
 
 def _cpu_flags() -> set[str]:
-    found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return set(found[1].split()) if found else set()
+    match = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return set(match[1].split()) if match else set()
 
 
 def _go_settings() -> dict[str, str]:
-    """Return the settings of this machine that say where Go modules come from."""
+    """Return this machine's settings of the Go module proxy and of HTTP proxies."""
     settings: dict[str, str] = {}
     file = Path(os.environ.get("GOENV") or Path.home() / ".config/go/env")
     if file.is_file():
@@ -141,7 +140,7 @@ def _go_settings() -> dict[str, str]:
 
 
 def _build(version: str, option: str, archive: Path, log: Path) -> None:
-    """Build `version` in a throwaway host and put the archive in place when it is whole."""
+    """Build `version` in a throwaway host and move the complete archive into place."""
     say(f"building Ollama {version} from the Go module proxy: usually 5 minutes on 2 cores, once; log: {log}")
     started = time.monotonic()
     hosts = Hosts(Lab(BUILDER_LAB))
@@ -167,7 +166,7 @@ def _build(version: str, option: str, archive: Path, log: Path) -> None:
         if build.returncode != 0:
             last = log.read_text().strip().splitlines()[-1:] or ["nothing"]
             raise LabError(
-                f"building Ollama {version} failed; its last words were {last[0]!r}, the whole log is {log}"
+                f"building Ollama {version} failed; its last line was {last[0]!r}, the whole log is {log}"
             )
         _pack(hosts.folder(host) / "upper/root/go/bin/ollama", archive)
     finally:
@@ -176,21 +175,21 @@ def _build(version: str, option: str, archive: Path, log: Path) -> None:
 
 
 def _pack(binary: Path, archive: Path) -> None:
-    """Pack `binary` in the shape of a release archive from before 0.30: one file, bin/ollama."""
+    """Pack `binary` like a release archive from before 0.30: one file, bin/ollama."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=archive.parent) as workplace:
         inside = Path(workplace, "tree", "bin", "ollama")
         inside.parent.mkdir(parents=True)
         shutil.copyfile(binary, inside)
         inside.chmod(0o755)
-        tree, made = shlex.quote(str(inside.parents[1])), Path(workplace, "archive.tar.zst")
+        tree, packed = shlex.quote(str(inside.parents[1])), Path(workplace, "archive.tar.zst")
         # Fixed owner and time: the same binary always gives the same checksum.
         run(
             [
                 "tar",
                 "--zstd",
                 "-cf",
-                made,
+                packed,
                 "--owner=0",
                 "--group=0",
                 "--numeric-owner",
@@ -200,4 +199,4 @@ def _pack(binary: Path, archive: Path) -> None:
                 "bin",
             ]
         )
-        made.rename(archive)
+        packed.rename(archive)

@@ -1,9 +1,7 @@
-"""Fake graphics cards: a tree that looks like /sys/bus/pci/devices, for a host to detect a card in.
+"""Fake graphics cards: a tree like /sys/bus/pci/devices, in which a host detects a card.
 
-Nothing answers behind it: a driver finds no device, and says so.
+There is no device behind it: a driver finds none, and reports that.
 """
-
-from __future__ import annotations
 
 import re
 import shutil
@@ -11,51 +9,53 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import LabError
-from .tools import write_whole
+from bedplate_lab.errors import LabError
+from bedplate_lab.tools import write_file
 
 TREE = "usr/local/lib/fake-pci"
-"""Where a host keeps the tree that its init puts over /sys/bus/pci/devices."""
+"""The host's folder with the tree that its init mounts over /sys/bus/pci/devices."""
 
 NO_CONTAINER = "etc/tmpfiles.d/lab-fake-pci.conf"
-"""A container's drivers are those of the machine below, so in what says it is one nobody looks for a card."""
+"""Hides that the host is a container: in a container the stack does not look for a card."""
 
 CARD = re.compile(r"(?P<vendor>[0-9a-f]{4}):(?P<device>[0-9a-f]{4})(:(?P<kind>[0-9a-f]{4}))?")
 DISPLAY = "0300"
 BRIDGE = ("1022", "1480", "0600")
-"""What every machine has, and no card."""
+"""A PCI device that every machine has, and that is not a card."""
 
 
 def check(cards: str) -> list[str]:
-    """Return the cards of a list such as `10de:2684,1002:744c:0302`; raise LabError for what is none."""
-    found = [card for card in cards.split(",") if card]
-    for card in found:
+    """Return the cards in a list such as `10de:2684,1002:744c:0302`; raise LabError for an invalid PCI id."""
+    ids = [card for card in cards.split(",") if card]
+    for card in ids:
         if not CARD.fullmatch(card):
             raise LabError(
-                f"--fake-gpu {card!r} is no PCI id; give VENDOR:DEVICE or VENDOR:DEVICE:CLASS in four "
+                f"--fake-gpu {card!r} is not a PCI id; give VENDOR:DEVICE or VENDOR:DEVICE:CLASS in four "
                 "hexadecimal digits each, such as 10de:2684 for a GeForce RTX 4090"
             )
-    return found
+    return ids
 
 
 def write(root: Path, cards: Sequence[str]) -> None:
-    """Write the tree of `cards` into the file tree `root` of a host; without cards there is none."""
+    """Write the tree of `cards` into the file tree `root` of a host; without cards, remove it."""
     tree, no_container = root / TREE, root / NO_CONTAINER
     shutil.rmtree(tree, ignore_errors=True)
     no_container.unlink(missing_ok=True)
     if not cards:
         return
-    write_whole(no_container, "r! /run/systemd/container\n")
-    _device(tree / "0000:00:00.0", *BRIDGE)
+    write_file(no_container, "r! /run/systemd/container\n")
+    _write_device(tree / "0000:00:00.0", *BRIDGE)
+
     for number, card in enumerate(cards, 1):
-        found = CARD.fullmatch(card)
-        if found is None:
-            raise LabError(f"{card!r} is no PCI id")
-        _device(tree / f"0000:{number:02x}:00.0", found["vendor"], found["device"], found["kind"] or DISPLAY)
+        match = CARD.fullmatch(card)
+        if match is None:
+            raise LabError(f"{card!r} is not a PCI id")
+        folder = tree / f"0000:{number:02x}:00.0"
+        _write_device(folder, match["vendor"], match["device"], match["kind"] or DISPLAY)
 
 
-def _device(folder: Path, vendor: str, device: str, kind: str) -> None:
-    """Write one device as the kernel shows it, its configuration space included."""
+def _write_device(folder: Path, vendor: str, device: str, kind: str) -> None:
+    """Write one device as the kernel shows it, including its configuration space."""
     folder.mkdir(parents=True)
     config = bytearray(256)
     struct.pack_into("<HH", config, 0, int(vendor, 16), int(device, 16))

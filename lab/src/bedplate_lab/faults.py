@@ -1,13 +1,11 @@
-"""Faults that a rack really has, one function each; every one can be taken back or ends with the host."""
-
-from __future__ import annotations
+"""Faults that a rack really has, one function each; each can be undone, or ends with the host."""
 
 import re
 
-from . import network
-from .errors import LabError
-from .hosts import Host, Hosts
-from .tools import run, succeeds
+from bedplate_lab import network
+from bedplate_lab.errors import LabError
+from bedplate_lab.hosts import Host, Hosts
+from bedplate_lab.tools import run, succeeds
 
 SIZE = re.compile(r"[1-9]\d*[kMG]")
 
@@ -29,7 +27,7 @@ def set_online(hosts: Hosts, host: Host, online: bool) -> None:
 
 
 def cut(hosts: Hosts, source: Host, target: Host, port: int) -> None:
-    """Drop what `source` sends to one TCP port of `target`; everything else still passes."""
+    """Drop the packets of `source` to one TCP port of `target`; all others still pass."""
     table = hosts.lab.table
     rule = f"ip saddr {hosts.address(source)} ip daddr {hosts.address(target)} tcp dport {port} drop"
     run(
@@ -41,13 +39,13 @@ def cut(hosts: Hosts, source: Host, target: Host, port: int) -> None:
 
 
 def heal(hosts: Hosts) -> None:
-    """Take back every cut of the lab."""
+    """Undo every cut of the lab."""
     if succeeds(["nft", "list", "table", "bridge", hosts.lab.table]):
         run(["nft", "delete", "table", "bridge", hosts.lab.table])
 
 
 def slow(hosts: Hosts, host: Host, rate: str | None) -> None:
-    """Limit what a host sends to `rate` (such as 1mbit), or to nothing when it is None."""
+    """Limit a host's outgoing traffic to `rate` (such as 1mbit); None removes the limit."""
     device = ["ip", "netns", "exec", network.namespace(hosts.lab, host.name), "tc", "qdisc"]
     hosts.leader(host)
     if rate is None:
@@ -72,9 +70,9 @@ def slow(hosts: Hosts, host: Host, rate: str | None) -> None:
 
 
 def fill(hosts: Hosts, host: Host, folder: str, size: str) -> None:
-    """Put an almost full disk of `size` (such as 4M) over an existing folder of a host."""
+    """Mount a full disk of `size` (such as 4M) over an existing folder of a host."""
     if not SIZE.fullmatch(size):
-        raise LabError(f"the size {size!r} is not a number with k, M or G behind it, such as 4M")
+        raise LabError(f"the size {size!r} is not a number followed by k, M or G, such as 4M")
     hosts.call(host, ["test", "-d", folder])
     owner = hosts.call(host, ["stat", "--format=uid=%u,gid=%g,mode=%a", folder]).strip()
     hosts.call(host, ["mount", "-t", "tmpfs", "-o", f"size={size},{owner}", "lab-fill", folder])
@@ -84,5 +82,5 @@ def fill(hosts: Hosts, host: Host, folder: str, size: str) -> None:
 
 
 def unfill(hosts: Hosts, host: Host, folder: str) -> None:
-    """Take the full disk off a folder again."""
+    """Unmount the full disk from a folder."""
     hosts.call(host, ["umount", folder])

@@ -1,7 +1,5 @@
 """Lab hosts: their records, starting, stopping, saving, and running commands in them."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 import subprocess
@@ -14,10 +12,10 @@ from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from . import cgroups, images, machine, network, supervision
-from .errors import LabError
-from .places import CHECKOUT, Lab, check_name, known_labs
-from .tools import locked, read_json, run, say, write_json, write_whole
+from bedplate_lab import cgroups, images, network, supervision, this_machine
+from bedplate_lab.errors import LabError
+from bedplate_lab.paths import CHECKOUT, Lab, check_name, known_labs
+from bedplate_lab.tools import locked, read_json, run, say, write_file, write_json
 
 GROUPS = ("inference", "gateway", "monitoring")
 DEFAULT_SUITE = "trixie"
@@ -42,7 +40,6 @@ class Hosts:
     """The hosts of one lab."""
 
     def __init__(self, lab: Lab) -> None:
-        """Take the lab whose hosts these are."""
         self.lab = lab
 
     # --- records
@@ -73,17 +70,17 @@ class Hosts:
             raise LabError(f"lab {self.lab.name!r} has no network yet; run `lab/lab up {host.name}` first")
         return network.host_address(subnet, host.number)
 
-    def machine(self, host: Host) -> supervision.Machine:
-        """Return what the supervision of a host needs."""
+    def process(self, host: Host) -> supervision.HostProcess:
+        """Return a host's systemd-nspawn process."""
         name = network.namespace(self.lab, host.name)
         lower = [Path(path) for path in host.lower]
-        return supervision.Machine(
+        return supervision.HostProcess(
             host.name, f"bedplate-{self.lab.id}-{host.name}", self.folder(host), lower, name, host.fake_gpus
         )
 
     def group(self, host: Host) -> cgroups.HostGroup:
         """Return the control groups that a host runs in."""
-        return supervision.group_of(self.machine(host))
+        return supervision.group_of(self.process(host))
 
     def state(self, host: Host) -> str:
         """Return `running`, `paused`, `unsupervised` (runs, but can't reboot) or `stopped`."""
@@ -92,10 +89,10 @@ class Hosts:
             return "stopped"
         if group.frozen():
             return "paused"
-        return "running" if supervision.supervised(self.machine(host)) else "unsupervised"
+        return "running" if supervision.supervised(self.process(host)) else "unsupervised"
 
     def running(self) -> list[Host]:
-        """Return the hosts that can be talked to."""
+        """Return the hosts that run and are not paused."""
         return [host for host in self.all() if self.state(host) in ("running", "unsupervised")]
 
     # --- up and down
@@ -109,10 +106,10 @@ class Hosts:
         layer: str | None,
         fake_gpus: Sequence[str] | None = None,
     ) -> None:
-        """Boot the named hosts side by side and wait until each answers on SSH; leave running ones alone."""
+        """Boot the named hosts in parallel and wait until each answers on SSH; skip running ones."""
         for name in names:
             check_name("the host name", name)
-        self.lab.remember()
+        self.lab.write_record()
         if layer is None and not all((self.lab.hosts / name / "host.json").exists() for name in names):
             images.base(suite or DEFAULT_SUITE)  # before the lab's lock is taken: this can take a minute
         boot = partial(self._up_one, suite=suite, groups=groups, layer=layer, fake_gpus=fake_gpus)
@@ -137,18 +134,18 @@ class Hosts:
                     network.bring_up(self.lab)
                 say(f"{name} is up already: {host.suite}, {self.address(host)}")
                 return
-            self._mend(host)
-            gone = [path for path in host.lower if not Path(path).is_dir()]
-            if gone:
+            self._clean_up(host)
+            missing = [path for path in host.lower if not Path(path).is_dir()]
+            if missing:
                 raise LabError(
-                    f"{name} can't start without {gone[0]}; run `lab/lab down {name}` and then `up` again"
+                    f"{name} can't start without {missing[0]}; run `lab/lab down {name}` and then `up` again"
                 )
             with locked(self.lab.lock, "changes the lab's network"):
                 subnet = network.bring_up(self.lab)
                 self._write_keys()
                 network.plug_in(self.lab, host.name, host.number, subnet)
             self._seed(host)
-            supervision.start(self.machine(host))
+            supervision.start(self.process(host))
             self._wait_for_ssh(host)
         say(f"{name} is up: {host.suite}, {self.address(host)}, {time.monotonic() - started:.1f} s")
 
@@ -160,7 +157,7 @@ class Hosts:
         layer: str | None,
         fake_gpus: Sequence[str] | None,
     ) -> Host:
-        """Return the host's record, made or brought up to date."""
+        """Return the host's record, created or updated."""
         with locked(self.lab.lock, "changes the lab's hosts"):
             file = self.lab.hosts / name / "host.json"
             if file.exists():
@@ -192,37 +189,37 @@ class Hosts:
                 f"there is no layer {layer!r} (layers: {known}); make one with `lab/lab save HOST {layer}`"
             )
         if suite not in (None, record["suite"]):
-            raise LabError(f"layer {layer!r} is on {record['suite']}, not on {suite}; leave --suite out")
+            raise LabError(f"layer {layer!r} is on {record['suite']}, not on {suite}; omit --suite")
         return record["suite"], [*record["lower"], str(self.lab.layers / layer / "tree")]
 
-    def _mend(self, host: Host) -> None:
-        """Remove what an earlier start of the host, whole or half, left on the machine; its disk stays."""
-        supervision.stop(self.machine(host))
+    def _clean_up(self, host: Host) -> None:
+        """Remove the leftovers of an earlier start of the host, even a half start; its disk stays."""
+        supervision.stop(self.process(host))
         network.unplug(self.lab, host.name, host.number)
 
     def stop(self, host: Host) -> None:
-        """Shut a host down in order; its disk stays, so that `up` boots it again."""
+        """Shut a host down cleanly; its disk stays, so that `up` boots it again."""
         with locked(self.lab.state / f"{host.name}.lock", f"starts or stops {host.name}"):
-            self._mend(host)
+            self._clean_up(host)
             self._drop_network_if_last()
 
     def power_cut(self, host: Host) -> None:
-        """Take the power from a host; its disk stays as it was that moment."""
+        """Cut a host's power; its disk stays as it was at that moment."""
         with locked(self.lab.state / f"{host.name}.lock", f"starts or stops {host.name}"):
-            supervision.power_cut(self.machine(host))
+            supervision.power_cut(self.process(host))
             network.unplug(self.lab, host.name, host.number)
 
     def pause(self, host: Host, paused: bool) -> None:
-        """Stop every process of a host in place, or let them go on."""
+        """Freeze every process of a host, or thaw them."""
         group = self.group(host)
         if group.leader() is None:
             raise LabError(f"host {host.name!r} is not running; start it with `lab/lab up {host.name}`")
         group.freeze(paused)
 
     def down(self, host: Host) -> None:
-        """Shut a host down and remove everything of it, its disk included."""
+        """Shut a host down and remove everything of it, including its disk."""
         with locked(self.lab.state / f"{host.name}.lock", f"starts or stops {host.name}"):
-            self._mend(host)
+            self._clean_up(host)
             removed = self.lab.state / "removed" / f"{host.name}-{host.machine_id}"
             removed.parent.mkdir(exist_ok=True)
             with locked(self.lab.lock, "changes the lab's network"):
@@ -233,7 +230,7 @@ class Hosts:
         say(f"{host.name} is down")
 
     def down_all(self) -> None:
-        """Take down every host of the lab, and what an interrupted `down` left of others."""
+        """Take down every host of the lab, and remove the leftovers of an interrupted `down`."""
         with ThreadPoolExecutor(max_workers=8) as pool:
             for _ in pool.map(self.down, self.all()):
                 pass
@@ -243,11 +240,11 @@ class Hosts:
 
     def _drop_network_if_last(self) -> None:
         with locked(self.lab.lock, "changes the lab's network"):
-            cables = Path("/sys/class/net", self.lab.bridge, "brif")
-            if not cables.is_dir() or not any(cables.iterdir()):
+            ports = Path("/sys/class/net", self.lab.bridge, "brif")
+            if not ports.is_dir() or not any(ports.iterdir()):
                 network.take_down(self.lab)
 
-    # --- what a host is given
+    # --- seeding
 
     def _write_keys(self) -> None:
         """Make the lab's key and list the host keys for ssh. The caller holds the lab's lock."""
@@ -259,26 +256,26 @@ class Hosts:
             if not key.with_suffix(".pub").exists():
                 _make_key(key, host.name)
             lines.append(f"{self.address(host)} {key.with_suffix('.pub').read_text()}")
-        write_whole(self.lab.known_hosts, "".join(lines), 0o600)
+        write_file(self.lab.known_hosts, "".join(lines), 0o600)
 
     def _seed(self, host: Host) -> None:
-        """Write name, keys and the machine's package configuration into the host's writable tree."""
+        """Write name, keys and this machine's package configuration into the host's writable tree."""
         root, key = self.folder(host) / "upper", self.folder(host) / "ssh_host_ed25519_key"
-        write_whole(root / "etc/resolv.conf", machine.resolver())
+        write_file(root / "etc/resolv.conf", this_machine.resolver())
         seeded = self.folder(host) / "seeded"
         if seeded.exists():
             return  # a restart changes nothing on the disk
-        write_whole(root / "etc/hostname", f"{host.name}\n")
-        write_whole(
+        write_file(root / "etc/hostname", f"{host.name}\n")
+        write_file(
             root / "etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n{self.address(host)} {host.name}\n"
         )
-        write_whole(root / "etc/machine-id", f"{host.machine_id}\n", 0o444)
-        write_whole(root / "etc/ssh/ssh_host_ed25519_key", key.read_text(), 0o600)
-        write_whole(root / "etc/ssh/ssh_host_ed25519_key.pub", key.with_suffix(".pub").read_text())
-        write_whole(root / "root/.ssh/authorized_keys", self.lab.key.with_suffix(".pub").read_text(), 0o600)
+        write_file(root / "etc/machine-id", f"{host.machine_id}\n", 0o444)
+        write_file(root / "etc/ssh/ssh_host_ed25519_key", key.read_text(), 0o600)
+        write_file(root / "etc/ssh/ssh_host_ed25519_key.pub", key.with_suffix(".pub").read_text())
+        write_file(root / "root/.ssh/authorized_keys", self.lab.key.with_suffix(".pub").read_text(), 0o600)
         for private in (root / "root", root / "root/.ssh"):
             private.chmod(0o700)
-        machine.seed(root)
+        this_machine.seed(root)
         seeded.touch()
 
     def _wait_for_ssh(self, host: Host) -> None:
@@ -293,13 +290,13 @@ class Hosts:
             if waited > 2 and not any(True for _ in self.group(host).processes()):
                 break
         console = self.folder(host) / "console.log"
-        words = console.read_text(errors="replace").strip().splitlines()[-1:] if console.exists() else []
+        lines = console.read_text(errors="replace").strip().splitlines()[-1:] if console.exists() else []
         raise LabError(
-            f"host {host.name!r} did not answer on SSH ({words[0] if words else 'its console is empty'}); "
+            f"host {host.name!r} did not answer on SSH ({lines[0] if lines else 'its console is empty'}); "
             f"read {console}, then try `lab/lab down {host.name}` and `lab/lab up {host.name}`"
         )
 
-    # --- into a host
+    # --- access
 
     def leader(self, host: Host) -> int:
         """Return the process id of a host's init; raise LabError if the host is stopped or paused."""
@@ -307,9 +304,7 @@ class Hosts:
         if leader is None:
             raise LabError(f"host {host.name!r} is not running; start it with `lab/lab up {host.name}`")
         if state == "paused":
-            raise LabError(
-                f"host {host.name!r} is paused; let it go on with `lab/lab fault resume {host.name}`"
-            )
+            raise LabError(f"host {host.name!r} is paused; resume it with `lab/lab fault resume {host.name}`")
         return leader
 
     def exec_command(self, host: Host, command: Sequence[str]) -> list[str]:
@@ -341,7 +336,7 @@ class Hosts:
         return run(self.exec_command(host, command))
 
     def ssh_options(self) -> list[str]:
-        """Return the ssh options that reach this lab's hosts and nothing else."""
+        """Return the ssh options that accept only the keys of this lab's hosts."""
         settings = [
             f"UserKnownHostsFile={self.lab.known_hosts}",
             "StrictHostKeyChecking=yes",
@@ -357,7 +352,7 @@ class Hosts:
     # --- layers
 
     def save(self, host: Host, layer: str) -> None:
-        """Freeze what a stopped host has written as a layer for new hosts; the host goes on from it too."""
+        """Save a stopped host's disk as a read-only layer for new hosts; the host then uses it too."""
         check_name("the layer name", layer)
         with locked(self.lab.state / f"{host.name}.lock", f"starts or stops {host.name}"):
             if self.state(host) != "stopped":
@@ -366,11 +361,11 @@ class Hosts:
                 )
             target = self.lab.layers / layer
             if target.exists():
-                raise LabError(f"there is a layer {layer!r} already; save under another name")
+                raise LabError(f"there is already a layer {layer!r}; save under another name")
             tree = self.folder(host) / "upper"
             if not tree.is_dir():
                 raise LabError(f"host {host.name!r} has never run; start it with `lab/lab up {host.name}`")
-            # What would make two hosts the same machine stays out; `up` gives each host its own.
+            # A host's identity stays out of the layer; `up` gives each host its own.
             for path in [*tree.glob("etc/ssh/ssh_host_*"), tree / "etc/machine-id"]:
                 path.unlink(missing_ok=True)
             shutil.rmtree(tree / "var/log/journal" / host.machine_id, ignore_errors=True)
@@ -386,25 +381,25 @@ class Hosts:
 
 def _make_key(path: Path, comment: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # an interrupted ssh-keygen leaves the private half alone
+    path.unlink(missing_ok=True)  # an interrupted ssh-keygen leaves a private key without its public one
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", path])
 
 
 def labs_to_clean() -> list[Lab]:
-    """Return the labs of this checkout, and of checkouts that are gone and can't clean up themselves."""
+    """Return the labs of this checkout, and of deleted checkouts, which can't clean up themselves."""
     return [lab for lab in known_labs() if lab.checkout == CHECKOUT or not lab.checkout.exists()]
 
 
 def others_running() -> list[str]:
     """Return `checkout: host` for each running host of labs that belong to other checkouts."""
-    found = []
+    running = []
     for lab in known_labs():
         if lab not in labs_to_clean():
             hosts = Hosts(lab)
-            found += [
+            running += [
                 f"{lab.checkout}: {host.name}" for host in hosts.all() if hosts.state(host) != "stopped"
             ]
-    return found
+    return running
 
 
 def attach(command: Sequence[str]) -> int:

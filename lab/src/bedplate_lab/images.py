@@ -1,6 +1,4 @@
-"""Bare Debian images: built once per suite and recipe, kept as an archive and as an extracted tree."""
-
-from __future__ import annotations
+"""Bare Debian images: built once per suite and recipe, cached as an archive and as an extracted tree."""
 
 import hashlib
 import os
@@ -11,13 +9,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import machine
-from .errors import LabError
-from .places import cache_folder
-from .tools import locked, run, say
+from bedplate_lab import this_machine
+from bedplate_lab.errors import LabError
+from bedplate_lab.paths import cache_folder
+from bedplate_lab.tools import locked, run, say
 
 SUITES = ("bookworm", "trixie")
-# What a cloud image of Debian has too; everything else is the roles' business.
+# The packages of a Debian cloud image; everything else is installed by the roles.
 PACKAGES = [
     *(
         "systemd",
@@ -41,13 +39,13 @@ OPTIONS = [
     f"--include={','.join(PACKAGES)}",
     '--customize-hook=rm -f "$1"/etc/ssh/ssh_host_*',
     '--customize-hook=truncate -s0 "$1"/etc/machine-id',
-    # Settings of this machine reach a host when it starts, so that the image doesn't hold old ones.
+    # A host gets this machine's settings when it starts, so that the image holds no old ones.
     '--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap',
 ]
 
 
 def key(suite: str, sources: str) -> str:
-    """Return the name under which an image is cached: suite and what it was made from."""
+    """Return the name under which an image is cached: its suite and a hash of its recipe."""
     recipe = "\n".join([suite, platform.machine(), sources, *OPTIONS])
     return f"{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
@@ -55,11 +53,11 @@ def key(suite: str, sources: str) -> str:
 def base(suite: str) -> Path:
     """Return the extracted tree of `suite`, building or extracting it first where needed.
 
-    Interrupted at any moment, the next call starts from the last whole result; a second call at once waits.
+    After an interruption, the next call continues from the last complete result; a concurrent call waits.
     """
     if suite not in SUITES:
         raise LabError(f"--suite {suite!r} is not one of {', '.join(SUITES)}")
-    sources = machine.sources_for(suite, machine.codename(), machine.read_sources())
+    sources = this_machine.sources_for(suite, this_machine.codename(), this_machine.read_sources())
     name = key(suite, sources)
     folder = cache_folder() / "images"
     tree, archive = folder / name, folder / f"{name}.tar.zst"
@@ -79,7 +77,7 @@ def base(suite: str) -> Path:
             attributes = ["--xattrs", "--xattrs-include=*", "--numeric-owner"]
             run(["tar", "--zstd", "-xpf", archive, *attributes, "-C", extracted])
             extracted.chmod(0o755)
-            # Ansible's cache_valid_time would take the image's age for the age of lists that aren't there.
+            # Ansible's cache_valid_time would take the image's age for the age of package lists.
             os.utime(extracted / "var/lib/apt/lists", (0, 0))
             extracted.rename(tree)
         finally:
@@ -88,23 +86,23 @@ def base(suite: str) -> Path:
 
 
 def _build(suite: str, sources: str, workplace: Path) -> Path:
-    """Run mmdebstrap in a tmpfs of its own and return the archive it made."""
+    """Run mmdebstrap in its own tmpfs and return the archive."""
     say(f"building the {suite} image: usually 40 s on 2 cores, once")
     started = time.monotonic()
     (workplace / "sources").write_text(sources)
-    (workplace / "apt.conf").write_text(machine.apt_settings())
+    (workplace / "apt.conf").write_text(this_machine.apt_settings())
     scratch, archive, log = (
         workplace / "scratch",
         workplace / "image.tar.zst",
         workplace.parent / f"{suite}.log",
     )
     scratch.mkdir()
-    # Namespaces for mounts and processes: when this process dies, mmdebstrap and its mounts go too. A session
-    # of its own, since mmdebstrap kills its process group when something fails.
-    own = "setpriv --pdeathsig KILL unshare --propagation private --pid --fork --kill-child --mount-proc"
-    # Debian mounts /dev/shm nodev, where a Debian system can't be unpacked; hence a tmpfs of its own.
+    # Its own mount and PID namespaces: when this process dies, mmdebstrap and its mounts go too. Its own
+    # session, because mmdebstrap kills its process group when something fails.
+    isolate = "setpriv --pdeathsig KILL unshare --propagation private --pid --fork --kill-child --mount-proc"
+    # Debian mounts /dev/shm nodev, so a Debian system can't be unpacked there; hence its own tmpfs.
     script = 'mount -t tmpfs -o mode=0755 tmpfs "$1" && shift && exec "$@"'
-    command = [*own.split(), "sh", "-c", script, "sh", str(scratch), "mmdebstrap", *OPTIONS]
+    command = [*isolate.split(), "sh", "-c", script, "sh", str(scratch), "mmdebstrap", *OPTIONS]
     command += [f"--aptopt={workplace / 'apt.conf'}", suite, str(archive), str(workplace / "sources")]
     environment = os.environ | {"TMPDIR": str(scratch)}
     with log.open("w") as stream:

@@ -1,17 +1,15 @@
 """The lab's running hosts as an Ansible inventory."""
 
-from __future__ import annotations
-
 import shlex
 from typing import Any
 
-from . import network
-from .hosts import GROUPS, Host, Hosts
-from .tools import read_json
+from bedplate_lab import network
+from bedplate_lab.hosts import GROUPS, Host, Hosts
+from bedplate_lab.tools import read_json
 
 
-def variables(hosts: Hosts, host: Host) -> dict[str, Any]:
-    """Return what Ansible has to know about one host."""
+def host_variables(hosts: Hosts, host: Host) -> dict[str, Any]:
+    """Return the Ansible variables of one host."""
     lab, address = hosts.lab, str(hosts.address(host))
     return {
         "ansible_host": address,
@@ -24,10 +22,10 @@ def variables(hosts: Hosts, host: Host) -> dict[str, Any]:
     }
 
 
-def listing(hosts: Hosts) -> dict[str, Any]:
-    """Return the whole inventory in the form that `ansible-inventory` asks a script for.
+def build_inventory(hosts: Hosts) -> dict[str, Any]:
+    """Return the whole inventory in the format that Ansible expects from an inventory script.
 
-    `lab_engine` and `lab_model` are what `lab/lab engine` and `lab/lab model` found last.
+    `lab_engine` and `lab_model` are the last results of `lab/lab engine` and `lab/lab model`.
     Without running hosts the groups are empty. Raises LabError when hosts run and the guard route is missing.
     """
     lab, running = hosts.lab, hosts.running()
@@ -37,13 +35,13 @@ def listing(hosts: Hosts) -> dict[str, Any]:
     groups: dict[str, Any] = {
         name: {"hosts": [host.name for host in running if name in host.groups]} for name in names
     }
-    chosen = {
-        f"lab_{what}": read_json(lab.chosen(what))
-        for what in ("engine", "model")
-        if lab.chosen(what).exists()
+    artifacts = {
+        f"lab_{kind}": read_json(lab.artifact_record(kind))
+        for kind in ("engine", "model")
+        if lab.artifact_record(kind).exists()
     }
     return {
-        "all": {"vars": chosen},
+        "all": {"vars": artifacts},
         **groups,
-        "_meta": {"hostvars": {host.name: variables(hosts, host) for host in running}},
+        "_meta": {"hostvars": {host.name: host_variables(hosts, host) for host in running}},
     }

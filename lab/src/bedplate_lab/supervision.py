@@ -1,6 +1,4 @@
-"""Start and stop the systemd-nspawn process of a host, with systemd's help or without."""
-
-from __future__ import annotations
+"""Starts and stops the systemd-nspawn process of a host, as a unit of systemd or under a shell."""
 
 import os
 import signal
@@ -9,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cgroups, fake_pci
-from .cgroups import HostGroup, Layout
-from .errors import LabError
-from .tools import read_json, run, say, succeeds, write_json
+from bedplate_lab import cgroups, fake_pci
+from bedplate_lab.cgroups import HostGroup, Layout
+from bedplate_lab.errors import LabError
+from bedplate_lab.tools import read_json, run, say, succeeds, write_json
 
-REBOOT = 133  # exit status with which systemd-nspawn --keep-unit says that its host wants to boot again
+REBOOT = 133  # exit status of systemd-nspawn --keep-unit when its host reboots
 # The shell enters the groups named before `--` and stays as supervisor: it starts nspawn again on reboot.
 LOOP = f"""while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit; shift; done; shift
 while :; do "$@"; code=$?; [ $code = {REBOOT} ] || exit $code; done"""
 # nspawn gives a host the v1 controllers read-only; remounted, the host's systemd enforces MemoryMax.
-# What nspawn itself binds below /sys is hidden, so the fake cards are put there by the host.
+# Mounts that nspawn itself makes below /sys are hidden, so the host's init mounts the fake cards.
 INIT = f"""#!/bin/sh
 for controller in memory cpu cpuacct pids blkio devices; do
   [ -d /sys/fs/cgroup/$controller ] && mount -o remount,rw,bind /sys/fs/cgroup/$controller
@@ -32,8 +30,8 @@ NSPAWN_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_NSPAWN_A
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What systemd-nspawn needs to know about a host."""
+class HostProcess:
+    """The systemd-nspawn process of one host: its name, files and network namespace."""
 
     name: str
     unit: str
@@ -44,69 +42,69 @@ class Machine:
 
     @property
     def record(self) -> Path:
-        """File that says how the host was started, written before it is."""
+        """File with the host's supervisor and control groups, written before the host starts."""
         return self.folder / "run.json"
 
 
-def nspawn_command(machine: Machine, kind: Layout) -> list[str]:
-    """Return the systemd-nspawn command line of a host on a machine of the given kind."""
-    tree = ":".join(str(path).replace("\\", "\\\\").replace(":", "\\:") for path in machine.lower)
-    upper = str(machine.folder / "upper").replace("\\", "\\\\").replace(":", "\\:")
+def nspawn_command(process: HostProcess, kind: Layout) -> list[str]:
+    """Return the systemd-nspawn command line of a host on a machine with the given cgroup layout."""
+    tree = ":".join(str(path).replace("\\", "\\\\").replace(":", "\\:") for path in process.lower)
+    upper = str(process.folder / "upper").replace("\\", "\\\\").replace(":", "\\:")
     command = [
         "systemd-nspawn",
         "--quiet",
         # -D is locked exclusively, so each host has an empty tree of its own under the shared image.
-        f"--directory={machine.folder / 'skeleton'}",
+        f"--directory={process.folder / 'skeleton'}",
         f"--overlay={tree}:{upper}:/",
-        # The machine's name is unique on this machine; systemd 256 and later insists on it.
-        f"--machine={machine.unit}",
-        f"--hostname={machine.name}",
+        # The container's name is unique on this machine, as systemd 256 and later requires.
+        f"--machine={process.unit}",
+        f"--hostname={process.name}",
         "--register=no",
         "--keep-unit",
         "--link-journal=no",
         "--resolv-conf=off",
         "--timezone=off",
         "--console=read-only",
-        f"--network-namespace-path=/run/netns/{machine.namespace}",
+        f"--network-namespace-path=/run/netns/{process.namespace}",
         # systemd in the host enforces IPAddressDeny with BPF programs.
         "--system-call-filter=bpf",
         "--capability=CAP_BPF,CAP_PERFMON,CAP_NET_ADMIN",
     ]
-    if _own_init(machine, kind):
+    if _own_init(process, kind):
         return [*command, "--kill-signal=SIGRTMIN+3", "/usr/local/sbin/lab-init"]
     return [*command, "--boot"]
 
 
-def _own_init(machine: Machine, kind: Layout) -> bool:
-    return kind is Layout.HYBRID or bool(machine.fake_gpus)
+def _own_init(process: HostProcess, kind: Layout) -> bool:
+    return kind is Layout.HYBRID or bool(process.fake_gpus)
 
 
-def group_of(machine: Machine) -> HostGroup:
-    """Return the groups that a host was last started in; none if it never was."""
-    return HostGroup(tuple(Path(folder) for folder in read_json(machine.record).get("groups", [])))
+def group_of(process: HostProcess) -> HostGroup:
+    """Return the groups in which a host was last started; none if it never was."""
+    return HostGroup(tuple(Path(folder) for folder in read_json(process.record).get("groups", [])))
 
 
-def start(machine: Machine) -> None:
-    """Start a host whose leftovers are gone; returns as soon as nspawn runs."""
+def start(process: HostProcess) -> None:
+    """Start a host whose leftovers were removed; returns as soon as nspawn runs."""
     kind = cgroups.layout()
     for folder in ("skeleton/usr", "skeleton/etc", "upper"):
-        (machine.folder / folder).mkdir(parents=True, exist_ok=True)
-    (machine.folder / "skeleton/etc/os-release").touch()
-    if _own_init(machine, kind):
-        init = machine.folder / "upper/usr/local/sbin/lab-init"
+        (process.folder / folder).mkdir(parents=True, exist_ok=True)
+    (process.folder / "skeleton/etc/os-release").touch()
+    if _own_init(process, kind):
+        init = process.folder / "upper/usr/local/sbin/lab-init"
         init.parent.mkdir(parents=True, exist_ok=True)
         init.write_text(INIT)
         init.chmod(0o755)
-    fake_pci.write(machine.folder / "upper", machine.fake_gpus)
+    fake_pci.write(process.folder / "upper", process.fake_gpus)
     if kind is Layout.SYSTEMD:
-        _start_unit(machine, nspawn_command(machine, kind))
+        _start_unit(process, nspawn_command(process, kind))
     else:
-        _start_alone(machine, kind, nspawn_command(machine, kind))
+        _start_alone(process, kind, nspawn_command(process, kind))
 
 
-def _start_unit(machine: Machine, command: list[str]) -> None:
-    group = cgroups.ROOT / "machine.slice" / f"{machine.unit}.service"
-    write_json(machine.record, {"supervisor": "systemd", "groups": [str(group)]})
+def _start_unit(process: HostProcess, command: list[str]) -> None:
+    group = cgroups.ROOT / "machine.slice" / f"{process.unit}.service"
+    write_json(process.record, {"supervisor": "systemd", "groups": [str(group)]})
     properties = [
         "Type=notify",
         "Delegate=yes",
@@ -114,25 +112,25 @@ def _start_unit(machine: Machine, command: list[str]) -> None:
         f"RestartForceExitStatus={REBOOT}",
         f"SuccessExitStatus={REBOOT}",
         "TasksMax=16384",
-        f"StandardOutput=append:{machine.folder / 'console.log'}",
-        f"StandardError=append:{machine.folder / 'console.log'}",
+        f"StandardOutput=append:{process.folder / 'console.log'}",
+        f"StandardError=append:{process.folder / 'console.log'}",
         *(f"Environment={key}={value}" for key, value in NSPAWN_ENVIRONMENT.items()),
     ]
-    unit = ["systemd-run", "--quiet", "--collect", f"--unit={machine.unit}", "--slice=machine.slice"]
-    # If it fails, the host doesn't answer, and the caller quotes the console.
+    unit = ["systemd-run", "--quiet", "--collect", f"--unit={process.unit}", "--slice=machine.slice"]
+    # If it fails, the host does not answer, and the caller's error quotes the console.
     run([*unit, *(f"--property={setting}" for setting in properties), "--", *command], check=False)
 
 
-def _start_alone(machine: Machine, kind: Layout, command: list[str]) -> None:
+def _start_alone(process: HostProcess, kind: Layout, command: list[str]) -> None:
     parents = cgroups.own_groups(kind, Path("/proc/self/cgroup").read_text())
     if kind is Layout.UNIFIED and not cgroups.delegate(parents[0]):
         say(f"warning: {parents[0]} can't hand on memory control, so MemoryMax is not enforced in lab hosts")
-    group = HostGroup(tuple(parent / machine.unit for parent in parents))
-    write_json(machine.record, {"supervisor": "shell", "groups": [str(folder) for folder in group.folders]})
+    group = HostGroup(tuple(parent / process.unit for parent in parents))
+    write_json(process.record, {"supervisor": "shell", "groups": [str(folder) for folder in group.folders]})
     group.make()
-    with (machine.folder / "console.log").open("ab") as console:
+    with (process.folder / "console.log").open("ab") as console:
         subprocess.Popen(
-            ["/bin/sh", "-c", LOOP, machine.unit, *map(str, group.folders), "--", *command],
+            ["/bin/sh", "-c", LOOP, process.unit, *map(str, group.folders), "--", *command],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
@@ -142,61 +140,61 @@ def _start_alone(machine: Machine, kind: Layout, command: list[str]) -> None:
         )
 
 
-def supervised(machine: Machine) -> bool:
-    """Tell whether somebody will start the host again when it reboots."""
-    if read_json(machine.record).get("supervisor") == "systemd":
-        return succeeds(["systemctl", "--quiet", "is-active", machine.unit])
-    wanted = ["/bin/sh", "-c", LOOP, machine.unit]
-    return any(_command_line(pid)[:4] == wanted for pid in group_of(machine).processes())
+def supervised(process: HostProcess) -> bool:
+    """Return whether the host's supervisor is alive, so that the host can reboot."""
+    if read_json(process.record).get("supervisor") == "systemd":
+        return succeeds(["systemctl", "--quiet", "is-active", process.unit])
+    wanted = ["/bin/sh", "-c", LOOP, process.unit]
+    return any(_command_line(pid)[:4] == wanted for pid in group_of(process).processes())
 
 
-def stop(machine: Machine, *, seconds: float = 20) -> None:
-    """Shut a host down in order; end it by force when it takes longer than `seconds`. Leaves no process."""
-    group = group_of(machine)
+def stop(process: HostProcess, *, seconds: float = 20) -> None:
+    """Shut a host down cleanly; kill it when that takes longer than `seconds`. Leaves no process."""
+    group = group_of(process)
     if not group.folders:
         return
     if group.frozen():
         group.freeze(False)
     for pid in list(group.processes()):
-        # A host that is about to reboot ends with 133; without its supervisor it can't come back.
-        if _command_line(pid)[:4] == ["/bin/sh", "-c", LOOP, machine.unit]:
+        # Without its supervisor, a host that is about to reboot stays down.
+        if _command_line(pid)[:4] == ["/bin/sh", "-c", LOOP, process.unit]:
             _signal(pid, signal.SIGKILL)
     for pid in list(group.processes()):
         if cgroups.status(pid).get("Name") == "systemd-nspawn" and group.leader() is not None:
             _signal(pid, signal.SIGTERM)
             group.wait_empty(seconds)
             break
-    clear(machine)
+    clear(process)
 
 
-def clear(machine: Machine) -> None:
-    """End whatever is left of a host and remove its groups and unit."""
-    group = group_of(machine)
+def clear(process: HostProcess) -> None:
+    """Kill the host's remaining processes and remove its groups and unit."""
+    group = group_of(process)
     group.kill()
-    if read_json(machine.record).get("supervisor") == "systemd":
-        run(["systemctl", "stop", machine.unit], check=False)
-        run(["systemctl", "reset-failed", machine.unit], check=False)
+    if read_json(process.record).get("supervisor") == "systemd":
+        run(["systemctl", "stop", process.unit], check=False)
+        run(["systemctl", "reset-failed", process.unit], check=False)
     group.remove()
-    _remove_nspawn_leftovers(machine)
+    _remove_nspawn_leftovers(process)
 
 
-def _remove_nspawn_leftovers(machine: Machine) -> None:
-    """Remove what a killed nspawn leaves in /run: a mount (systemd 256 and later) and its tree's lock."""
-    sockets = NSPAWN_RUN / "unix-export" / machine.unit
+def _remove_nspawn_leftovers(process: HostProcess) -> None:
+    """Remove a killed nspawn's leftovers in /run: a mount (systemd 256 and later) and its tree's lock."""
+    sockets = NSPAWN_RUN / "unix-export" / process.unit
     if sockets.exists():
         run(["umount", "--quiet", sockets], check=False)
         sockets.rmdir()
-    skeleton = machine.folder / "skeleton"
+    skeleton = process.folder / "skeleton"
     if skeleton.is_dir():
         inode = skeleton.stat()
         (NSPAWN_RUN / "locks" / f"inode-{inode.st_dev}:{inode.st_ino}").unlink(missing_ok=True)
 
 
-def power_cut(machine: Machine) -> None:
-    """Take the host's power away: every process dies at once, nothing is written any more."""
-    if group_of(machine).leader() is None:
-        raise LabError(f"host {machine.name!r} is not running; start it with `lab/lab up {machine.name}`")
-    clear(machine)
+def power_cut(process: HostProcess) -> None:
+    """Cut the host's power: every process dies at once, nothing more is written."""
+    if group_of(process).leader() is None:
+        raise LabError(f"host {process.name!r} is not running; start it with `lab/lab up {process.name}`")
+    clear(process)
 
 
 def _command_line(pid: int) -> list[str]:

@@ -1,6 +1,4 @@
-"""Small helpers that every part uses: run a command, write a file whole, hold a lock, say what happens."""
-
-from __future__ import annotations
+"""Helpers for all modules: run a command, replace a file atomically, hold a lock, print progress."""
 
 import fcntl
 import json
@@ -15,41 +13,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import LabError
+from bedplate_lab.errors import LabError
 
 
 def say(text: str) -> None:
-    """Print one line of progress for people; standard output is kept for results."""
+    """Print one line of progress on standard error; standard output is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
 def run(command: Sequence[str | Path], *, stdin: str | None = None, check: bool = True) -> str:
     """Run `command` and return its standard output.
 
-    Raises LabError with the command's own last words when it fails and `check` is set, or when it is missing.
+    Raises LabError with the last line of the command's output when it fails and `check` is set, or when the
+    command is missing.
     """
     words = [str(word) for word in command]
     try:
-        done = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False)
+        process = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise LabError(
             f"{words[0]} is not installed; run `lab/lab deps` to install what the lab needs"
         ) from None
-    if check and done.returncode != 0:
-        last_words = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+    if check and process.returncode != 0:
+        last_line = (process.stderr or process.stdout).strip().splitlines()[-1:] or ["no output"]
         shown = textwrap.shorten(" ".join(words), 120, placeholder=" …")
-        raise LabError(f"`{shown}` failed with exit status {done.returncode}: {last_words[0]}")
-    return done.stdout
+        raise LabError(f"`{shown}` failed with exit status {process.returncode}: {last_line[0]}")
+    return process.stdout
 
 
 def succeeds(command: Sequence[str | Path]) -> bool:
-    """Tell whether `command` exits with 0; its output is dropped."""
+    """Return whether `command` exits with 0; its output is dropped."""
     words = [str(word) for word in command]
     return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
-def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace `path` by `text` at once, so that a reader or a crash never sees half a file."""
+def write_file(path: Path, text: str, mode: int = 0o644) -> None:
+    """Replace `path` by `text` atomically, so that neither a reader nor a crash leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "w") as stream:
@@ -68,22 +67,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace `path` by `content` as readable JSON."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    """Replace `path` by `content` as indented JSON, atomically."""
+    write_file(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
-def locked(path: Path, waiting_for: str) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the kernel drops it when the process dies, however it dies."""
+def locked(path: Path, purpose: str) -> Iterator[None]:
+    """Hold an exclusive lock on `path`, which the kernel drops when the process dies.
+
+    `purpose` completes the sentence "waiting for another run of the lab that …".
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
-        patience = time.monotonic() + 2
+        silent_until = time.monotonic() + 2
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() > patience:
-                    say(f"waiting for another run of the lab that {waiting_for}")
+                if time.monotonic() > silent_until:
+                    say(f"waiting for another run of the lab that {purpose}")
                     fcntl.flock(stream, fcntl.LOCK_EX)
                     break
                 time.sleep(0.01)
@@ -96,5 +98,5 @@ def require_root(verb: str) -> None:
     """Raise LabError unless this process is root."""
     if os.geteuid() != 0:
         raise LabError(
-            f"`lab/lab {verb}` makes namespaces, mounts and cgroups, so it needs root; run it with sudo"
+            f"`lab/lab {verb}` creates namespaces, mounts and cgroups, so it needs root; run it with sudo"
         )

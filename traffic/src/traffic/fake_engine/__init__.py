@@ -1,0 +1,1 @@
+"""An inference engine without a model, for tests and benches."""

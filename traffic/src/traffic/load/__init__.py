@@ -1,0 +1,1 @@
+"""Sends the load that a profile describes, and measures it."""
