@@ -1,4 +1,4 @@
-"""Clients that leave at random moments: does every slot come back, and does the engine stop."""
+"""Clients that disconnect at random moments: does every slot come back, and does the engine stop."""
 
 import asyncio
 import random
@@ -38,7 +38,7 @@ async def _leave_at_random(
                             url,
                             key,
                             models[number // 2 % len(models)],
-                            f"leaver-{number} text",
+                            f"disconnects-{number} text",
                             stream=number % 2 == 0,
                             max_tokens=TOKENS * 2,
                         )
@@ -145,7 +145,7 @@ async def run(*, quick: bool) -> Result:
                     name,
                     str(count),
                     str(left),
-                    str(count - sum(one["marker"].startswith("leaver") for one in stats["arrivals"])),
+                    str(count - sum(one["marker"].startswith("disconnects") for one in stats["arrivals"])),
                     str(stats["cancelled"]),
                     "not within 30 s" if idle is None else seconds(idle),
                     str(work),
@@ -167,7 +167,7 @@ def _engine_cpu_seconds() -> float:
 
 
 async def run_real(*, quick: bool) -> Result:
-    """Measure on the real Ollama: its own CPU time tells whether it still works for somebody who left."""
+    """Measure on the real Ollama: its own CPU time shows whether it still works for a disconnected client."""
     count = 40 if quick else 200
     result = Result(
         "Random disconnects on the real engine",
@@ -203,5 +203,5 @@ async def _real(
             break
     async with session() as client:
         answer = await ask(client, server.url, key, models[0], "Say hi", max_tokens=4)
-    told = "not within 60 s" if idle is None else seconds(idle)
-    return (name, str(count), str(left), told, f"{answer.status} in {answer.seconds:.2f} s"), idle
+    idle_after = "not within 60 s" if idle is None else seconds(idle)
+    return (name, str(count), str(left), idle_after, f"{answer.status} in {answer.seconds:.2f} s"), idle

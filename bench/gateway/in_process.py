@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from bedplate_gateway.admission import Ask
+from bedplate_gateway.admission import AdmissionRequest
 from bedplate_gateway.app import Gateway
+from bedplate_gateway.engine_request import Answer
 from bedplate_gateway.keys import Keys, KeysFile
 from bedplate_gateway.settings import Engine, Settings
-from bedplate_gateway.upstream import Answer
 
 Message = MutableMapping[str, Any]
 App = Callable[
@@ -70,7 +70,7 @@ async def no_events() -> AsyncIterator[bytes]:
         yield event
 
 
-class StubExchange:
+class StubEngineRequest:
     """A call of the engine that has its answer at once."""
 
     prompt_tokens, completion_tokens, estimated, retries, truncated, error = 4, 1, False, 0, False, None
@@ -86,9 +86,9 @@ class StubExchange:
 class StubUpstream:
     """Calls no engine."""
 
-    def run(self, *_: object) -> StubExchange:
-        """Return the exchange."""
-        return StubExchange()
+    def new_request(self, *_: object) -> StubEngineRequest:
+        """Return the engine request."""
+        return StubEngineRequest()
 
 
 async def no_op(
@@ -144,7 +144,7 @@ async def one_round(app: App, count: int) -> list[tuple[float, float]]:
 
 
 def make_gateway(folder: Path) -> Gateway:
-    """Return the app with limits set, its ledger on disk, and the engine's side stubbed."""
+    """Return the app with limits set, its usage log on disk, and the engine's side stubbed."""
     settings = Settings.model_validate(
         {
             "api": {"address": "127.0.0.1", "port": 0},
@@ -187,7 +187,7 @@ async def main(count: int) -> dict[str, list[list[tuple[float, float]]]]:
         found = {"no-op app": await times(no_op, count), "gateway": await times(gateway, count)}
         other = gateway.keys.by_alias["other"]
         for _ in range(WAITING + 1):
-            gateway.local.submit(Ask(other, "low", "full", 10), lambda _: None, lambda _: None)
+            gateway.local.submit(AdmissionRequest(other, "low", "full", 10), lambda _: None, lambda _: None)
         found[f"gateway while {WAITING:,} requests wait for another model"] = await times(gateway, count)
         return found
 

@@ -41,22 +41,22 @@ async def _burst(client: aiohttp.ClientSession, url: str, key: str, model: str) 
 
 @dataclass(frozen=True)
 class Edge:
-    """What became of 100 at second 59 of a minute, 100 at second 61, one after the wait told, 100 more."""
+    """What became of 100 at second 59 of a minute, 100 at second 61, one after Retry-After, 100 more."""
 
     first: list[Answer]
     second: list[Answer]
-    told: int | None
+    retry_after: int | None
     """The shortest Retry-After of the second hundred, in seconds: the boldest promise."""
-    after_told: Answer | None
+    after_wait: Answer | None
     third: list[Answer]
 
     def passed(self) -> list[float]:
         """Return when those that passed were sent."""
-        return _passed([*self.first, *self.second, *filter(None, [self.after_told]), *self.third])
+        return _passed([*self.first, *self.second, *filter(None, [self.after_wait]), *self.third])
 
-    def told_words(self) -> str:
-        """Say what the wait was and whether it was enough."""
-        return f"{self.told} s, then {self.after_told.status}" if self.after_told else "none"
+    def wait_words(self) -> str:
+        """Return what the wait was and whether it was enough."""
+        return f"{self.retry_after} s, then {self.after_wait.status}" if self.after_wait else "none"
 
 
 async def _around_the_minute(client: aiohttp.ClientSession, url: str, key: str, model: str) -> Edge:
@@ -65,7 +65,7 @@ async def _around_the_minute(client: aiohttp.ClientSession, url: str, key: str, 
     first = await _burst(client, url, key, model)
     await asyncio.sleep(start + 2 - time.monotonic())
     second = await _burst(client, url, key, model)
-    waits = [int(told) for answer in second if (told := answer.headers.get("retry-after"))]
+    waits = [int(value) for answer in second if (value := answer.headers.get("retry-after"))]
     again = None
     if waits:
         await asyncio.sleep(min(waits))
@@ -130,7 +130,7 @@ async def run_rpm(*, quick: bool) -> Result:
                         f"{most_steady}, {len(_passed(steady))}" if steady else "left out",
                         ", ".join(map(str, bursts)),
                         str(most),
-                        edge.told_words(),
+                        edge.wait_words(),
                     )
                 )
                 if known:
@@ -138,7 +138,7 @@ async def run_rpm(*, quick: bool) -> Result:
                         len(_passed(minute)) == RPM
                         and bursts == [RPM, 0, RPM - 1]
                         and most == RPM
-                        and edge.told_words().endswith("then 200")
+                        and edge.wait_words().endswith("then 200")
                         and (quick or (most_steady == RPM and len(_passed(steady)) >= 3 * RPM))
                     )
 

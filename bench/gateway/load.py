@@ -46,7 +46,7 @@ async def ask(
     path: str = "/v1/chat/completions",
     **fields: Any,
 ) -> Answer:
-    """Send one request and read its answer to the end; `tokens` is the whole usage where it is told."""
+    """Send one request and read its answer to the end; `tokens` is the whole usage where it is reported."""
     body: dict[str, Any] = {"model": model, "stream": stream, **fields}
     body["messages"] = [{"role": "user", "content": text}]
     if stream:

@@ -35,7 +35,7 @@ async def run(*, quick: bool) -> Result:
         ("app", "p50", "p99", "p99.9", "more than the no-op app: p50", "p99", "CPU time p50", "p99"),
         notes=[
             f"{count:,} calls each, one after the other, the quietest of five rounds: key, body, limits with "
-            "their ledger on disk, queue, slot, headers, metrics and journal line; a stub is the engine."
+            "their usage log on disk, queue, slot, headers, metrics and journal line; a stub is the engine."
         ],
     )
     say("what admission adds in the process")

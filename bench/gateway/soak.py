@@ -102,13 +102,13 @@ async def run(*, quick: bool) -> Result:
             )
         )
     result.ok = medians[3] - medians[1] <= FLAT_MIB
-    told = ", ".join(
+    by_status = ", ".join(
         f"{count:,} x {status}" for status, count in sorted(statuses.items(), key=lambda one: -one[1])
     )
     result.notes.append(
         f"{number:,} requests, {A_SECOND:.0f} a second, on four paths, streams and not, from five keys (one "
         "expired, one wrong), with bogus models, prompts over the context, one in ten leaving early, and an "
         f"engine that fails ({', '.join(faults)}). "
-        f"Answers: {told} (0: the connection broke)."
+        f"Answers: {by_status} (0: the connection broke)."
     )
     return result

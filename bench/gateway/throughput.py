@@ -124,7 +124,7 @@ GROUPS = (
     ("bedplate_gateway/schema", "gateway: checking and rebuilding the body"),
     ("pydantic", "gateway: checking and rebuilding the body"),
     ("bedplate_gateway/metrics", "gateway: metrics and journal line"),
-    ("bedplate_gateway/record", "gateway: metrics and journal line"),
+    ("bedplate_gateway/access_log", "gateway: metrics and journal line"),
     ("prometheus_client", "gateway: metrics and journal line"),
     ("logging/", "gateway: metrics and journal line"),
     *(
@@ -133,7 +133,7 @@ GROUPS = (
     ),
     *(
         (f"bedplate_gateway/{name}", "gateway: keys, limits, queue, slots")
-        for name in ("limits", "ledger", "keys")
+        for name in ("limits", "usage_log", "keys")
     ),
     *((f"bedplate_gateway/{name}", "gateway: the app and its protocol class") for name in ("app", "server")),
     ("bedplate_gateway/", "gateway: calling the engine and relaying its answer"),

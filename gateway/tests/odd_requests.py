@@ -1,4 +1,4 @@
-"""Requests that no client should send, made by dice: bodies of JSON with odd values, and whole requests."""
+"""Requests that no client should send, made at random: bodies of JSON with odd values, and whole requests."""
 
 import json
 from dataclasses import dataclass
@@ -162,12 +162,12 @@ NOISE = (
 
 @dataclass(frozen=True)
 class Case:
-    """What a client sends, piece by piece with a pause after each, and whether it leaves then."""
+    """What a client sends, piece by piece with a pause after each, and whether it disconnects then."""
 
     kind: str
     pieces: tuple[bytes, ...]
     pause: float = 0.0
-    leaves: bool = False
+    disconnects: bool = False
 
 
 def head(
@@ -310,11 +310,11 @@ def slow(draw: st.DrawFn) -> Case:
 
 
 @st.composite
-def leaving(draw: st.DrawFn) -> Case:
-    """Draw a request whose client leaves at once or a little later, maybe before it has sent all."""
+def disconnecting(draw: st.DrawFn) -> Case:
+    """Draw a request whose client disconnects at once or a little later, maybe before it has sent all."""
     request = whole(*draw(minimal_bodies()))
     cut = draw(st.just(len(request)) | st.integers(1, len(request)))
-    return Case("leaves", (request[:cut],), pause=draw(st.sampled_from([0.0, 0.01, 0.05])), leaves=True)
+    return Case("leaves", (request[:cut],), pause=draw(st.sampled_from([0.0, 0.01, 0.05])), disconnects=True)
 
 
 noise = (st.sampled_from(NOISE) | st.binary(min_size=1, max_size=80)).map(
@@ -329,7 +329,7 @@ cases = st.one_of(
     *[odd_framing()] * 3,
     pipelined(),
     slow(),
-    *[leaving()] * 2,
+    *[disconnecting()] * 2,
     noise,
     right,
 )

@@ -4,11 +4,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from bedplate_gateway.admission import Ask, Lease, LocalAdmission, acquire
-from bedplate_gateway.errors import ApiError, ClientLeft
+from bedplate_gateway.admission import AdmissionRequest, Lease, LocalAdmission, acquire
+from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.keys import Key, Keys
-from bedplate_gateway.ledger import Ledger
-from bedplate_gateway.settings import Class, Engine, Settings
+from bedplate_gateway.settings import Engine, PriorityClass, Settings
+from bedplate_gateway.usage_log import UsageLog
 
 
 class FakeEngines:
@@ -27,7 +27,7 @@ class FakeEngines:
 class Bench:
     """An admission over two keys, one engine with two slots, and the outcomes by name."""
 
-    def __init__(self, ledger: Ledger | None = None, slots: int = 2, **settings: object) -> None:
+    def __init__(self, usage_log: UsageLog | None = None, slots: int = 2, **settings: object) -> None:
         self.engines = FakeEngines()
         self.now = 1000.0
         document = {
@@ -52,16 +52,16 @@ class Bench:
         ]
         self.keys = Keys(tuple(Key.model_validate(key) for key in keys))
         self.admission = LocalAdmission(
-            Settings.model_validate(document), self.keys, self.engines, lambda: self.now, ledger
+            Settings.model_validate(document), self.keys, self.engines, lambda: self.now, usage_log
         )
-        self.admission.open_ledger()
+        self.admission.open_usage_log()
         self.leases: dict[str, Lease] = {}
         self.errors: dict[str, ApiError] = {}
 
-    def ask(self, alias: str = "free", priority_class: Class = "normal") -> Ask:
-        return Ask(self.keys.by_alias[alias], priority_class, "m", 10)
+    def ask(self, alias: str = "free", priority_class: PriorityClass = "normal") -> AdmissionRequest:
+        return AdmissionRequest(self.keys.by_alias[alias], priority_class, "m", 10)
 
-    def submit(self, name: str, alias: str = "free", priority_class: Class = "normal"):  # type: ignore[no-untyped-def]
+    def submit(self, name: str, alias: str = "free", priority_class: PriorityClass = "normal"):  # type: ignore[no-untyped-def]
         return self.admission.submit(
             self.ask(alias, priority_class),
             lambda lease: self.leases.__setitem__(name, lease),
@@ -74,7 +74,7 @@ class Bench:
 
     def idle(self) -> bool:
         scheduler = self.admission.scheduler
-        return not any(seats.running for seats in scheduler.seats()) and not list(scheduler.waiting())
+        return not any(slots.running for slots in scheduler.engine_slots()) and not list(scheduler.queued())
 
 
 def test_what_is_over_a_limit_is_refused_at_once_and_costs_nothing() -> None:
@@ -200,10 +200,10 @@ def test_a_lease_that_nobody_touches_ends_by_itself() -> None:
 
 
 def test_limits_hold_across_a_kill(tmp_path: Path) -> None:
-    bench = Bench(Ledger(tmp_path / "limits"))
+    bench = Bench(UsageLog(tmp_path / "limits"))
     for number in range(3):
         bench.submit(str(number), "rpm")
-    after = Bench(Ledger(tmp_path / "limits"))
+    after = Bench(UsageLog(tmp_path / "limits"))
     after.now = 1059.9
     after.submit("a", "rpm")
     assert after.errors["a"].retry_after == pytest.approx(0.1)
@@ -220,9 +220,11 @@ def test_a_successor_holds_what_runs_and_goes_on_with_what_waits() -> None:
     new = Bench(slots=1)
     new.admission.replay(state["uses"])
     (held,), (waiting,) = state["leases"], state["waiting"]
-    lease = new.admission.hold(new.ask(held["alias"], held["class"]), held["engine"], held["charged"])
+    lease = new.admission.restore_lease(
+        new.ask(held["alias"], held["class"]), held["engine"], held["charged"]
+    )
     assert lease is not None
-    new.admission.resume(
+    new.admission.restore_queued(
         new.ask(waiting["alias"], waiting["class"]),
         lambda granted: new.leases.__setitem__("waits", granted),
         lambda error: new.errors.__setitem__("waits", error),
@@ -237,19 +239,19 @@ def test_a_successor_holds_what_runs_and_goes_on_with_what_waits() -> None:
     assert new.idle()
 
 
-def test_waiting_for_a_lease_ends_when_the_client_leaves() -> None:
+def test_waiting_for_a_lease_ends_when_the_client_disconnects() -> None:
     async def scenario() -> None:
         bench = Bench(slots=1)
-        leave: list[object] = []
-        first = await acquire(bench.admission, bench.ask(), leave.append)
-        task = asyncio.create_task(acquire(bench.admission, bench.ask("rpm"), leave.append))
+        callbacks: list[object] = []
+        first = await acquire(bench.admission, bench.ask(), callbacks.append)
+        task = asyncio.create_task(acquire(bench.admission, bench.ask("rpm"), callbacks.append))
         await asyncio.sleep(0)
         assert bench.used("rpm") == 1
-        leave[-1]()  # type: ignore[operator]
-        with pytest.raises(ClientLeft):
+        callbacks[-1]()  # type: ignore[operator]
+        with pytest.raises(ClientDisconnected):
             await task
         assert bench.used("rpm") == 0
-        cancelled = asyncio.create_task(acquire(bench.admission, bench.ask(), leave.append))
+        cancelled = asyncio.create_task(acquire(bench.admission, bench.ask(), callbacks.append))
         await asyncio.sleep(0)
         # Granted and cancelled in the same turn: the slot must come back.
         first.release()

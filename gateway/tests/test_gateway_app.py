@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 import pytest
 from bedplate_gateway.app import Gateway
+from bedplate_gateway.engine_request import Answer
 from bedplate_gateway.engines import EngineState
-from bedplate_gateway.errors import ApiError, ClientLeft
+from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.keys import Key, Keys
 from bedplate_gateway.schema import Request
 from bedplate_gateway.settings import Settings
-from bedplate_gateway.upstream import Answer
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 KEYS = {
@@ -32,13 +32,13 @@ KEYS = {
 
 
 @dataclass
-class StubExchange:
-    """An exchange that does as the test says, in the place of an engine's."""
+class StubEngineRequest:
+    """An engine request that does what the test says."""
 
     request: Request
     lease: Any
-    left: asyncio.Event
-    act: Callable[["StubExchange"], Awaitable[Answer]]
+    disconnected: asyncio.Event
+    act: Callable[["StubEngineRequest"], Awaitable[Answer]]
     prompt_tokens: int = 5
     completion_tokens: int = 7
     estimated: bool = False
@@ -54,7 +54,7 @@ class StubExchange:
         self.closed.set()
 
 
-async def answers(_: StubExchange) -> Answer:
+async def answers(_: StubEngineRequest) -> Answer:
     return Answer(200, {}, b'{"object": "chat.completion"}', lambda: chunks(b""))
 
 
@@ -64,7 +64,7 @@ async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
 
 
 class Stack:
-    """A gateway that is started without looking at engines, and a client of it."""
+    """A gateway that is started without polling engines, and a client of it."""
 
     def __init__(self, tmp_path: Path, **settings: object) -> None:
         models = [{"name": "m", "slots": 1}, {"name": "other", "slots": 1}]
@@ -87,18 +87,18 @@ class Stack:
             for alias, fields in KEYS.items()
         )
         self.gateway = Gateway(Settings.model_validate(document), Keys(keys))
-        self.exchanges: list[StubExchange] = []
+        self.engine_requests: list[StubEngineRequest] = []
         self.act = answers
-        self.gateway.upstream.run = self._run  # type: ignore[method-assign,assignment]
+        self.gateway.upstream.new_request = self._run  # type: ignore[method-assign,assignment]
         self.set_engine(up=True)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=self.gateway, raise_app_exceptions=True),
             base_url="http://gateway",
         )
 
-    def _run(self, request: Request, lease: object, left: asyncio.Event) -> StubExchange:
-        self.exchanges.append(StubExchange(request, lease, left, self.act))
-        return self.exchanges[-1]
+    def _run(self, request: Request, lease: object, disconnected: asyncio.Event) -> StubEngineRequest:
+        self.engine_requests.append(StubEngineRequest(request, lease, disconnected, self.act))
+        return self.engine_requests[-1]
 
     def set_engine(self, *, up: bool) -> None:
         state = EngineState(
@@ -119,7 +119,7 @@ class Stack:
     @property
     def idle(self) -> bool:
         scheduler = self.gateway.local.scheduler
-        return not any(seats.running for seats in scheduler.seats()) and not list(scheduler.waiting())
+        return not any(slots.running for slots in scheduler.engine_slots()) and not list(scheduler.queued())
 
 
 def error_of(response: httpx.Response) -> tuple[int, str | None]:
@@ -160,7 +160,7 @@ def test_all_but_the_few_paths_is_404(tmp_path: Path, path: str) -> None:
     run(scenario)
 
 
-def test_a_known_path_without_v1_is_told_the_right_one(tmp_path: Path) -> None:
+def test_a_known_path_without_v1_gets_the_right_one(tmp_path: Path) -> None:
     async def scenario() -> None:
         response = await Stack(tmp_path).ask(path="/chat/completions")
         assert error_of(response) == (404, "unknown_url")
@@ -201,7 +201,7 @@ def test_no_good_key_is_401_that_says_what_is_wrong(
         ):
             assert error_of(response) == (401, "invalid_api_key")
             assert word in response.json()["error"]["message"]
-        assert not stack.exchanges
+        assert not stack.engine_requests
 
     run(scenario)
 
@@ -269,8 +269,8 @@ def test_an_answer_carries_limits_and_wait_and_is_counted(
 def test_a_stream_passes_on_what_comes_and_an_error_inside_it_is_the_reason(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def breaks(exchange: StubExchange) -> Answer:
-        exchange.error = ApiError(502, "engine_error", "broken")
+    async def breaks(engine_request: StubEngineRequest) -> Answer:
+        engine_request.error = ApiError(502, "engine_error", "broken")
         return Answer(
             200, {"x-bedplate-context": "truncated"}, None, lambda: chunks(b"data: 1\n\n", b"data: 2\n\n")
         )
@@ -293,10 +293,10 @@ def test_a_stream_passes_on_what_comes_and_an_error_inside_it_is_the_reason(
 
 
 def test_an_error_of_the_engine_or_of_ours_gives_the_slot_back(tmp_path: Path) -> None:
-    async def fails(_: StubExchange) -> Answer:
+    async def fails(_: StubEngineRequest) -> Answer:
         raise ApiError(502, "engine_error", "The engine failed.", type="server_error")
 
-    async def bug(_: StubExchange) -> Answer:
+    async def bug(_: StubEngineRequest) -> Answer:
         raise RuntimeError("sk-all must not be shown")
 
     async def scenario() -> None:
@@ -307,7 +307,7 @@ def test_an_error_of_the_engine_or_of_ours_gives_the_slot_back(tmp_path: Path) -
         response = await stack.ask()
         assert error_of(response) == (500, "internal_error")
         assert "sk-all" not in response.text
-        assert all(exchange.closed.is_set() for exchange in stack.exchanges)
+        assert all(engine_request.closed.is_set() for engine_request in stack.engine_requests)
         assert stack.idle
 
     run(scenario)
@@ -331,7 +331,7 @@ def test_a_request_may_lower_its_class_and_never_raise_it(
     async def scenario() -> None:
         stack = Stack(tmp_path)
         await stack.ask(alias, CHAT | fields)
-        assert stack.exchanges[0].lease.ask.priority_class == expected
+        assert stack.engine_requests[0].lease.request.priority_class == expected
 
     run(scenario)
 
@@ -348,10 +348,10 @@ def test_tools_go_only_to_a_model_that_has_them(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_who_waits_gets_the_slot_and_who_left_is_forgotten(tmp_path: Path) -> None:
+def test_who_waits_gets_the_slot_and_who_disconnected_is_forgotten(tmp_path: Path) -> None:
     gate = asyncio.Event()
 
-    async def waits(_: StubExchange) -> Answer:
+    async def waits(_: StubEngineRequest) -> Answer:
         await gate.wait()
         return await answers(_)
 
@@ -361,49 +361,53 @@ def test_who_waits_gets_the_slot_and_who_left_is_forgotten(tmp_path: Path) -> No
         first = asyncio.create_task(stack.ask())
         await asyncio.sleep(0.05)
         sent: list[dict[str, Any]] = []
-        left = asyncio.Event()
-        leaver = asyncio.create_task(stack.gateway(scope(), leaving(left), append(sent)))
+        disconnected = asyncio.Event()
+        disconnecting = asyncio.create_task(
+            stack.gateway(scope(), disconnecting_client(disconnected), append(sent))
+        )
         second = asyncio.create_task(stack.ask("limited"))
         await asyncio.sleep(0.05)
         assert stack.gateway.in_flight == 3
-        left.set()
-        await leaver
+        disconnected.set()
+        await disconnecting
         assert not sent
         gate.set()
         assert (await first).status_code == (await second).status_code == 200
-        assert len(stack.exchanges) == 2
+        assert len(stack.engine_requests) == 2
         assert stack.idle
 
     run(scenario)
 
 
-def test_the_slot_of_a_leaver_is_free_only_when_the_engine_is(tmp_path: Path) -> None:
+def test_the_slot_of_a_disconnected_client_is_free_only_when_the_engine_is(tmp_path: Path) -> None:
     engine_is_free = asyncio.Event()
 
-    class Busy(StubExchange):
+    class Busy(StubEngineRequest):
         async def close(self) -> None:
             await engine_is_free.wait()
 
-    async def until_left(exchange: StubExchange) -> Answer:
-        await exchange.left.wait()
-        raise ClientLeft
+    async def until_disconnected(engine_request: StubEngineRequest) -> Answer:
+        await engine_request.disconnected.wait()
+        raise ClientDisconnected
 
     async def scenario() -> None:
         stack = Stack(tmp_path)
 
-        def run_busy(request: Request, lease: object, gone: asyncio.Event) -> StubExchange:
-            return Busy(request, lease, gone, until_left)
+        def run_busy(request: Request, lease: object, disconnected: asyncio.Event) -> StubEngineRequest:
+            return Busy(request, lease, disconnected, until_disconnected)
 
-        stack.gateway.upstream.run = run_busy  # type: ignore[method-assign,assignment]
-        left = asyncio.Event()
+        stack.gateway.upstream.new_request = run_busy  # type: ignore[method-assign,assignment]
+        disconnected = asyncio.Event()
         sent: list[dict[str, Any]] = []
-        leaver = asyncio.create_task(stack.gateway(scope(), leaving(left), append(sent)))
+        disconnecting = asyncio.create_task(
+            stack.gateway(scope(), disconnecting_client(disconnected), append(sent))
+        )
         await asyncio.sleep(0.05)
-        left.set()
+        disconnected.set()
         await asyncio.sleep(0.05)
         assert not stack.idle
         engine_is_free.set()
-        await leaver
+        await disconnecting
         assert stack.idle
         assert stack.metric('bedplate_gateway_requests_total{alias="all",model="m"')[0].startswith(
             'bedplate_gateway_requests_total{alias="all",model="m",path="/v1/chat/completions",status="499"}'
@@ -422,7 +426,9 @@ def test_metrics_are_for_those_who_may_ask(tmp_path: Path) -> None:
         ):
             sent: list[dict[str, Any]] = []
             await stack.gateway.metrics_app(
-                {**scope(), "path": path, "client": (peer, 1)}, leaving(asyncio.Event()), append(sent)
+                {**scope(), "path": path, "client": (peer, 1)},
+                disconnecting_client(asyncio.Event()),
+                append(sent),
             )
             assert sent[0]["status"] == status
 
@@ -480,14 +486,14 @@ def scope() -> dict[str, Any]:
     }
 
 
-def leaving(left: asyncio.Event) -> Callable[[], Awaitable[dict[str, Any]]]:
-    """A client that sends a request, and leaves at an event."""
+def disconnecting_client(disconnected: asyncio.Event) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """A client that sends a request, and disconnects at an event."""
     messages = [{"type": "http.request", "body": json.dumps(CHAT).encode(), "more_body": False}]
 
     async def receive() -> dict[str, Any]:
         if messages:
             return messages.pop()
-        await left.wait()
+        await disconnected.wait()
         return {"type": "http.disconnect"}
 
     return receive

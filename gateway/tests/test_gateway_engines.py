@@ -42,10 +42,10 @@ class FakeOllama:
 
 def settings_of(url: str, kind: str = "ollama", key: str | None = None) -> Settings:
     models = [{"name": name, "slots": 1} for name in ("m:1b", "copy", "other:1b", "absent")]
-    door = {"address": "127.0.0.1", "port": 0}
+    listener = {"address": "127.0.0.1", "port": 0}
     engine = {"name": "e", "kind": kind, "url": url, "api_key": key, "models": models}
     return Settings.model_validate(
-        {"api": door, "metrics": door, "engines": [engine], "keys_file": "k", "state_dir": "s"}
+        {"api": listener, "metrics": listener, "engines": [engine], "keys_file": "k", "state_dir": "s"}
     )
 
 
@@ -100,16 +100,16 @@ def test_ollama_state(monkeypatch: pytest.MonkeyPatch) -> None:
     run(test, monkeypatch)
 
 
-def test_changes_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(engines: Engines, fake: FakeOllama) -> None:
-        told: list[frozenset[str]] = []
-        engines.on_change = lambda: told.append(engines.state("e").loaded)
+        reported: list[frozenset[str]] = []
+        engines.on_change = lambda: reported.append(engines.state("e").loaded)
         await asyncio.sleep(0.1)
-        assert told == []
+        assert reported == []
         fake.running = {"other:1b": "d3"}
-        await until(lambda: told)
+        await until(lambda: reported)
         await asyncio.sleep(0.1)
-        assert told == [{"other:1b"}]
+        assert reported == [{"other:1b"}]
         del fake.tags["m:1b"]
         await until(lambda: not engines.serves(ENGINE, "m:1b"))
 
@@ -128,7 +128,7 @@ def test_openai_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     run(test, monkeypatch, "openai", "secret")
 
 
-def test_one_failed_look_is_forgiven_two_are_not(
+def test_one_failed_poll_is_forgiven_two_are_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test(engines: Engines, fake: FakeOllama) -> None:
@@ -146,9 +146,9 @@ def test_one_failed_look_is_forgiven_two_are_not(
         assert changes == [
             "does not answer (TimeoutError)",
             None,
-            "answers with something else than a list of models",
+            "does not answer with a list of models",
             None,
-            "answers with something else than a list of models",
+            "does not answer with a list of models",
             None,
             "answers with HTTP 500",
             None,
@@ -174,7 +174,7 @@ def test_one_failed_look_is_forgiven_two_are_not(
     assert caplog.messages.count("Engine e answers again.") == 4
 
 
-def test_what_a_request_saw_counts_until_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_request_reports_counts_until_the_next_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(engines: Engines, fake: FakeOllama) -> None:
         engines.report_missing("e", "m:1b")
         assert not engines.serves(ENGINE, "m:1b")
@@ -190,7 +190,7 @@ def test_what_a_request_saw_counts_until_the_next_look(monkeypatch: pytest.Monke
 def test_a_refused_connection_counts_at_once() -> None:
     async def main() -> None:
         engines = Engines(settings_of("http://127.0.0.1:1"))
-        assert engines.state("e").error == "was not asked yet"
+        assert engines.state("e").error == "has not been polled yet"
         await engines.start()
         assert (engines.state("e").up, engines.state("e").error) == (False, "refuses connections")
         await engines.stop()
@@ -198,7 +198,7 @@ def test_a_refused_connection_counts_at_once() -> None:
     asyncio.run(main())
 
 
-def test_a_failing_callback_does_not_end_the_looks(
+def test_a_failing_callback_does_not_end_the_polls(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test(engines: Engines, fake: FakeOllama) -> None:

@@ -1,4 +1,4 @@
-"""Two and three processes' worth of admission and doors in one, over the real sockets."""
+"""Two and three processes' worth of admission and servers in one process, over the real sockets."""
 
 import asyncio
 import json
@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import uvloop
-from bedplate_gateway.admission import Admission, Ask, Lease, LocalAdmission, acquire
+from bedplate_gateway.access_log import AccessRecord
+from bedplate_gateway.admission import Admission, AdmissionRequest, Lease, LocalAdmission, acquire
 from bedplate_gateway.errors import ApiError
-from bedplate_gateway.handover import Inheritance, Offer, Predecessor, fetch, take
+from bedplate_gateway.handover import InheritedSockets, Offer, Predecessor, take_over
+from bedplate_gateway.handover import connect as connect_handover
 from bedplate_gateway.keys import Key, Keys
-from bedplate_gateway.ledger import Ledger
-from bedplate_gateway.record import Record
-from bedplate_gateway.server import Door, StartError, listen
+from bedplate_gateway.server import HttpServer, StartError, listen
 from bedplate_gateway.settings import Settings
+from bedplate_gateway.usage_log import UsageLog
 
 
 class EnginesUp:
@@ -45,52 +46,52 @@ class Process:
             Keys(tuple(Key(alias=alias, secrets=(), rpm=10, tpm=1000) for alias in keys)),
             EnginesUp(),
             time.monotonic,
-            Ledger(state_dir / "limits"),
+            UsageLog(state_dir / "limits"),
         )
         self.admission: Admission = self.local
         self.counted: list[str] = []
-        self.count: Callable[[Record], None] = self._count
+        self.count: Callable[[AccessRecord], None] = self._count
         self.running: list[str] = []
         self.finish = asyncio.Event()
-        self.doors: list[Door] = []
+        self.servers: list[HttpServer] = []
         self.offer: Offer | None = None
         self.predecessor: Predecessor | None = None
-        self.inheritance: Inheritance | None = None
+        self.inherited: InheritedSockets | None = None
 
-    def _count(self, record: Record) -> None:
+    def _count(self, record: AccessRecord) -> None:
         self.counted.append(record.id)
 
     async def begin(self) -> None:
-        self.local.open_ledger()
-        self._make_doors({"api": listen("127.0.0.1", 0)})
+        self.local.open_usage_log()
+        self._make_servers({"api": listen("127.0.0.1", 0)})
         await self._open()
 
     async def take_over(self) -> None:
         # In one process the old one's part runs only while the new one waits.
-        self.inheritance = await asyncio.to_thread(fetch, self.state_dir)
-        self._make_doors(self.inheritance.listeners)
-        self.predecessor = await take(self.inheritance, self, self.doors)
+        self.inherited = await asyncio.to_thread(connect_handover, self.state_dir)
+        self._make_servers(self.inherited.listeners)
+        self.predecessor = await take_over(self.inherited, self, self.servers)
         await self._open()
 
     def cut(self) -> None:
         """End the channel to the predecessor, as the death of either process does."""
-        assert self.inheritance is not None
-        self.inheritance.channel.shutdown(socket.SHUT_RDWR)
+        assert self.inherited is not None
+        self.inherited.channel.shutdown(socket.SHUT_RDWR)
 
-    def _make_doors(self, listeners: dict[str, Any]) -> None:
-        self.doors = [Door(name, self, listener) for name, listener in listeners.items()]
+    def _make_servers(self, listeners: dict[str, Any]) -> None:
+        self.servers = [HttpServer(name, self, listener) for name, listener in listeners.items()]
 
     async def _open(self) -> None:
-        for door in self.doors:
-            await door.open()
-        self.offer = Offer(self.state_dir, self, self.doors)
+        for server in self.servers:
+            await server.open()
+        self.offer = Offer(self.state_dir, self, self.servers)
         await self.offer.open()
 
     async def ask(
-        self, alias: str = "a", left: Callable[[Callable[[], None]], None] = lambda _: None
+        self, alias: str = "a", on_disconnect: Callable[[Callable[[], None]], None] = lambda _: None
     ) -> Lease:
         key = self.local.keys.by_alias[alias]
-        return await acquire(self.admission, Ask(key, "normal", "m", 100), left)
+        return await acquire(self.admission, AdmissionRequest(key, "normal", "m", 100), on_disconnect)
 
     async def __call__(self, scope: Any, _: Any, send: Any) -> None:
         status, body = 200, self.name.encode()
@@ -103,7 +104,7 @@ class Process:
             await self.finish.wait()
             lease.settle(10, 5)
             lease.release()
-            self.count(Record(scope["path"], 0.0))
+            self.count(AccessRecord(scope["path"], 0.0))
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -127,7 +128,7 @@ class Client:
 
 
 async def connect(process: Process) -> Client:
-    return Client(*await asyncio.open_connection(*process.doors[0].listener.getsockname()))
+    return Client(*await asyncio.open_connection(*process.servers[0].listener.getsockname()))
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -147,7 +148,7 @@ def used(process: Process, alias: str) -> dict[str, str]:
     return process.local.limits.headers(alias, "m", time.monotonic())
 
 
-def test_requests_that_run_and_wait_keep_their_turn(tmp_path: Path) -> None:
+def test_requests_that_run_and_wait_keep_their_order(tmp_path: Path) -> None:
     async def scenario() -> None:
         old, new = Process("old", tmp_path), Process("new", tmp_path)
         await old.begin()
@@ -170,9 +171,9 @@ def test_requests_that_run_and_wait_keep_their_turn(tmp_path: Path) -> None:
         assert used(new, "a")["x-ratelimit-remaining-tokens"] == str(1000 - 45)
         assert sorted(new.counted) == ["/a", "/a", "/a"]
         assert old.counted == []
-        # Nothing is left, and the ledger is the new one's.
-        await asyncio.wait_for(old.doors[0].empty(of_tasks=True), 1)
-        assert not any(seats.running for seats in new.local.scheduler.seats())
+        # Nothing is left, and the usage log is the new one's.
+        await asyncio.wait_for(old.servers[0].wait_drained(with_tasks=True), 1)
+        assert not any(slots.running for slots in new.local.scheduler.engine_slots())
         assert (tmp_path / "limits").read_text().count("tokens") == 3
 
     run(scenario)
@@ -190,7 +191,7 @@ def test_idle_connections_go_on_with_the_new_keys(tmp_path: Path) -> None:
         await new.take_over()
         for each in (client, unused, client):
             assert await each.ask("c") == (200, "new")
-        await asyncio.wait_for(old.doors[0].empty(of_tasks=True), 1)
+        await asyncio.wait_for(old.servers[0].wait_drained(with_tasks=True), 1)
 
     run(scenario)
 
@@ -204,7 +205,7 @@ def test_a_request_that_had_begun_asks_the_new_process(tmp_path: Path) -> None:
         assert lease.engine.models[0].slots == 2
         assert lease.swap() is False
         lease.release()
-        # Refused there, with all that the client is told.
+        # Refused there, with the complete error.
         leases = [await old.ask("b") for _ in range(2)]
         waiting = [asyncio.create_task(old.ask("b")) for _ in range(8)]
         await until(lambda: new.local.scheduler.depth("normal") == 8)
@@ -238,15 +239,15 @@ def test_who_leaves_the_queue_leaves_it_in_the_new_process(tmp_path: Path) -> No
 
         # It leaves while the grant is under way.
         granted: list[Lease] = []
-        ask = Ask(old.local.keys.by_alias["a"], "normal", "m", 100)
-        late = old.admission.submit(ask, granted.append, lambda _: None)
+        request = AdmissionRequest(old.local.keys.by_alias["a"], "normal", "m", 100)
+        late = old.admission.submit(request, granted.append, lambda _: None)
         await until(lambda: new.local.scheduler.depth("normal") == 1)
         held.release()
         while new.local.scheduler.depth("normal"):
             await asyncio.sleep(0)
         late.cancel()
         assert granted == []
-        await until(lambda: not any(seats.running for seats in new.local.scheduler.seats()))
+        await until(lambda: not any(slots.running for slots in new.local.scheduler.engine_slots()))
 
     run(scenario)
 
@@ -269,7 +270,7 @@ def test_when_the_old_process_dies_all_that_was_its_is_free(tmp_path: Path) -> N
     run(scenario)
 
 
-def test_when_the_new_process_dies_those_who_wait_are_told(tmp_path: Path) -> None:
+def test_when_the_new_process_dies_queued_requests_are_refused(tmp_path: Path) -> None:
     async def scenario() -> None:
         old, new = Process("old", tmp_path), Process("new", tmp_path)
         await old.begin()
@@ -292,8 +293,8 @@ def test_a_new_process_that_fails_changes_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         old = Process("old", tmp_path)
         await old.begin()
-        failed = await asyncio.to_thread(fetch, tmp_path)
-        slow = await asyncio.to_thread(fetch, tmp_path)
+        failed = await asyncio.to_thread(connect_handover, tmp_path)
+        slow = await asyncio.to_thread(connect_handover, tmp_path)
         for each in (failed.channel, failed.connections, *failed.listeners.values()):
             each.close()
         await asyncio.sleep(0.05)
@@ -304,7 +305,7 @@ def test_a_new_process_that_fails_changes_nothing(tmp_path: Path) -> None:
         new = Process("new", tmp_path)
         await new.take_over()
         with pytest.raises(StartError):
-            await take(slow, Process("slow", tmp_path), [])
+            await take_over(slow, Process("slow", tmp_path), [])
 
     run(scenario)
 
@@ -317,10 +318,10 @@ def test_a_message_that_is_not_understood_leaves_nobody_waiting(tmp_path: Path) 
         waiting = asyncio.create_task(old.ask())
         await asyncio.sleep(0)
         await new.take_over()
-        old.admission.submit(Ask(Key(alias="a", secrets=()), "highest", "m", 1), print, print)  # type: ignore[arg-type]
-        with pytest.raises(ApiError, match="restarts"):
+        old.admission.submit(AdmissionRequest(Key(alias="a", secrets=()), "highest", "m", 1), print, print)  # type: ignore[arg-type]
+        with pytest.raises(ApiError, match="restarting"):
             await asyncio.wait_for(waiting, 2)
-        assert not any(seats.running for seats in new.local.scheduler.seats())
+        assert not any(slots.running for slots in new.local.scheduler.engine_slots())
 
     run(scenario)
 
@@ -332,7 +333,7 @@ def test_a_process_of_another_version_is_left_as_it_is(tmp_path: Path) -> None:
     async def scenario() -> None:
         server = await asyncio.start_unix_server(greet, tmp_path / "handover.socket")
         with pytest.raises(StartError, match="systemctl restart bedplate-gateway"):
-            await asyncio.to_thread(fetch, tmp_path)
+            await asyncio.to_thread(connect_handover, tmp_path)
         server.close()
 
     run(scenario)
@@ -340,7 +341,7 @@ def test_a_process_of_another_version_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_there_is_nothing_to_take_over(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="systemctl restart bedplate-gateway"):
-        fetch(tmp_path)
+        connect_handover(tmp_path)
 
 
 def test_a_reload_while_the_process_before_still_has_requests(tmp_path: Path) -> None:
@@ -362,7 +363,7 @@ def test_a_reload_while_the_process_before_still_has_requests(tmp_path: Path) ->
         assert [await ask for ask in asks] == [(200, "old"), (200, "old"), (200, "middle"), (200, "new")]
         assert len(new.counted) == 4
         assert used(new, "a")["x-ratelimit-remaining-tokens"] == str(1000 - 60)
-        assert not any(seats.running for seats in new.local.scheduler.seats())
-        await until(lambda: not (old.doors[0].connections or middle.doors[0].connections))
+        assert not any(slots.running for slots in new.local.scheduler.engine_slots())
+        await until(lambda: not (old.servers[0].connections or middle.servers[0].connections))
 
     run(scenario)

@@ -1,4 +1,4 @@
-"""Keys as they are read from their file, and what each is told."""
+"""Keys as they are read from their file, and the errors of unusable ones."""
 
 import json
 from datetime import UTC, datetime
@@ -89,7 +89,7 @@ def test_expired_replaced_and_revoked_keys_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "word"),
     [
-        ([entry(), entry(secret="sk-other")], "'app' stands there twice"),
+        ([entry(), entry(secret="sk-other")], "'app' is listed twice"),
         ([entry(), entry("other")], "share a secret"),
         ([entry(rpm=0)], "rpm"),
         ([entry(tpm="many")], "tpm"),

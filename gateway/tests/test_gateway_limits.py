@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from bedplate_gateway.keys import Key
-from bedplate_gateway.ledger import Ledger
-from bedplate_gateway.limits import Limits, Use, Window, duration
+from bedplate_gateway.limits import Limits, Usage, Window, duration
 from bedplate_gateway.settings import ModelLimits
+from bedplate_gateway.usage_log import UsageLog
 
 
 def key(alias: str = "a", **fields: object) -> Key:
@@ -21,9 +21,9 @@ def test_never_more_than_the_limit_in_any_60_seconds_and_never_one_fewer() -> No
     for _ in range(5000):
         now += chance.expovariate(1)
         free = sum(1 for at in passed if at + 60 > now) < 10
-        assert (limits.over("a", "m", "requests", now) is None) == free
+        assert (limits.exceeded("a", "m", "requests", now) is None) == free
         if free:
-            limits.take_request("a", "m", now)
+            limits.count_request("a", "m", now)
             passed.append(now)
     assert len(passed) > 100
     for first, eleventh in zip(passed, passed[10:], strict=False):
@@ -33,22 +33,22 @@ def test_never_more_than_the_limit_in_any_60_seconds_and_never_one_fewer() -> No
 def test_the_wait_is_exact() -> None:
     limits = Limits([key(rpm=3)], {})
     for at in (10.0, 11.0, 12.0):
-        limits.take_request("a", "m", at)
-    over = limits.over("a", "m", "requests", 30.0)
-    assert over is not None
-    assert over.seconds == 40.0
-    assert limits.over("a", "m", "requests", 69.999) is not None
-    assert limits.over("a", "m", "requests", 70.0) is None
+        limits.count_request("a", "m", at)
+    limit = limits.exceeded("a", "m", "requests", 30.0)
+    assert limit is not None
+    assert limit.seconds == 40.0
+    assert limits.exceeded("a", "m", "requests", 69.999) is not None
+    assert limits.exceeded("a", "m", "requests", 70.0) is None
 
 
 def test_tokens_wait_until_enough_of_them_are_old() -> None:
     limits = Limits([key(tpm=100)], {})
     for at, tokens in ((0.0, 60), (10.0, 60), (20.0, 60)):
         limits.charge_tokens("a", "m", tokens, at)
-    over = limits.over("a", "m", "tokens", 30.0)
-    assert over is not None
+    limit = limits.exceeded("a", "m", "tokens", 30.0)
+    assert limit is not None
     # 180 used: after the first leaves 120 remain, after the second 60.
-    assert over.seconds == pytest.approx(40.0)
+    assert limit.seconds == pytest.approx(40.0)
 
 
 def test_an_estimate_is_corrected_downwards() -> None:
@@ -63,34 +63,34 @@ def test_an_estimate_is_corrected_downwards() -> None:
 
 def test_a_place_that_is_given_back_is_free_at_once() -> None:
     limits = Limits([key(rpm=1)], {})
-    limits.take_request("a", "m", 5.0)
-    assert limits.over("a", "m", "requests", 6.0)
-    limits.give_request_back("a", "m", 5.0)
-    assert limits.over("a", "m", "requests", 6.0) is None
+    limits.count_request("a", "m", 5.0)
+    assert limits.exceeded("a", "m", "requests", 6.0)
+    limits.refund_request("a", "m", 5.0)
+    assert limits.exceeded("a", "m", "requests", 6.0) is None
 
 
 def test_a_place_that_left_the_window_cannot_be_given_back_twice() -> None:
     limits = Limits([key(rpm=1)], {})
-    limits.take_request("a", "m", 5.0)
-    assert limits.over("a", "m", "requests", 66.0) is None
-    limits.take_request("a", "m", 66.0)
-    limits.give_request_back("a", "m", 5.0)
-    assert limits.over("a", "m", "requests", 67.0)
+    limits.count_request("a", "m", 5.0)
+    assert limits.exceeded("a", "m", "requests", 66.0) is None
+    limits.count_request("a", "m", 66.0)
+    limits.refund_request("a", "m", 5.0)
+    assert limits.exceeded("a", "m", "requests", 67.0)
 
 
 def test_a_model_has_limits_across_keys() -> None:
     limits = Limits([key("a", rpm=5), key("b")], {"m": ModelLimits(rpm=2)})
-    limits.take_request("a", "m", 0.0)
-    limits.take_request("b", "m", 1.0)
-    over = limits.over("b", "m", "requests", 2.0)
-    assert over is not None
-    assert (over.scope, over.name) == ("model", "m")
-    assert limits.over("b", "other", "requests", 2.0) is None
+    limits.count_request("a", "m", 0.0)
+    limits.count_request("b", "m", 1.0)
+    limit = limits.exceeded("b", "m", "requests", 2.0)
+    assert limit is not None
+    assert (limit.scope, limit.name) == ("model", "m")
+    assert limits.exceeded("b", "other", "requests", 2.0) is None
 
 
 def test_headers_are_the_keys_and_else_the_models() -> None:
     limits = Limits([key("a", rpm=5, tpm=1000), key("b")], {"m": ModelLimits(rpm=2)})
-    limits.take_request("a", "m", 0.0)
+    limits.count_request("a", "m", 0.0)
     assert limits.headers("a", "m", 0.5) == {
         "x-ratelimit-limit-requests": "5",
         "x-ratelimit-remaining-requests": "4",
@@ -125,48 +125,48 @@ def test_an_empty_window_waits_for_nothing() -> None:
     assert Window().seconds_until_empty(5.0) == 0
 
 
-def open_ledger(path: Path, rpm: int = 5) -> tuple[Ledger, Limits]:
-    ledger = Ledger(path)
-    limits = Limits([key(rpm=rpm, tpm=100)], {}, ledger.append)
-    limits.replay(ledger.read(), 100.0)
-    ledger.export = limits.export
-    ledger.rewrite()
-    return ledger, limits
+def open_usage_log(path: Path, rpm: int = 5) -> tuple[UsageLog, Limits]:
+    usage_log = UsageLog(path)
+    limits = Limits([key(rpm=rpm, tpm=100)], {}, usage_log.append)
+    limits.replay(usage_log.read(), 100.0)
+    usage_log.export = limits.export
+    usage_log.rewrite()
+    return usage_log, limits
 
 
-def test_the_ledger_brings_back_what_was_used(tmp_path: Path) -> None:
-    _, limits = open_ledger(tmp_path / "limits")
+def test_the_usage_log_brings_back_what_was_used(tmp_path: Path) -> None:
+    _, limits = open_usage_log(tmp_path / "limits")
     for at in (90.0, 91.0, 92.0):
-        limits.take_request("a", "m", at)
-    limits.give_request_back("a", "m", 91.0)
+        limits.count_request("a", "m", at)
+    limits.refund_request("a", "m", 91.0)
     limits.charge_tokens("a", "m", 50, 93.0)
     limits.charge_tokens("a", "m", -20, 94.0)
     # Nothing is closed: the process was killed.
-    _, after = open_ledger(tmp_path / "limits")
+    _, after = open_usage_log(tmp_path / "limits")
     assert after.export() == [
-        Use("key", "a", "requests", 90.0, 1),
-        Use("key", "a", "requests", 92.0, 1),
-        Use("key", "a", "tokens", 93.0, 30),
+        Usage("key", "a", "requests", 90.0, 1),
+        Usage("key", "a", "requests", 92.0, 1),
+        Usage("key", "a", "tokens", 93.0, 30),
     ]
 
 
-def test_the_ledger_forgets_half_a_line(tmp_path: Path) -> None:
+def test_the_usage_log_forgets_half_a_line(tmp_path: Path) -> None:
     path = tmp_path / "limits"
-    _, limits = open_ledger(path)
-    limits.take_request("a", "m", 90.0)
+    _, limits = open_usage_log(path)
+    limits.count_request("a", "m", 90.0)
     with path.open("a") as file:
         file.write('["key", "a", "requ')
-    _, after = open_ledger(path)
+    _, after = open_usage_log(path)
     assert len(after.export()) == 1
 
 
-def test_the_ledger_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bedplate_gateway.ledger.REWRITE_BYTES", 2000)
+def test_the_usage_log_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bedplate_gateway.usage_log.REWRITE_BYTES", 2000)
     path = tmp_path / "limits"
-    ledger, limits = open_ledger(path, rpm=1000)
+    usage_log, limits = open_usage_log(path, rpm=1000)
     for number in range(500):
         now = number * 10.0
-        limits.over("a", "m", "requests", now)
-        limits.take_request("a", "m", now)
+        limits.exceeded("a", "m", "requests", now)
+        limits.count_request("a", "m", now)
     assert path.stat().st_size < 3000
-    assert len(ledger.read()) < 60
+    assert len(usage_log.read()) < 60

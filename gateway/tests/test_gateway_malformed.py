@@ -1,7 +1,7 @@
 """Odd requests over raw connections to the real server: never 5xx, never a hang, never a slot that is lost.
 
-`examine` is what this test and bench/gateway/malformed.py share. It sends requests in batches and looks after
-each whether the gateway is whole; hypothesis shows the smallest batch after which it is not.
+`examine` is shared with bench/gateway/malformed.py. It sends requests in batches and checks after each that
+nothing leaks; hypothesis reports the smallest batch that breaks it.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from aiohttp import web
 from bedplate_gateway import server
 from bedplate_gateway.app import Gateway
 from bedplate_gateway.keys import Key, Keys, Secret
-from bedplate_gateway.server import ClientLimits, Door, listen
-from bedplate_gateway.settings import CLASSES, Engine, EngineModel, Listener, Settings
+from bedplate_gateway.server import ClientLimits, HttpServer, listen
+from bedplate_gateway.settings import PRIORITY_CLASSES, Engine, EngineModel, Listener, Settings
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from odd_requests import CHAT, KEY, MAX_BODY, MINIMAL, MODEL, Case, cases, whole
@@ -71,7 +71,9 @@ async def ask(port: int, case: Case) -> Outcome:
                     writer.write(piece)
                     await writer.drain()
                     await asyncio.sleep(case.pause)
-                while not case.leaves and not _complete(case, data) and (more := await reader.read(65536)):
+                while (
+                    not case.disconnects and not _complete(case, data) and (more := await reader.read(65536))
+                ):
                     data += more
     except TimeoutError:
         return Outcome(_status(data), hung=True)
@@ -91,13 +93,13 @@ class Running:
     port: int
 
     def left_over(self) -> dict[str, int]:
-        """Return what it holds though nobody asks for anything, once it had time to let go."""
+        """Return what it still holds without any request, once it had time to clean up."""
         for _ in range(60):
             scheduler = self.gateway.local.scheduler
             held = {
                 "requests": self.gateway.in_flight,
-                "slots": sum(sum(seats.running.values()) for seats in scheduler.seats()),
-                "waiting": sum(scheduler.depth(name) for name in CLASSES),
+                "slots": sum(sum(slots.running.values()) for slots in scheduler.engine_slots()),
+                "queued": sum(scheduler.depth(name) for name in PRIORITY_CLASSES),
                 "lost slots": self.gateway.local.lost_leases,
             }
             if not any(held.values()):
@@ -128,10 +130,10 @@ def running_gateway(folder: Path) -> Iterator[Running]:
             url=f"http://127.0.0.1:{fake.addresses[0][1]}",
             models=(EngineModel(name=MODEL, slots=4, context=4096),),
         )
-        place = Listener(address="127.0.0.1", port=0)
+        listener = Listener(address="127.0.0.1", port=0)
         configured = Settings(
-            api=place,
-            metrics=place,
+            api=listener,
+            metrics=listener,
             engines=(engine,),
             max_body_bytes=MAX_BODY,
             keys_file=folder / "keys.json",
@@ -139,20 +141,20 @@ def running_gateway(folder: Path) -> Iterator[Running]:
         )
         secret = Secret(sha256=hashlib.sha256(KEY.encode()).hexdigest())
         gateway = Gateway(configured, Keys((Key(alias="malformed", secrets=(secret,)),)))
-        door = Door("api", gateway, listen("127.0.0.1", 0, LIMITS), LIMITS)
+        http_server = HttpServer("api", gateway, listen("127.0.0.1", 0, LIMITS), LIMITS)
         await gateway.start()
-        gateway.local.open_ledger()
-        await door.open()
-        ready.append(Running(gateway, door.listener.getsockname()[1]))
+        gateway.local.open_usage_log()
+        await http_server.open()
+        ready.append(Running(gateway, http_server.listener.getsockname()[1]))
         started.set()
         await stop.wait()
-        door.leave()
-        await door.close()
+        http_server.drain()
+        await http_server.close()
         await gateway.stop()
         await fake.cleanup()
 
     stop = asyncio.Event()
-    tick, server.TICK = server.TICK, 0.1
+    tick, server.TICK_SECONDS = server.TICK_SECONDS, 0.1
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
     thread.start()
     try:
@@ -162,7 +164,7 @@ def running_gateway(folder: Path) -> Iterator[Running]:
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(30)
-        server.TICK = tick
+        server.TICK_SECONDS = tick
 
 
 def examine(folder: Path, requests: int) -> dict[str, Counter[int | None]]:
@@ -196,7 +198,7 @@ def examine(folder: Path, requests: int) -> dict[str, Counter[int | None]]:
 
 def test_no_request_breaks_the_gateway(tmp_path: Path) -> None:
     seen = examine(tmp_path, 200)
-    # The dice reached the app, and not its door alone.
+    # The random requests reached the app, not only the server.
     assert seen["JSON with odd fields"][200]
     assert seen["JSON with odd fields"][400]
     assert seen["right ones between"][200]

@@ -1,10 +1,10 @@
-"""Whose turn it is: classes, the share, turns between keys, slots of models and engines."""
+"""The next request: classes, the share, round-robin of keys, slots of models and engines."""
 
 from collections.abc import Callable
 
 from bedplate_gateway.keys import Key
 from bedplate_gateway.scheduler import Scheduler, Slot, Ticket
-from bedplate_gateway.settings import Class, Engine, EngineModel
+from bedplate_gateway.settings import Engine, EngineModel, PriorityClass
 
 
 def engine(
@@ -38,12 +38,14 @@ class Table:
             lambda ticket: ticket.key.alias not in self.blocked,
         )
 
-    def ask(self, name: str, priority_class: Class = "normal", model: str = "m", **limits: object) -> None:
+    def ask(
+        self, name: str, priority_class: PriorityClass = "normal", model: str = "m", **limits: object
+    ) -> None:
         alias = str(limits.pop("alias", "key"))
         key = Key.model_validate({"alias": alias, "secrets": [], **limits})
         self.tickets[name] = Ticket(key, priority_class, model, self.now, self.now + 60, self._grant(name))
         self.now += 0.001
-        self.scheduler.enter(self.tickets[name])
+        self.scheduler.enqueue(self.tickets[name])
         self.scheduler.dispatch(self.now)
 
     def _grant(self, name: str) -> Callable[[Slot], None]:
@@ -54,7 +56,7 @@ class Table:
         return grant
 
     def end(self, name: str) -> None:
-        self.scheduler.free(self.slots.pop(name))
+        self.scheduler.release(self.slots.pop(name))
         self.scheduler.dispatch(self.now)
 
     def end_all(self) -> list[str]:
@@ -120,7 +122,7 @@ def test_a_slow_model_does_not_hold_up_another() -> None:
     assert table.started == ["s1", "f1"]
 
 
-def test_max_parallel_passes_over_a_key_and_not_the_others() -> None:
+def test_max_parallel_skips_a_key_and_not_the_others() -> None:
     table = Table(engine(slots=3))
     table.ask("a1", alias="a", max_parallel=1)
     table.ask("a2", alias="a", max_parallel=1)
@@ -130,7 +132,7 @@ def test_max_parallel_passes_over_a_key_and_not_the_others() -> None:
     assert table.started == ["a1", "b1", "a2"]
 
 
-def test_a_key_over_its_tokens_is_passed_over() -> None:
+def test_a_key_over_its_tokens_is_skipped() -> None:
     table = Table(engine())
     table.ask("x")
     table.ask("a1", "high", alias="a")
@@ -191,8 +193,8 @@ def test_who_leaves_the_queue_is_forgotten() -> None:
     table.ask("x")
     table.ask("a")
     table.ask("b")
-    table.scheduler.leave(table.tickets["a"])
-    table.scheduler.leave(table.tickets["a"])
+    table.scheduler.remove(table.tickets["a"])
+    table.scheduler.remove(table.tickets["a"])
     assert table.end_all() == ["b"]
     assert table.scheduler.depth("normal") == 0
 
@@ -207,21 +209,21 @@ def test_a_swap_moves_the_slot_to_an_engine_that_has_one_free() -> None:
     table.down.add("one")
     assert not table.scheduler.swap(slot)
     table.end("a")
-    assert all(not seats.running for seats in table.scheduler.seats())
+    assert all(not slots.running for slots in table.scheduler.engine_slots())
 
 
 def test_a_slot_held_from_before_counts_even_where_it_is_one_too_many() -> None:
     table = Table(engine())
     key = Key.model_validate({"alias": "a", "secrets": []})
-    first = table.scheduler.hold(key, "m", "one")
-    second = table.scheduler.hold(key, "m", "one")
+    first = table.scheduler.restore(key, "m", "one")
+    second = table.scheduler.restore(key, "m", "one")
     assert first is not None
     assert second is not None
-    assert table.scheduler.hold(key, "m", "gone") is None
+    assert table.scheduler.restore(key, "m", "gone") is None
     table.ask("x")
-    table.scheduler.free(first)
+    table.scheduler.release(first)
     table.scheduler.dispatch(0.0)
     assert table.started == []
-    table.scheduler.free(second)
+    table.scheduler.release(second)
     table.scheduler.dispatch(0.0)
     assert table.started == ["x"]

@@ -1,4 +1,4 @@
-"""Doors and connections over real sockets, with limits of fractions of a second."""
+"""Servers and connections over real sockets, with limits of fractions of a second."""
 
 import asyncio
 import json
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import uvloop
 from bedplate_gateway import server
-from bedplate_gateway.server import ClientLimits, Door, listen
+from bedplate_gateway.server import ClientLimits, HttpServer, listen
 
 LIMITS = ClientLimits(
-    header=0.4, body=0.4, body_rate=10_000, idle=0.8, reader=1.0, header_size=4096, leaving=0.3
+    header=0.4, body=0.4, body_rate=10_000, idle=0.8, reader=1.0, header_size=4096, idle_draining=0.3
 )
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n0123456789"
@@ -21,7 +21,7 @@ POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n0123456789"
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "TICK", 0.02)
+    monkeypatch.setattr(server, "TICK_SECONDS", 0.02)
 
 
 class App:
@@ -38,7 +38,7 @@ class App:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                self.seen.append("left")
+                self.seen.append("disconnected")
                 return
             body += message["body"]
             if not message["more_body"]:
@@ -47,13 +47,13 @@ class App:
         if stream:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"part", "more_body": True})
-        left = asyncio.create_task(receive())
+        disconnected = asyncio.create_task(receive())
         may = asyncio.create_task(self.may_answer.wait())
-        await asyncio.wait({left, may}, return_when=asyncio.FIRST_COMPLETED)
-        if left.done():
-            self.seen.append("left")
+        await asyncio.wait({disconnected, may}, return_when=asyncio.FIRST_COMPLETED)
+        if disconnected.done():
+            self.seen.append("disconnected")
             return
-        left.cancel()
+        disconnected.cancel()
         if not stream:
             head = [(b"content-length", str(len(body)).encode())]
             await send({"type": "http.response.start", "status": 200, "headers": head})
@@ -86,12 +86,12 @@ class Client:
 
 
 class Stage:
-    """A door that is open on a free port, and the app behind it."""
+    """A server that is open on a free port, and the app behind it."""
 
     def __init__(self, limits: ClientLimits) -> None:
         self.app = App()
         self.listener = listen("127.0.0.1", 0, limits)
-        self.door = Door("api", self.app, self.listener, limits)
+        self.server = HttpServer("api", self.app, self.listener, limits)
         self._address = self.listener.getsockname()
 
     async def connect(self) -> Client:
@@ -104,11 +104,11 @@ Scenario = Callable[[Stage], Awaitable[None]]
 def run(scenario: Scenario, limits: ClientLimits = LIMITS) -> None:
     async def main() -> None:
         at = Stage(limits)
-        await at.door.open()
+        await at.server.open()
         await scenario(at)
-        at.door.leave()
-        await at.door.close()
-        assert not at.door.tasks
+        at.server.drain()
+        await at.server.close()
+        assert not at.server.tasks
 
     uvloop.run(main())
 
@@ -173,7 +173,7 @@ def test_a_body_that_stops_is_answered_and_one_that_flows_gets_its_time() -> Non
         client = await at.connect()
         client.send(POST[:-5])
         assert (await client.end()).startswith(b"HTTP/1.1 408 ")
-        assert at.app.seen == ["/", "left"]
+        assert at.app.seen == ["/", "disconnected"]
 
         client = await at.connect()
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8000\r\n\r\n")
@@ -213,7 +213,7 @@ def test_a_reader_that_stops_is_dropped() -> None:
         async with asyncio.timeout(10):
             while not at.app.seen:
                 await asyncio.sleep(0.05)
-            while at.door.connections:
+            while at.server.connections:
                 await asyncio.sleep(0.05)
 
     run(scenario, replace(LIMITS, body=30))
@@ -275,7 +275,7 @@ def test_what_follows_a_request_that_is_not_answered_yet_is_not_served(path: byt
         await asyncio.sleep(0.05)
         client.writer.close()
         await asyncio.sleep(0.05)
-        assert at.app.seen[-1] == "left"
+        assert at.app.seen[-1] == "disconnected"
 
     run(scenario)
 
@@ -298,7 +298,7 @@ def test_an_upgrade_that_is_not_taken_is_answered_as_a_request() -> None:
     run(scenario)
 
 
-def test_a_door_that_leaves_serves_what_has_begun_and_what_comes_on_idle_connections() -> None:
+def test_a_draining_server_serves_what_has_begun_and_what_comes_on_idle_connections() -> None:
     async def scenario(at: Stage) -> None:
         idle, used, busy, streaming, half = [await at.connect() for _ in range(5)]
         for client in (idle, used):
@@ -311,7 +311,7 @@ def test_a_door_that_leaves_serves_what_has_begun_and_what_comes_on_idle_connect
         half.send(POST[:-5])
         await asyncio.sleep(0.05)
 
-        at.door.leave()
+        at.server.drain()
         with pytest.raises(ConnectionRefusedError):
             await at.connect()
         used.send(GET)
@@ -327,51 +327,51 @@ def test_a_door_that_leaves_serves_what_has_begun_and_what_comes_on_idle_connect
         streaming.send(GET)
         assert (await streaming.answer())[1]["connection"] == "close"
         assert await idle.end() == b""
-        await asyncio.wait_for(at.door.empty(of_tasks=True), 1)
+        await asyncio.wait_for(at.server.wait_drained(with_tasks=True), 1)
 
     run(scenario)
 
 
-def test_a_door_that_leaves_waits_for_no_connection_that_was_idle_for_long() -> None:
+def test_a_draining_server_waits_for_no_connection_that_was_idle_for_long() -> None:
     async def scenario(at: Stage) -> None:
         idle = await at.connect()
         idle.send(GET)
         await idle.answer()
         await asyncio.sleep(0.4)
-        at.door.leave()
-        await asyncio.wait_for(at.door.empty(of_tasks=True), 0.2)
+        at.server.drain()
+        await asyncio.wait_for(at.server.wait_drained(with_tasks=True), 0.2)
         assert await idle.end() == b""
 
     run(scenario)
 
 
-def test_a_door_that_closes_says_so_to_those_who_wait() -> None:
+def test_a_closing_server_says_so_to_those_who_wait() -> None:
     async def scenario(at: Stage) -> None:
         waiting, streaming = await at.connect(), await at.connect()
         at.app.may_answer.clear()
         waiting.send(POST)
         streaming.send(GET.replace(b"/", b"/stream", 1))
         await streaming.reader.readuntil(b"part")
-        at.door.leave()
-        await at.door.close()
+        at.server.drain()
+        await at.server.close()
         status, headers, body = await waiting.answer()
         assert (status, headers["retry-after"]) == (503, "1")
         assert error(body)["code"] == "restarting"
         assert not (await streaming.end()).endswith(b"0\r\n\r\n")
-        assert at.app.seen[-2:] == ["left", "left"]
+        assert at.app.seen[-2:] == ["disconnected", "disconnected"]
 
     run(scenario)
 
 
-def test_idle_connections_go_on_in_the_heirs_process() -> None:
+def test_idle_connections_go_on_in_the_successors_process() -> None:
     async def scenario(at: Stage) -> None:
-        heir_app = App()
-        heir = Door("api", heir_app, at.door.listener, LIMITS)
+        successor_app = App()
+        successor = HttpServer("api", successor_app, at.server.listener, LIMITS)
         adopted: list[asyncio.Task[None]] = []
 
-        def adopt(connection: int) -> bool:
-            # As between processes: the heir has a descriptor of its own.
-            adopted.append(asyncio.create_task(heir.adopt(socket.socket(fileno=socket.dup(connection)))))
+        def pass_on(connection: int) -> bool:
+            # As between processes: the successor has a descriptor of its own.
+            adopted.append(asyncio.create_task(successor.adopt(socket.socket(fileno=socket.dup(connection)))))
             return True
 
         idle, busy = await at.connect(), await at.connect()
@@ -381,7 +381,7 @@ def test_idle_connections_go_on_in_the_heirs_process() -> None:
         busy.send(GET.replace(b"/", b"/stream", 1))
         await busy.reader.readuntil(b"part")
 
-        at.door.leave(adopt)
+        at.server.drain(pass_on)
         idle.send(POST)
         assert (await idle.answer())[2] == b"0123456789"
         at.app.may_answer.set()
@@ -390,9 +390,9 @@ def test_idle_connections_go_on_in_the_heirs_process() -> None:
         status, headers, _ = await busy.answer()
         assert status == 200
         assert "connection" not in headers
-        await asyncio.wait_for(at.door.empty(of_tasks=True), 1)
-        assert heir_app.seen == ["/", "/"]
+        await asyncio.wait_for(at.server.wait_drained(with_tasks=True), 1)
+        assert successor_app.seen == ["/", "/"]
         assert len(adopted) == 2
-        await heir.close()
+        await successor.close()
 
     run(scenario)

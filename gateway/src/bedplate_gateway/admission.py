@@ -1,7 +1,8 @@
-"""Who may start, and when: limits, queue and slots behind one small interface.
+"""Which request may start, and when: limits, queue and slots behind one small interface.
 
-`Admission` is what the app and a predecessor's channel see. `LocalAdmission` decides in this process; after a
-reload the old process asks the new one through `bedplate_gateway.handover`, with the same interface.
+`Admission` is the interface for the app and for a predecessor's requests. `LocalAdmission` decides in this
+process. After a reload the old process submits its requests to the new one, through `handover`, with the same
+interface.
 """
 
 import asyncio
@@ -11,40 +12,40 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bedplate_gateway.errors import ApiError, ClientLeft
+from bedplate_gateway import errors
+from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.keys import Key, Keys
-from bedplate_gateway.ledger import Ledger
-from bedplate_gateway.limits import Limits, Over, Use
+from bedplate_gateway.limits import ExceededLimit, Limits, Usage
 from bedplate_gateway.scheduler import Scheduler, Slot, Ticket
-from bedplate_gateway.settings import Class, Engine, EngineModel, Settings
+from bedplate_gateway.settings import Engine, EngineModel, PriorityClass, Settings
+from bedplate_gateway.usage_log import UsageLog
 
 log = logging.getLogger(__name__)
 
-ENGINE_RETRY_SECONDS = 5.0
-LONGEST_RETRY_SECONDS = 60.0
+MAX_RETRY_SECONDS = 60.0
 
 
 class EngineStates(Protocol):
-    """What admission asks about engines."""
+    """What admission needs to know about engines."""
 
     def serves(self, engine: Engine, model: str) -> bool:
-        """Say whether the engine is up and holds the model."""
+        """Return whether the engine is up and has the model."""
 
     def loaded(self, engine: Engine, model: str) -> bool:
-        """Say whether the model is in the engine's memory."""
+        """Return whether the model is in the engine's memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What is asked for: by whom, in which class, which model, how many bytes of prompt."""
+class AdmissionRequest:
+    """A request for a slot: key, class, model and size of the prompt."""
 
     key: Key
-    priority_class: Class
+    priority_class: PriorityClass
     model: str
     prompt_bytes: int
 
-    def describe(self) -> dict[str, Any]:
-        """Return it for JSON, the key by its alias."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the request for JSON, the key by its alias."""
         return {
             "alias": self.key.alias,
             "class": self.priority_class,
@@ -54,18 +55,21 @@ class Ask:
 
 
 class Admission(Protocol):
-    """The decisions; each answer to `submit` comes by one of its callbacks, perhaps before it returns."""
+    """The decisions. The result of `submit` comes by one of its callbacks, perhaps before it returns."""
 
     def submit(
-        self, ask: Ask, on_grant: Callable[["Lease"], None], on_refuse: Callable[[ApiError], None]
-    ) -> "Waiting":
-        """Ask to start."""
+        self,
+        request: AdmissionRequest,
+        on_grant: Callable[["Lease"], None],
+        on_refuse: Callable[[ApiError], None],
+    ) -> "QueuedRequest":
+        """Request a slot."""
 
-    def cancel(self, waiting: "Waiting") -> None:
-        """Take a request out of the queue."""
+    def cancel(self, queued: "QueuedRequest") -> None:
+        """Remove a request from the queue."""
 
     def touch(self, lease: "Lease") -> None:
-        """Note that the request lives."""
+        """Note that the request is alive."""
 
     def charge(self, lease: "Lease", tokens: int) -> None:
         """Count tokens."""
@@ -78,29 +82,29 @@ class Admission(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class Waiting:
-    """A request that waits; `number` names it between processes, `taken_at` is when it was counted."""
+class QueuedRequest:
+    """A request in the queue; `number` identifies it between processes, `counted_at` is for its refund."""
 
     admission: Admission
     number: int
-    ask: Ask
+    request: AdmissionRequest
     on_grant: Callable[["Lease"], None]
     on_refuse: Callable[[ApiError], None]
-    taken_at: float
+    counted_at: float
     ticket: Ticket | None = None
 
     def cancel(self) -> None:
-        """Leave the queue; what it counted is given back. Once granted or refused, nothing happens."""
+        """Leave the queue; its count is refunded. Does nothing once the request was granted or refused."""
         self.admission.cancel(self)
 
 
 @dataclass(eq=False, slots=True)
 class Lease:
-    """The right to run on an engine. `waited` is in seconds, `headers` are the x-ratelimit ones then."""
+    """The right to run on an engine. `waited` is in seconds, `headers` are x-ratelimit ones of its start."""
 
     admission: Admission
     number: int
-    ask: Ask
+    request: AdmissionRequest
     slot: Slot
     waited: float
     headers: dict[str, str]
@@ -110,16 +114,16 @@ class Lease:
 
     @property
     def engine(self) -> Engine:
-        """The engine whose slot it is now."""
+        """The engine of the current slot."""
         return self.slot.engine
 
     @property
     def model(self) -> EngineModel:
-        """The model as it is on that engine."""
+        """The model as declared on that engine."""
         return self.slot.model
 
     def touch(self) -> None:
-        """Say that the request lives, so that the sweeper leaves it alone."""
+        """Report that the request is alive; else `tick` ends the lease after a while."""
         self.admission.touch(self)
 
     def charge(self, tokens: int) -> None:
@@ -128,69 +132,70 @@ class Lease:
         self.admission.charge(self, tokens)
 
     def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Correct what was charged to the real usage."""
+        """Correct what was charged to the final usage."""
         self.charge(prompt_tokens + completion_tokens - self.charged)
 
     def swap(self) -> bool:
-        """Move to a free slot of another engine with the model; False where there is none."""
+        """Move to a free slot of the model on another engine; False where there is none."""
         return self.admission.swap(self)
 
     def release(self) -> None:
-        """End it; a second time does nothing."""
+        """End the lease; a second call does nothing."""
         self.admission.release(self)
 
 
-async def acquire(admission: Admission, ask: Ask, when_left: Callable[[Callable[[], None]], None]) -> Lease:
-    """Wait for the lease; raises ApiError when it is refused and ClientLeft when the client went away.
+async def acquire(
+    admission: Admission, request: AdmissionRequest, on_disconnect: Callable[[Callable[[], None]], None]
+) -> Lease:
+    """Wait for a lease; raises ApiError where it is refused, ClientDisconnected where the client disconnects.
 
-    `when_left` is given what to call when the client goes. Neither place nor lease is left behind.
+    `on_disconnect` gets what to call when the client disconnects. A failure leaves no entry and no lease.
     """
-    answer: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+    result: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
 
     def grant(lease: Lease) -> None:
-        # A client can leave in the same turn of the loop.
-        if answer.done():
+        # The client can disconnect in the same turn of the event loop.
+        if result.done():
             lease.release()
         else:
-            answer.set_result(lease)
+            result.set_result(lease)
 
-    def fail(error: ApiError | ClientLeft) -> None:
-        if not answer.done():
-            answer.set_exception(error)
+    def fail(error: ApiError | ClientDisconnected) -> None:
+        if not result.done():
+            result.set_exception(error)
 
-    waiting = admission.submit(ask, grant, fail)
-    if answer.done():
-        return answer.result()
-    when_left(lambda: fail(ClientLeft()))
+    queued = admission.submit(request, grant, fail)
+    if result.done():
+        return result.result()
+    on_disconnect(lambda: fail(ClientDisconnected()))
     try:
-        return await answer
-    except ClientLeft:
-        waiting.cancel()
+        return await result
+    except ClientDisconnected:
+        queued.cancel()
         raise
     except asyncio.CancelledError:
-        if answer.done() and not answer.cancelled() and answer.exception() is None:
-            answer.result().release()
+        if result.done() and not result.cancelled() and result.exception() is None:
+            result.result().release()
         else:
-            waiting.cancel()
+            queued.cancel()
         raise
 
 
 @dataclass
 class LocalAdmission:
-    """Decides in this process. `clock` is in seconds and goes on across restarts (time.monotonic)."""
+    """Decides in this process. `clock` is in seconds and continues across restarts (time.monotonic)."""
 
     settings: Settings
     keys: Keys
     engines: EngineStates
     clock: Callable[[], float]
-    ledger: Ledger | None = None
+    usage_log: UsageLog | None = None
     limits: Limits = field(init=False)
     scheduler: Scheduler = field(init=False)
     lost_leases: int = 0
     service_seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Start with nothing used, held or waiting."""
         self.limits = Limits(self.keys.by_alias.values(), self.settings.models, self._on_use)
         self.scheduler = Scheduler(
             self.settings.engines,
@@ -200,44 +205,47 @@ class LocalAdmission:
             self._may_start,
         )
         self._numbers = itertools.count(1)
-        self._waiting: dict[Ticket, Waiting] = {}
+        self._queued: dict[Ticket, QueuedRequest] = {}
         self._leases: dict[int, Lease] = {}
         longest = max(self.settings.first_byte_seconds, self.settings.load_seconds)
         self._lease_seconds = longest * (self.settings.retries + 1) + 60
 
-    def _on_use(self, use: Use) -> None:
-        if self.ledger:
-            self.ledger.append(use)
+    def _on_use(self, usage: Usage) -> None:
+        if self.usage_log:
+            self.usage_log.append(usage)
 
     # Admission
 
     def submit(
-        self, ask: Ask, on_grant: Callable[[Lease], None], on_refuse: Callable[[ApiError], None]
-    ) -> Waiting:
-        """Count the request and let it wait, or refuse it, which costs nothing."""
+        self,
+        request: AdmissionRequest,
+        on_grant: Callable[[Lease], None],
+        on_refuse: Callable[[ApiError], None],
+    ) -> QueuedRequest:
+        """Count and queue the request, or refuse it, which costs nothing."""
         now = self.clock()
-        waiting = Waiting(self, next(self._numbers), ask, on_grant, on_refuse, now)
-        if error := self._refusal(ask, now):
+        queued = QueuedRequest(self, next(self._numbers), request, on_grant, on_refuse, now)
+        if error := self._refusal(request, now):
             on_refuse(error)
-            return waiting
-        self.limits.take_request(ask.key.alias, ask.model, now)
-        self._enter(waiting, now, now + self._queue_seconds(ask))
+            return queued
+        self.limits.count_request(request.key.alias, request.model, now)
+        self._enqueue(queued, now, now + self._queue_seconds(request))
         self.scheduler.dispatch(now)
-        return waiting
+        return queued
 
-    def cancel(self, waiting: Waiting) -> None:
-        """Take a request out of the queue and give its place in the minute back."""
-        if waiting.ticket and self._waiting.pop(waiting.ticket, None):
-            self.scheduler.leave(waiting.ticket)
-            self.limits.give_request_back(waiting.ask.key.alias, waiting.ask.model, waiting.taken_at)
+    def cancel(self, queued: QueuedRequest) -> None:
+        """Remove a request from the queue and refund its count."""
+        if queued.ticket and self._queued.pop(queued.ticket, None):
+            self.scheduler.remove(queued.ticket)
+            self.limits.refund_request(queued.request.key.alias, queued.request.model, queued.counted_at)
 
     def charge(self, lease: Lease, tokens: int) -> None:
         """Count tokens for the key and the model."""
         now = lease.touched = self.clock()
-        self.limits.charge_tokens(lease.ask.key.alias, lease.ask.model, tokens, now)
+        self.limits.charge_tokens(lease.request.key.alias, lease.request.model, tokens, now)
 
     def touch(self, lease: Lease) -> None:
-        """Note that the request lives."""
+        """Note that the request is alive."""
         lease.touched = self.clock()
 
     def swap(self, lease: Lease) -> bool:
@@ -248,45 +256,45 @@ class LocalAdmission:
         return True
 
     def release(self, lease: Lease) -> None:
-        """Free the slot and give it to whose turn it is."""
+        """Free the slot and give it to the next request."""
         if self._leases.pop(lease.number, None) is None:
             return
         now = self.clock()
-        self.scheduler.free(lease.slot)
+        self.scheduler.release(lease.slot)
         self._learn(lease, now)
         self.scheduler.dispatch(now)
 
-    # What time and others bring
+    # Timers and reload
 
     def tick(self) -> None:
-        """End what waited too long and leases that nobody holds any more; call it a few times a second."""
+        """End requests that waited too long, and lost leases; call it a few times per second."""
         now = self.clock()
-        for ticket in [ticket for ticket in self.scheduler.waiting() if ticket.deadline <= now]:
-            waiting = self._waiting[ticket]
-            self.cancel(waiting)
-            waiting.on_refuse(self._timed_out(waiting.ask, now))
+        for ticket in [ticket for ticket in self.scheduler.queued() if ticket.deadline <= now]:
+            queued = self._queued[ticket]
+            self.cancel(queued)
+            queued.on_refuse(self._timed_out(queued.request, now))
         for lease in list(self._leases.values()):
             if now - lease.touched > self._lease_seconds:
                 self.lost_leases += 1
                 log.error(
-                    "A lease of %s on %s was never given back and is ended.",
-                    lease.ask.key.alias,
+                    "A slot of engine %s was never released by a request of key %s; it is freed now.",
                     lease.engine.name,
+                    lease.request.key.alias,
                 )
                 self.release(lease)
         self.scheduler.dispatch(now)
 
     def engines_changed(self) -> None:
-        """Look again for whose turn it is, since an engine came or went."""
+        """Start what can start now, since an engine came up or went down."""
         self.scheduler.dispatch(self.clock())
 
     def export(self) -> dict[str, Any]:
-        """Return all that a successor needs, for JSON."""
+        """Return everything that a successor needs, for JSON."""
         return {
             "uses": self.limits.export(),
             "leases": [
                 {
-                    **lease.ask.describe(),
+                    **lease.request.to_dict(),
                     "number": lease.number,
                     "engine": lease.engine.name,
                     "charged": lease.charged,
@@ -295,168 +303,134 @@ class LocalAdmission:
             ],
             "waiting": [
                 {
-                    **waiting.ask.describe(),
-                    "number": waiting.number,
-                    "taken_at": waiting.taken_at,
+                    **queued.request.to_dict(),
+                    "number": queued.number,
+                    "taken_at": queued.counted_at,
                     "deadline": ticket.deadline,
                 }
-                for ticket, waiting in self._waiting.items()
+                for ticket, queued in self._queued.items()
             ],
         }
 
-    def hand_over(self, to: Admission) -> tuple[dict[int, Waiting], dict[int, Lease]]:
-        """Let another admission decide about all that waits and runs; return both by number, keep nothing."""
-        if self.ledger:
-            self.ledger.close()
-        waiting = {each.number: each for each in self._waiting.values()}
+    def hand_over(self, to: Admission) -> tuple[dict[int, QueuedRequest], dict[int, Lease]]:
+        """Move every queued request and lease to another admission; return both by number, keep nothing."""
+        if self.usage_log:
+            self.usage_log.close()
+        queued = {each.number: each for each in self._queued.values()}
         leases = dict(self._leases)
-        for ticket in self._waiting:
-            self.scheduler.leave(ticket)
-        for held in waiting.values():
-            held.admission = to
+        for ticket in self._queued:
+            self.scheduler.remove(ticket)
+        for each in queued.values():
+            each.admission = to
         for lease in leases.values():
             lease.admission = to
-        self._waiting.clear()
+        self._queued.clear()
         self._leases.clear()
-        return waiting, leases
+        return queued, leases
 
-    def open_ledger(self) -> None:
-        """Go on from what the ledger holds, where there is no predecessor, and write it from here on."""
-        if self.ledger:
-            self.replay(self.ledger.read())
+    def open_usage_log(self) -> None:
+        """Restore the usage from the log, where there is no predecessor, and append to it from here on."""
+        if self.usage_log:
+            self.replay(self.usage_log.read())
 
-    def replay(self, uses: Iterable[Iterable[Any]]) -> None:
-        """Go on from the uses of an earlier process, and write the ledger from here on."""
-        self.limits.replay((Use(*use) for use in uses), self.clock())
-        if self.ledger:
-            self.ledger.export = self.limits.export
-            self.ledger.rewrite()
+    def replay(self, usages: Iterable[Iterable[Any]]) -> None:
+        """Restore the usage of an earlier process, and append to the log from here on."""
+        self.limits.replay((Usage(*usage) for usage in usages), self.clock())
+        if self.usage_log:
+            self.usage_log.export = self.limits.export
+            self.usage_log.rewrite()
 
-    def hold(self, ask: Ask, engine_name: str, charged: int) -> Lease | None:
+    def restore_lease(self, request: AdmissionRequest, engine_name: str, charged: int) -> Lease | None:
         """Return a lease that a predecessor already holds; None where its engine or model is gone."""
-        slot = self.scheduler.hold(ask.key, ask.model, engine_name)
+        slot = self.scheduler.restore(request.key, request.model, engine_name)
         if slot is None:
             return None
-        lease = self._lease(next(self._numbers), ask, slot, 0.0)
+        lease = self._new_lease(next(self._numbers), request, slot, 0.0)
         lease.charged = charged
         return lease
 
-    def resume(
+    def restore_queued(
         self,
-        ask: Ask,
+        request: AdmissionRequest,
         on_grant: Callable[[Lease], None],
         on_refuse: Callable[[ApiError], None],
-        taken_at: float,
+        counted_at: float,
         deadline: float,
-    ) -> Waiting:
-        """Let a predecessor's request, counted there, go on waiting; `engines_changed` may start it."""
-        waiting = Waiting(self, next(self._numbers), ask, on_grant, on_refuse, taken_at)
-        self._enter(waiting, taken_at, deadline)
-        return waiting
+    ) -> QueuedRequest:
+        """Queue a request that a predecessor has counted already; `engines_changed` may start it."""
+        queued = QueuedRequest(self, next(self._numbers), request, on_grant, on_refuse, counted_at)
+        self._enqueue(queued, counted_at, deadline)
+        return queued
 
-    # How it decides
+    # Decisions
 
-    def _enter(self, waiting: Waiting, arrived: float, deadline: float) -> None:
-        ask = waiting.ask
+    def _enqueue(self, queued: QueuedRequest, arrived: float, deadline: float) -> None:
+        request = queued.request
 
         def grant(slot: Slot) -> None:
-            del self._waiting[ticket]
-            waiting.on_grant(self._lease(waiting.number, ask, slot, self.clock() - arrived))
+            del self._queued[ticket]
+            queued.on_grant(self._new_lease(queued.number, request, slot, self.clock() - arrived))
 
-        ticket = Ticket(ask.key, ask.priority_class, ask.model, arrived, deadline, grant)
-        waiting.ticket = ticket
-        self._waiting[ticket] = waiting
-        self.scheduler.enter(ticket)
+        ticket = Ticket(request.key, request.priority_class, request.model, arrived, deadline, grant)
+        queued.ticket = ticket
+        self._queued[ticket] = queued
+        self.scheduler.enqueue(ticket)
 
-    def _lease(self, number: int, ask: Ask, slot: Slot, waited: float) -> Lease:
+    def _new_lease(self, number: int, request: AdmissionRequest, slot: Slot, waited: float) -> Lease:
         now = self.clock()
-        headers = self.limits.headers(ask.key.alias, ask.model, now)
-        lease = Lease(self, number, ask, slot, waited, headers, now, now)
+        headers = self.limits.headers(request.key.alias, request.model, now)
+        lease = Lease(self, number, request, slot, waited, headers, now, now)
         self._leases[number] = lease
         return lease
 
     def _may_start(self, ticket: Ticket) -> bool:
-        return self.limits.over(ticket.key.alias, ticket.model, "tokens", self.clock()) is None
+        return self.limits.exceeded(ticket.key.alias, ticket.model, "tokens", self.clock()) is None
 
-    def _refusal(self, ask: Ask, now: float) -> ApiError | None:
-        if not self.scheduler.can_be_served(ask.model):
-            return engine_unavailable(ask.model)
+    def _refusal(self, request: AdmissionRequest, now: float) -> ApiError | None:
+        if not self.scheduler.can_be_served(request.model):
+            return errors.engine_unavailable(request.model)
         for unit in ("requests", "tokens"):
-            if over := self.limits.over(ask.key.alias, ask.model, unit, now):
-                return self._limited(over, ask, now)
-        return self._queue_full(ask)
+            if limit := self.limits.exceeded(request.key.alias, request.model, unit, now):
+                return self._limited(limit, request, now)
+        return self._queue_full(request)
 
-    def _queue_full(self, ask: Ask) -> ApiError | None:
-        queue = self.settings.queue(ask.priority_class)
-        if self.scheduler.depth(ask.priority_class) >= queue.size:
-            what = f"The queue of class {ask.priority_class} is full ({queue.size} requests wait)"
-        elif self.scheduler.depth(ask.priority_class, ask.key.alias) >= queue.size_per_key:
-            what = f"{queue.size_per_key} requests of your key already wait in class {ask.priority_class}"
+    def _queue_full(self, request: AdmissionRequest) -> ApiError | None:
+        name, queue = request.priority_class, self.settings.queue(request.priority_class)
+        if self.scheduler.depth(name) >= queue.size:
+            fact = f"The queue of class {name} is full ({queue.size} requests wait)"
+        elif self.scheduler.depth(name, request.key.alias) >= queue.size_per_key:
+            fact = f"{queue.size_per_key} requests of your key already wait in class {name}"
         else:
             return None
-        seconds = self._seconds_to_start(ask)
-        return ApiError(
-            429,
-            "queue_full",
-            f"{what}: try again in {seconds:.0f} s, or send fewer at a time.",
-            type="requests",
-            retry_after=seconds,
-        )
+        return errors.queue_full(fact, self._seconds_to_start(request))
 
-    def _limited(self, over: Over, ask: Ask, now: float) -> ApiError:
-        whose = "your key" if over.scope == "key" else f"all keys together on the model {over.name!r}"
-        # The rate limit headers go with a refusal as they go with an answer.
-        return ApiError(
-            429,
-            "rate_limit_exceeded",
-            f"The limit of {over.limit} {over.unit} a minute of {whose} is used up: "
-            f"try again in {over.seconds:.1f} s.",
-            type=over.unit,
-            retry_after=over.seconds,
-            headers=self.limits.headers(ask.key.alias, ask.model, now),
-            reason=f"{over.scope}_{over.unit}",
-        )
+    def _limited(self, exceeded: ExceededLimit, request: AdmissionRequest, now: float) -> ApiError:
+        headers = self.limits.headers(request.key.alias, request.model, now)
+        return errors.rate_limit_exceeded(**exceeded._asdict(), headers=headers)
 
-    def _timed_out(self, ask: Ask, now: float) -> ApiError:
-        if not self.scheduler.can_be_served(ask.model):
-            return engine_unavailable(ask.model)
-        if over := self.limits.over(ask.key.alias, ask.model, "tokens", now):
-            return self._limited(over, ask, now)
-        seconds = self._seconds_to_start(ask)
-        return ApiError(
-            503,
-            "queue_timeout",
-            f"No slot became free for {ask.model!r} in {self._queue_seconds(ask):.0f} s: "
-            f"try again in {seconds:.0f} s, or ask for a key of a higher class.",
-            type="server_error",
-            retry_after=seconds,
-        )
+    def _timed_out(self, request: AdmissionRequest, now: float) -> ApiError:
+        if not self.scheduler.can_be_served(request.model):
+            return errors.engine_unavailable(request.model)
+        if limit := self.limits.exceeded(request.key.alias, request.model, "tokens", now):
+            return self._limited(limit, request, now)
+        waited, seconds = self._queue_seconds(request), self._seconds_to_start(request)
+        return errors.queue_timeout(request.model, waited, seconds)
 
-    def _queue_seconds(self, ask: Ask) -> float:
-        return self.settings.queue(ask.priority_class).seconds
+    def _queue_seconds(self, request: AdmissionRequest) -> float:
+        return self.settings.queue(request.priority_class).seconds
 
-    def _seconds_to_start(self, ask: Ask) -> float:
-        """Estimate how long a request that comes now would wait, in seconds."""
+    def _seconds_to_start(self, request: AdmissionRequest) -> float:
+        """Estimate how long a request that arrives now would wait, in seconds."""
         slots = sum(
-            seats.models[ask.model].slots for seats in self.scheduler.seats() if ask.model in seats.models
+            engine.models[request.model].slots
+            for engine in self.scheduler.engine_slots()
+            if request.model in engine.models
         )
-        ahead = sum(ticket.model == ask.model for ticket in self.scheduler.waiting())
-        each = self.service_seconds.get(ask.model, 1.0)
-        return min(max(1.0, ahead * each / max(slots, 1)), LONGEST_RETRY_SECONDS)
+        ahead = sum(ticket.model == request.model for ticket in self.scheduler.queued())
+        service = self.service_seconds.get(request.model, 1.0)
+        return min(max(1.0, ahead * service / max(slots, 1)), MAX_RETRY_SECONDS)
 
     def _learn(self, lease: Lease, now: float) -> None:
-        took = now - lease.started
-        known = self.service_seconds.get(lease.ask.model, took)
-        self.service_seconds[lease.ask.model] = known + (took - known) / 8
-
-
-def engine_unavailable(model: str) -> ApiError:
-    """Return the 503 for a declared model that no engine serves at this moment."""
-    return ApiError(
-        503,
-        "engine_unavailable",
-        f"No engine serves the model {model!r} at the moment: try again in {ENGINE_RETRY_SECONDS:.0f} s; "
-        "the operator sees why with: make health",
-        type="server_error",
-        retry_after=ENGINE_RETRY_SECONDS,
-    )
+        seconds = now - lease.started
+        average = self.service_seconds.get(lease.request.model, seconds)
+        self.service_seconds[lease.request.model] = average + (seconds - average) / 8

@@ -1,4 +1,4 @@
-"""The ASGI app on port 8000: the few paths that are meant, and each request's way from key to answer."""
+"""The ASGI app on port 8000: the endpoints, and the steps of each request from key to answer."""
 
 import asyncio
 import json
@@ -8,17 +8,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from bedplate_gateway import responses
-from bedplate_gateway.admission import Admission, Ask, Lease, LocalAdmission, acquire
+from bedplate_gateway import errors, responses
+from bedplate_gateway.access_log import AccessRecord
+from bedplate_gateway.admission import Admission, AdmissionRequest, Lease, LocalAdmission, acquire
+from bedplate_gateway.engine_request import Upstream
 from bedplate_gateway.engines import Engines
-from bedplate_gateway.errors import ApiError, ClientLeft, bad_request, model_not_found
+from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.keys import Key, Keys
-from bedplate_gateway.ledger import Ledger
 from bedplate_gateway.metrics import CONTENT_TYPE, Metrics
-from bedplate_gateway.record import Record
 from bedplate_gateway.schema import Request, parse_request
-from bedplate_gateway.settings import CLASSES, Class, Settings
-from bedplate_gateway.upstream import Upstream
+from bedplate_gateway.settings import PRIORITY_CLASSES, PriorityClass, Settings
+from bedplate_gateway.usage_log import UsageLog
 
 log = logging.getLogger(__name__)
 
@@ -31,68 +31,63 @@ RESPONSES = "/v1/responses"
 INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", RESPONSES})
 MODELS = "/v1/models"
 LIVELINESS, READINESS = "/health/liveliness", "/health/readiness"
-STATUS_CLIENT_LEFT = 499
-"""nginx's status for a client that went away; it is only counted and logged."""
+MOVED = {"/health": READINESS, "/metrics": "port 9464, from a monitoring host"}
+STATUS_CLIENT_DISCONNECTED = 499
+"""nginx's status for a client that closed the connection; it is only counted and logged."""
 
 
 class Client:
-    """One request's side towards its client."""
+    """One ASGI request and its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take ASGI's three arguments."""
         self.path: str = scope["path"]
         self.method: str = scope["method"]
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._receive = receive
         self._send = send
-        self._when_left: Callable[[], None] = lambda: None
-        self.left = asyncio.Event()
+        self._on_disconnect: Callable[[], None] = lambda: None
+        self.disconnected = asyncio.Event()
         self.started = False
         self.extra_headers: dict[str, str] = {}
 
     def header(self, name: str) -> str | None:
         """Return a request header, the first where it was sent twice."""
-        wanted = name.encode()
-        return next((value.decode("latin-1") for key, value in self._headers if key == wanted), None)
+        lower = name.encode()
+        return next((value.decode("latin-1") for key, value in self._headers if key == lower), None)
 
-    async def body(self, most: int) -> bytes:
-        """Return the body; raises ApiError 413 over `most` bytes and ClientLeft when it does not come."""
-        too_large = ApiError(
-            413,
-            "request_too_large",
-            f"The body has more than {most} bytes, which is the limit here: send less.",
-        )
+    async def body(self, max_bytes: int) -> bytes:
+        """Return the body; raises ApiError 413 over `max_bytes`, or ClientDisconnected."""
         length = self.header("content-length") or ""
-        if length.isdecimal() and int(length) > most:
-            raise too_large
+        if length.isdecimal() and int(length) > max_bytes:
+            raise errors.request_too_large(max_bytes)
         parts: list[bytes] = []
         size = 0
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise ClientLeft
+                raise ClientDisconnected
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > most:
-                raise too_large
+            if size > max_bytes:
+                raise errors.request_too_large(max_bytes)
             if not message.get("more_body"):
                 return b"".join(parts)
 
     async def watch(self) -> None:
-        """Wait until the client leaves, and tell; the body must have been read before."""
+        """Wait until the client disconnects, and report it; read the body before."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.left.set()
-        self._when_left()
+        self.disconnected.set()
+        self._on_disconnect()
 
-    def when_left(self, call: Callable[[], None]) -> None:
-        """Have something called when the client leaves; it replaces what was to be called before."""
-        self._when_left = call
-        if self.left.is_set():
+    def on_disconnect(self, call: Callable[[], None]) -> None:
+        """Call something when the client disconnects, in place of an earlier callback."""
+        self._on_disconnect = call
+        if self.disconnected.is_set():
             call()
 
     async def start(self, status: int, headers: dict[str, str]) -> None:
-        """Send the head of the answer."""
+        """Send status and headers of the response."""
         self.started = True
         pairs = [
             (name.encode(), value.encode("latin-1", "replace"))
@@ -101,43 +96,45 @@ class Client:
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
 
     async def write(self, chunk: bytes, *, more: bool = True) -> None:
-        """Send a part of the answer."""
+        """Send a chunk of the response."""
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
-    async def answer(
+    async def respond(
         self, status: int, body: bytes, headers: dict[str, str], content_type: str = "application/json"
     ) -> None:
-        """Send a whole answer."""
+        """Send a whole response."""
         fixed = {"content-type": content_type, "content-length": str(len(body))}
         await self.start(status, headers | fixed)
         await self.write(body, more=False)
 
 
 class Gateway:
-    """Everything behind the two ports."""
+    """Both apps, of the API and the metrics, and the parts they share.
+
+    Nothing runs before `start`; `local.open_usage_log` restores the limits' usage.
+    """
 
     def __init__(self, settings: Settings, keys: Keys) -> None:
-        """Nothing runs before `start`, and the limits' ledger is not read before `local.open_ledger`."""
         self.settings = settings
         self.keys = keys
         self.engines = Engines(settings)
         self.upstream = Upstream(settings, self.engines)
         self.local = LocalAdmission(
-            settings, keys, self.engines, time.monotonic, Ledger(settings.state_dir / "limits.jsonl")
+            settings, keys, self.engines, time.monotonic, UsageLog(settings.state_dir / "limits.jsonl")
         )
         self.admission: Admission = self.local
         self.engines.on_change = self.local.engines_changed
         self.metrics = Metrics(self.local, lambda: self.in_flight)
-        # After a reload the process that is scraped counts what still ends here.
-        self.count: Callable[[Record], None] = self.metrics.count
+        # After a reload the new process, which Prometheus scrapes, counts the requests that end here.
+        self.count: Callable[[AccessRecord], None] = self.metrics.count
         self.in_flight = 0
         self._models = frozenset(model.name for engine in settings.engines for model in engine.models)
         self._ticker: asyncio.Task[None] | None = None
         self._translator: asyncio.Task[object] | None = None
 
     async def start(self) -> None:
-        """Look at the engines once, then keep looking; returns when requests can be served."""
-        # It takes seconds, and only /v1/responses needs it.
+        """Poll the engines once, then regularly; returns when requests can be served."""
+        # Importing takes seconds, and only /v1/responses needs it.
         self._translator = asyncio.create_task(asyncio.to_thread(responses.load_translator))
         await self.engines.start()
         self._ticker = asyncio.create_task(self._tick())
@@ -148,7 +145,7 @@ class Gateway:
             await asyncio.shield(self._translator)
 
     async def stop(self) -> None:
-        """End what `start` began."""
+        """Stop the tasks that `start` began."""
         if self._ticker:
             self._ticker.cancel()
         await self.engines.stop()
@@ -158,12 +155,12 @@ class Gateway:
             await asyncio.sleep(TICK_SECONDS)
             self.local.tick()
 
-    # The doors
+    # The two apps
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request on the API's port."""
+        """Handle one request on the API's port."""
         client = Client(scope, receive, send)
-        record = Record(f"req_{secrets.token_hex(12)}", time.monotonic())
+        record = AccessRecord(f"req_{secrets.token_hex(12)}", time.monotonic())
         client.extra_headers = {"x-request-id": record.id}
         self.in_flight += 1
         try:
@@ -171,14 +168,15 @@ class Gateway:
         except ApiError as error:
             record.status, record.reason = error.status, error.reason
             if not client.started:
-                await client.answer(error.status, error.body(), error.all_headers())
-        except ClientLeft:
-            record.status, record.reason = STATUS_CLIENT_LEFT, "client_left"
+                await client.respond(error.status, error.body(), error.all_headers())
+        except ClientDisconnected:
+            record.status, record.reason = STATUS_CLIENT_DISCONNECTED, "client_left"
         except Exception:
             log.exception("Request %s failed in the gateway itself.", record.id)
-            record.status, record.reason = 500, "internal_error"
+            failure = errors.internal_error()
+            record.status, record.reason = failure.status, failure.reason
             if not client.started:
-                await client.answer(500, INTERNAL_ERROR.body(), {})
+                await client.respond(failure.status, failure.body(), failure.all_headers())
         finally:
             self.in_flight -= 1
             record.seconds = time.monotonic() - record.arrived
@@ -187,21 +185,19 @@ class Gateway:
                 record.write()
 
     async def metrics_app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request on the metrics' port, to those who may ask."""
+        """Handle one request on the metrics port, from an allowed client."""
         client = Client(scope, receive, send)
         allowed = self.settings.metrics.allowed_clients
         if allowed and scope["client"][0] not in allowed:
-            error = ApiError(
-                403, None, "Only the monitoring hosts may ask here: add this host to that group."
-            )
+            error = errors.metrics_forbidden()
         elif client.path != "/metrics":
-            error = ApiError(404, "unknown_url", "Here is only GET /metrics.")
+            error = errors.unknown_metrics_url()
         else:
-            await client.answer(200, self.metrics.exposition(), {}, CONTENT_TYPE)
+            await client.respond(200, self.metrics.exposition(), {}, CONTENT_TYPE)
             return
-        await client.answer(error.status, error.body(), {})
+        await client.respond(error.status, error.body(), {})
 
-    async def _route(self, client: Client, record: Record) -> None:
+    async def _route(self, client: Client, record: AccessRecord) -> None:
         path = client.path
         if path in INFERENCE:
             _only("POST", client)
@@ -213,45 +209,47 @@ class Gateway:
             key = self.keys.authenticate(client.header("authorization"))
             record.alias = key.alias
             headers = self.local.limits.headers(key.alias, "", time.monotonic())
-            await self._answer_json(client, record, self._list_models(key, path[len(MODELS) + 1 :]), headers)
+            await self._respond_json(client, record, self._list_models(key, path[len(MODELS) + 1 :]), headers)
         elif path == LIVELINESS:
             _only("GET", client)
             record.path = path
-            await self._answer_json(client, record, {"status": "alive"})
+            await self._respond_json(client, record, {"status": "alive"})
         elif path == READINESS:
             _only("GET", client)
             record.path = path
             self._check_ready()
-            await self._answer_json(client, record, {"status": "ready"})
+            await self._respond_json(client, record, {"status": "ready"})
         else:
             raise _unknown_url(client)
 
-    async def _answer_json(
-        self, client: Client, record: Record, document: dict[str, Any], headers: dict[str, str] | None = None
+    async def _respond_json(
+        self,
+        client: Client,
+        record: AccessRecord,
+        document: dict[str, Any],
+        headers: dict[str, str] | None = None,
     ) -> None:
         record.status = 200
-        await client.answer(200, json.dumps(document).encode(), headers or {})
+        await client.respond(200, json.dumps(document).encode(), headers or {})
 
     def _check_ready(self) -> None:
         if not any(map(self.local.scheduler.can_be_served, self._models)):
-            names = ", ".join(engine.name for engine in self.settings.engines)
-            message = f"No engine serves a model now, of {names}: the operator sees why with: make health"
-            raise ApiError(503, "engine_unavailable", message, type="server_error")
+            raise errors.not_ready(engine.name for engine in self.settings.engines)
 
     def _list_models(self, key: Key, model: str) -> dict[str, Any]:
-        """Return the models that the key may use and an engine serves now, or the one that was asked for."""
+        """Return the models that the key may use and an engine serves now, or the one named `model`."""
         names = sorted(
             name for name in self._models if key.may_use(name) and self.local.scheduler.can_be_served(name)
         )
         if model:
             if model not in names:
-                raise model_not_found(model)
-            return _described(model)
-        return {"object": "list", "data": [_described(name) for name in names]}
+                raise errors.model_not_found(model)
+            return _model_object(model)
+        return {"object": "list", "data": [_model_object(name) for name in names]}
 
-    # The way of a request
+    # Inference
 
-    async def _infer(self, client: Client, record: Record) -> None:
+    async def _infer(self, client: Client, record: AccessRecord) -> None:
         key = self.keys.authenticate(client.header("authorization"))
         record.alias = key.alias
         raw = await client.body(self.settings.max_body_bytes)
@@ -262,13 +260,14 @@ class Gateway:
         path = "/v1/chat/completions" if translation else record.path
         request = parse_request(path, raw, default_max_output=self._max_output)
         if request.model not in self._models or not key.may_use(request.model):
-            raise model_not_found(request.model)
+            raise errors.model_not_found(request.model)
         self._check_capabilities(request)
-        ask = Ask(key, _lowered(key.priority_class, request.lower_to), request.model, request.prompt_bytes)
-        record.model, record.priority_class, record.stream = request.model, ask.priority_class, request.stream
+        priority_class = _lowered(key.priority_class, request.lower_to)
+        admission_request = AdmissionRequest(key, priority_class, request.model, request.prompt_bytes)
+        record.model, record.priority_class, record.stream = request.model, priority_class, request.stream
         watcher = asyncio.create_task(client.watch())
         try:
-            lease = await acquire(self.admission, ask, client.when_left)
+            lease = await acquire(self.admission, admission_request, client.on_disconnect)
             try:
                 await self._run(client, record, request, lease, translation)
             finally:
@@ -279,16 +278,16 @@ class Gateway:
     async def _run(
         self,
         client: Client,
-        record: Record,
+        record: AccessRecord,
         request: Request,
         lease: Lease,
         translation: responses.ResponsesContext | None,
     ) -> None:
         started = time.monotonic()
         record.wait, record.engine = lease.waited, lease.engine.name
-        exchange = self.upstream.run(request, lease, client.left)
+        engine_request = self.upstream.new_request(request, lease, client.disconnected)
         try:
-            answer = await exchange.answer()
+            answer = await engine_request.answer()
             record.status = answer.status
             if request.stream:
                 record.first_byte = time.monotonic() - record.arrived
@@ -297,89 +296,68 @@ class Gateway:
             )
             if answer.body is not None:
                 body = responses.from_chat(translation, answer.body) if translation else answer.body
-                await client.answer(answer.status, body, headers)
+                await client.respond(answer.status, body, headers)
             else:
                 events = answer.events()
                 if translation:
                     events = responses.stream_from_chat(translation, events)
                 await self._stream(client, headers, events)
         finally:
-            # It holds the slot until the engine is free, which can be later than the client's leaving.
-            await exchange.close()
+            # It keeps the slot until the engine is free, which can be after the client has disconnected.
+            await engine_request.close()
             record.service = time.monotonic() - started
             record.engine = lease.engine.name
             record.prompt_tokens, record.completion_tokens = (
-                exchange.prompt_tokens,
-                exchange.completion_tokens,
+                engine_request.prompt_tokens,
+                engine_request.completion_tokens,
             )
-            record.estimated, record.retries = exchange.estimated, exchange.retries
-            record.truncated = exchange.truncated
-        if exchange.error is not None:
-            record.reason = exchange.error.reason
+            record.estimated, record.retries = engine_request.estimated, engine_request.retries
+            record.truncated = engine_request.truncated
+        if engine_request.error is not None:
+            record.reason = engine_request.error.reason
 
     async def _stream(self, client: Client, headers: dict[str, str], events: AsyncIterator[bytes]) -> None:
         stream_headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         await client.start(200, headers | stream_headers)
         async for chunk in events:
-            if client.left.is_set():
-                raise ClientLeft
+            if client.disconnected.is_set():
+                raise ClientDisconnected
             await client.write(chunk)
         await client.write(b"", more=False)
 
     def _check_capabilities(self, request: Request) -> None:
-        for has, capability, what in (
+        for needed, capability, param in (
             (request.has_tools, "tools", "tools"),
             (request.has_images, "vision", "messages"),
         ):
-            if has and self.engines.lacks(request.model, capability):
-                raise bad_request(
-                    f"The model {request.model!r} has no {capability}: use one that has, or leave it out.",
-                    what,
-                    "unsupported_parameter",
-                )
+            if needed and self.engines.lacks(request.model, capability):
+                raise errors.capability_unsupported(request.model, capability, param)
 
     def _max_output(self, model: str) -> int | None:
         limits = self.settings.models.get(model)
         return (limits and limits.max_output_tokens) or self.settings.max_output_tokens
 
 
-MOVED = {"/health": READINESS, "/metrics": "port 9464, from a monitoring host"}
-INTERNAL_ERROR = ApiError(
-    500,
-    "internal_error",
-    "The gateway failed: try again; the operator sees why with: journalctl -u bedplate-gateway -n 50",
-    type="server_error",
-)
+def _lowered(own: PriorityClass, requested: PriorityClass | None) -> PriorityClass:
+    if requested is None:
+        return own
+    return PRIORITY_CLASSES[max(PRIORITY_CLASSES.index(own), PRIORITY_CLASSES.index(requested))]
 
 
-def _lowered(own: Class, wished: Class | None) -> Class:
-    return own if wished is None else CLASSES[max(CLASSES.index(own), CLASSES.index(wished))]
-
-
-def _described(model: str) -> dict[str, Any]:
+def _model_object(model: str) -> dict[str, Any]:
     return {"id": model, "object": "model", "created": 0, "owned_by": "bedplate"}
 
 
 def _only(method: str, client: Client) -> None:
     if client.method != method:
-        raise ApiError(
-            405,
-            "method_not_supported",
-            f"{client.path} takes {method} only, this was {client.method}.",
-            headers={"allow": method},
-        )
+        raise errors.method_not_supported(client.path, method, client.method)
 
 
 def _unknown_url(client: Client) -> ApiError:
     known = {path.removeprefix("/v1") for path in (*INFERENCE, MODELS)}
-    meant = (
+    suggestion = (
         f"/v1{client.path}"
         if client.path in known
-        else MOVED.get(client.path, "/v1/chat/completions or its like")
+        else MOVED.get(client.path, "/v1/chat/completions or another path of the API")
     )
-    return ApiError(
-        404,
-        "unknown_url",
-        f"There is nothing at {client.method} {client.path[:100]}: use {meant}. "
-        "If the client builds the address itself, its base URL must end with /v1.",
-    )
+    return errors.unknown_url(client.method, client.path, suggestion)

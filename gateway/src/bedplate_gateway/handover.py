@@ -1,15 +1,15 @@
 """A reload: the new process takes over from the old one without a gap, over a socket in the state directory.
 
 1. The new process connects; the old one sends its listening sockets and one end of a pair of sockets.
-2. The new one starts up to its end, while the old one serves. If it fails, nothing has happened.
-3. It sends `take`. The old one stops to accept, names it to systemd as the main process, and sends the
-   windows of the limits, the leases and the waiting requests. From here on the new one decides about them.
-4. The old one sees its requests to their end. It asks for slots and reports usage in lines of JSON, each
-   an object whose `do` is submit, cancel, touch, charge, release or count there, and grant or refuse back.
-   Its idle connections go through the pair of sockets to the new one.
+2. The new one starts completely while the old one serves. If the start fails, nothing has changed.
+3. The new one sends `take`. The old one stops accepting, names the new one to systemd as the main process,
+   and sends the usage of the limits, the leases and the queued requests. Now the new one decides about them.
+4. The old one finishes its requests. It submits them and reports their usage in lines of JSON, objects whose
+   `do` is submit, cancel, touch, charge, release or count; the replies are grant and refuse.
+   Its idle connections move through the pair of sockets to the new one.
 
-If the old one dies, the new one frees all that was its. If the new one dies, systemd starts the service anew,
-and the old one tells those who still wait to ask again.
+If the old process dies, the new one frees everything that the old one held. If the new one dies, systemd
+starts the service anew, and the old one refuses its queued requests with `restarting`.
 """
 
 import asyncio
@@ -26,41 +26,42 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from bedplate_gateway.admission import Admission, Ask, Lease, LocalAdmission, Waiting
+from bedplate_gateway import errors
+from bedplate_gateway.access_log import AccessRecord
+from bedplate_gateway.admission import Admission, AdmissionRequest, Lease, LocalAdmission, QueuedRequest
 from bedplate_gateway.errors import ApiError
 from bedplate_gateway.keys import Key
-from bedplate_gateway.notify import notify
-from bedplate_gateway.record import Record
 from bedplate_gateway.scheduler import Slot
-from bedplate_gateway.server import RESTARTING, Door, StartError
+from bedplate_gateway.sd_notify import notify
+from bedplate_gateway.server import HttpServer, StartError
 from bedplate_gateway.settings import Engine
 
 log = logging.getLogger(__name__)
 
 SOCKET = "handover.socket"
 VERSION = "1"
-"""Of what is said here, raised with every change: no release takes over from one that it misunderstands."""
+"""Of this protocol, raised with every change: no release takes over from one with another version."""
 TAKE = b"take\n"
-LONGEST_LINE = 256 * 1024 * 1024
-"""Bounds the snapshot: many thousand waiting requests, in bytes."""
-ANSWER_SECONDS = 10.0
-"""How long the old process may take to answer a new one that begins."""
+MAX_LINE_BYTES = 256 * 1024 * 1024
+"""Limits the snapshot: many thousand queued requests."""
+CONNECT_SECONDS = 10.0
+"""How long the old process may take to answer a new one that connects."""
 TOUCH_SECONDS = 5.0
-"""How often at most a running request is reported alive."""
+"""The shortest interval in which a running request is reported alive."""
 
 Message = dict[str, Any]
 
 
 class AppLike(Protocol):
-    """What is handed over of the app."""
+    """The parts of the app that a handover replaces."""
 
     admission: Admission
-    """Whom each request asks now."""
+    """Decides about every new request."""
 
     local: LocalAdmission
     """The decisions of this process."""
 
-    count: Callable[[Record], None]
+    count: Callable[[AccessRecord], None]
     """Counts a request that has ended in the metrics."""
 
 
@@ -68,30 +69,29 @@ class AppLike(Protocol):
 
 
 class Offer:
-    """Lets a new process take over from this one."""
+    """Lets a new process take over from this one, after `open`."""
 
-    def __init__(self, state_dir: Path, app: AppLike, doors: Iterable[Door]) -> None:
-        """Nothing is offered before `open`."""
+    def __init__(self, state_dir: Path, app: AppLike, servers: Iterable[HttpServer]) -> None:
         self._path = state_dir / SOCKET
         self._app = app
-        self._doors = list(doors)
+        self._servers = list(servers)
         self._server: asyncio.AbstractServer | None = None
         self._listening: asyncio.Task[None] | None = None
         self.taken = asyncio.Event()
         """Set once another process decides."""
 
     async def open(self) -> None:
-        """Wait for a new process."""
-        self._server = await asyncio.start_unix_server(self._meet, self._path, limit=LONGEST_LINE)
+        """Wait for a new process in the background."""
+        self._server = await asyncio.start_unix_server(self._accept, self._path, limit=MAX_LINE_BYTES)
 
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        # A copy, since asyncio's own socket sends no descriptors; so early it cannot be full.
+        # A copy, since asyncio's own socket cannot send descriptors; its buffer cannot be full yet.
         with theirs, socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as channel:
-            sent = [*(door.listener for door in self._doors), theirs]
-            greeting = " ".join([VERSION, *(door.name for door in self._doors)])
-            socket.send_fds(channel, [greeting.encode()], [each.fileno() for each in sent])
+            sockets = [*(server.listener for server in self._servers), theirs]
+            greeting = " ".join([VERSION, *(server.name for server in self._servers)])
+            socket.send_fds(channel, [greeting.encode()], [each.fileno() for each in sockets])
             pid = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         if await reader.readline() == TAKE and not self.taken.is_set():
             self._hand_over(reader, writer, ours, pid)
@@ -107,58 +107,60 @@ class Offer:
             self._server.close()
         snapshot = self._app.local.export()
         successor = Successor(writer)
-        successor.begin(*self._app.local.hand_over(successor))
+        successor.adopt(*self._app.local.hand_over(successor))
         self._app.admission = successor
         self._app.count = successor.count
         notify(f"MAINPID={pid}")
         _send(writer, snapshot)
-        for door in self._doors:
-            door.leave(partial(_pass_on, connections, door.name))
-        log.info("Process %d has taken over; this one sees its requests to their ends.", pid)
+        for server in self._servers:
+            server.drain(partial(_pass_on, connections, server.name))
+        log.info("Process %d has taken over; this process finishes its running requests.", pid)
         self._listening = asyncio.create_task(successor.listen(reader))
 
 
 def _pass_on(connections: socket.socket, name: str, descriptor: int) -> bool:
     try:
         socket.send_fds(connections, [name.encode()], [descriptor])
-    except OSError:  # the new process died, or has no room at the moment
+    except OSError:  # the new process died, or its buffer is full
         return False
     return True
 
 
 class Successor:
-    """The admission of the new process, as the old one asks it."""
+    """The admission of the new process, as the old one uses it; `writer` leads to the new process."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
-        """`writer` leads to the new process."""
         self._writer = writer
         self._gone = False
 
-    def begin(self, waiting: dict[int, Waiting], leases: dict[int, Lease]) -> None:
-        """Go on with what the new process learnt from the snapshot, by the numbers in there."""
-        self._waiting = waiting
+    def adopt(self, queued: dict[int, QueuedRequest], leases: dict[int, Lease]) -> None:
+        """Continue with the requests in the snapshot, by the numbers in there."""
+        self._queued = queued
         self._leases = leases
-        self._numbers = itertools.count(1 + max((*waiting, *leases), default=0))
+        self._numbers = itertools.count(1 + max((*queued, *leases), default=0))
 
     def submit(
-        self, ask: Ask, on_grant: Callable[[Lease], None], on_refuse: Callable[[ApiError], None]
-    ) -> Waiting:
-        """Ask there; the answer comes later."""
-        waiting = Waiting(self, next(self._numbers), ask, on_grant, on_refuse, time.monotonic())
+        self,
+        request: AdmissionRequest,
+        on_grant: Callable[[Lease], None],
+        on_refuse: Callable[[ApiError], None],
+    ) -> QueuedRequest:
+        """Submit a request there; the result comes later."""
+        queued = QueuedRequest(self, next(self._numbers), request, on_grant, on_refuse, time.monotonic())
         if self._gone:
-            on_refuse(RESTARTING)
-            return waiting
-        self._waiting[waiting.number] = waiting
-        _send(self._writer, {"do": "submit", "number": waiting.number, **ask.describe()})
-        return waiting
+            on_refuse(errors.restarting())
+            return queued
+        self._queued[queued.number] = queued
+        _send(self._writer, {"do": "submit", "number": queued.number, **request.to_dict()})
+        return queued
 
-    def cancel(self, waiting: Waiting) -> None:
-        """Take a request out of the queue there."""
-        if self._waiting.pop(waiting.number, None):
-            _send(self._writer, {"do": "cancel", "number": waiting.number})
+    def cancel(self, queued: QueuedRequest) -> None:
+        """Remove a request from the queue there."""
+        if self._queued.pop(queued.number, None):
+            _send(self._writer, {"do": "cancel", "number": queued.number})
 
     def touch(self, lease: Lease) -> None:
-        """Report a request alive, now and then."""
+        """Report a request alive, at most every few seconds."""
         now = time.monotonic()
         if now - lease.touched > TOUCH_SECONDS:
             lease.touched = now
@@ -169,41 +171,41 @@ class Successor:
         _send(self._writer, {"do": "charge", "number": lease.number, "tokens": tokens})
 
     def swap(self, lease: Lease) -> bool:  # noqa: ARG002 - the interface's
-        """Say no: the answer of the other process could not be waited for."""
+        """Return False: this call cannot wait for a reply of the other process."""
         return False
 
     def release(self, lease: Lease) -> None:
-        """Give the slot back there."""
+        """Free the slot there."""
         if self._leases.pop(lease.number, None):
             _send(self._writer, {"do": "release", "number": lease.number})
 
-    def count(self, record: Record) -> None:
-        """Have a request that has ended counted there."""
+    def count(self, record: AccessRecord) -> None:
+        """Count a request that has ended in the metrics there."""
         _send(self._writer, {"do": "count", "record": asdict(record)})
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
-        """Pass on what is granted and refused until the new process ends."""
+        """Pass grants and refusals on until the new process ends."""
         async for line in reader:
             message = json.loads(line)
-            # It may have been cancelled while the answer was under way; the cancellation frees the slot.
-            if waiting := self._waiting.pop(message["number"], None):
+            # It may have been cancelled while the reply was on its way; the cancellation frees the slot.
+            if queued := self._queued.pop(message["number"], None):
                 if message["do"] == "grant":
-                    waiting.on_grant(self._lease(waiting, message))
+                    queued.on_grant(self._lease(queued, message))
                 else:
-                    waiting.on_refuse(ApiError(**message["error"]))
+                    queued.on_refuse(ApiError(**message["error"]))
         self._gone = True
-        for waiting in list(self._waiting.values()):
-            waiting.on_refuse(RESTARTING)
-        self._waiting.clear()
+        for queued in list(self._queued.values()):
+            queued.on_refuse(errors.restarting())
+        self._queued.clear()
 
-    def _lease(self, waiting: Waiting, message: Message) -> Lease:
-        # The engine as the new process knows it: it may be new.
+    def _lease(self, queued: QueuedRequest, message: Message) -> Lease:
+        # The settings of the new process describe the engine: it may be new.
         engine = Engine.model_validate(message["engine"])
-        model = next(model for model in engine.models if model.name == waiting.ask.model)
+        model = next(model for model in engine.models if model.name == queued.request.model)
         now = time.monotonic()
-        number, ask = waiting.number, waiting.ask
-        slot = Slot(ask.key, model, engine)
-        lease = Lease(self, number, ask, slot, message["waited"], message["headers"], now, now)
+        number, request = queued.number, queued.request
+        slot = Slot(request.key, model, engine)
+        lease = Lease(self, number, request, slot, message["waited"], message["headers"], now, now)
         self._leases[number] = lease
         return lease
 
@@ -212,7 +214,7 @@ class Successor:
 
 
 @dataclass
-class Inheritance:
+class InheritedSockets:
     """What a new process gets before it takes over: the listening sockets by name, and the channels."""
 
     listeners: dict[str, socket.socket]
@@ -220,11 +222,11 @@ class Inheritance:
     channel: socket.socket
 
 
-def fetch(state_dir: Path) -> Inheritance:
-    """Return what the running process hands to a new one; raises StartError where none runs."""
+def connect(state_dir: Path) -> InheritedSockets:
+    """Return the sockets of the running process; raises StartError where none runs."""
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        channel.settimeout(ANSWER_SECONDS)
+        channel.settimeout(CONNECT_SECONDS)
         channel.connect(str(state_dir / SOCKET))
         greeting, descriptors, *_ = socket.recv_fds(channel, 4096, 16)
     except OSError as error:
@@ -241,71 +243,75 @@ def fetch(state_dir: Path) -> Inheritance:
     *listeners, connections = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     for inherited in (*listeners, connections):
         inherited.setblocking(False)
-    return Inheritance(dict(zip(names, listeners, strict=True)), connections, channel)
+    return InheritedSockets(dict(zip(names, listeners, strict=True)), connections, channel)
 
 
-async def take(inheritance: Inheritance, app: AppLike, doors: Iterable[Door]) -> "Predecessor":
-    """Take over all decisions; raises StartError when the old process does not give them."""
-    reader, writer = await asyncio.open_unix_connection(sock=inheritance.channel, limit=LONGEST_LINE)
+async def take_over(
+    inherited: InheritedSockets, app: AppLike, servers: Iterable[HttpServer]
+) -> "Predecessor":
+    """Take over all decisions; raises StartError where the old process does not hand them over."""
+    reader, writer = await asyncio.open_unix_connection(sock=inherited.channel, limit=MAX_LINE_BYTES)
     writer.write(TAKE)
     if not (line := await reader.readline()):
-        raise StartError("The old process has ended or was faster taken over by another: try again.")
+        raise StartError("The old process has ended, or another process took over first: try again.")
     predecessor = Predecessor(writer, app)
     predecessor.replay(json.loads(line))
-    _adopt_all(inheritance.connections, {door.name: door for door in doors})
+    _adopt_all(inherited.connections, {server.name: server for server in servers})
     predecessor.listening = asyncio.create_task(predecessor.listen(reader))
     return predecessor
 
 
 class Predecessor:
-    """The requests of the old process, as the new one's admission sees them."""
+    """The requests of the old process, as the new one holds them; `writer` leads to the old process."""
 
     def __init__(self, writer: asyncio.StreamWriter, app: AppLike) -> None:
-        """`writer` leads to the old process."""
         self._writer = writer
         self._app = app
-        self._held: dict[int, Waiting | Lease | None] = {}
+        self._held: dict[int, QueuedRequest | Lease | None] = {}
         self.listening: asyncio.Task[None] | None = None
-        """Ends when the old process has."""
+        """Ends when the old process has ended."""
 
     def replay(self, snapshot: Message) -> None:
-        """Go on from what the old process counted, held and let wait."""
+        """Restore what the old process had counted, leased and queued."""
         local = self._app.local
         local.replay(snapshot["uses"])
         for lease in snapshot["leases"]:
-            self._held[lease["number"]] = local.hold(self._ask(lease), lease["engine"], lease["charged"])
-        for waiting in snapshot["waiting"]:
-            number = waiting["number"]
-            self._held[number] = local.resume(
-                self._ask(waiting),
+            request = self._request(lease)
+            self._held[lease["number"]] = local.restore_lease(request, lease["engine"], lease["charged"])
+        for queued in snapshot["waiting"]:
+            number = queued["number"]
+            self._held[number] = local.restore_queued(
+                self._request(queued),
                 partial(self._grant, number),
                 partial(self._refuse, number),
-                waiting["taken_at"],
-                waiting["deadline"],
+                queued["taken_at"],
+                queued["deadline"],
             )
-        log.info("Took over %d running and %d waiting.", len(snapshot["leases"]), len(snapshot["waiting"]))
+        log.info(
+            "Took over %d running and %d queued requests.", len(snapshot["leases"]), len(snapshot["waiting"])
+        )
         local.engines_changed()
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
-        """Do what the old process asks until it ends, then free what it left."""
+        """Handle the messages of the old process until it ends, then free what it left."""
         try:
             async for line in reader:
-                self._hear(json.loads(line))
+                self._handle(json.loads(line))
         finally:
-            # Also after a failure here: the old process must not wait for answers that do not come.
+            # Also after a failure here: the old process must not wait for replies that never come.
             self._writer.close()
             for number in list(self._held):
                 self._free(number)
 
-    def _hear(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         if message["do"] == "count":
-            self._app.count(Record(**message["record"]))
+            self._app.count(AccessRecord(**message["record"]))
             return
         number = message["number"]
         held = self._held.get(number)
         match message["do"]:
             case "submit":
-                self._submit(number, self._ask(message))
+                self._submit(number, self._request(message))
             case "cancel" | "release":
                 self._free(number)
             case "touch" if isinstance(held, Lease):
@@ -313,12 +319,13 @@ class Predecessor:
             case "charge" if isinstance(held, Lease):
                 held.charge(message["tokens"])
 
-    def _submit(self, number: int, ask: Ask) -> None:
-        # The answer may come before `submit` returns.
+    def _submit(self, number: int, request: AdmissionRequest) -> None:
+        # The result may come before `submit` returns.
         self._held[number] = None
-        waiting = self._app.admission.submit(ask, partial(self._grant, number), partial(self._refuse, number))
+        grant, refuse = partial(self._grant, number), partial(self._refuse, number)
+        queued = self._app.admission.submit(request, grant, refuse)
         if number in self._held:
-            self._held[number] = self._held[number] or waiting
+            self._held[number] = self._held[number] or queued
 
     def _free(self, number: int) -> None:
         held = self._held.pop(number, None)
@@ -330,25 +337,25 @@ class Predecessor:
     def _grant(self, number: int, lease: Lease) -> None:
         self._held[number] = lease
         engine = lease.engine.model_dump(mode="json")
-        granted = {"engine": engine, "waited": lease.waited, "headers": lease.headers}
-        _send(self._writer, {"do": "grant", "number": number, **granted})
+        fields = {"engine": engine, "waited": lease.waited, "headers": lease.headers}
+        _send(self._writer, {"do": "grant", "number": number, **fields})
 
     def _refuse(self, number: int, error: ApiError) -> None:
         del self._held[number]
         _send(self._writer, {"do": "refuse", "number": number, "error": asdict(error)})
 
-    def _ask(self, message: Message) -> Ask:
-        # A key that was removed meanwhile: its requests had begun before.
+    def _request(self, message: Message) -> AdmissionRequest:
+        # The key may have been removed meanwhile: its requests had begun before.
         key = self._app.local.keys.by_alias.get(message["alias"]) or Key(alias=message["alias"], secrets=())
-        return Ask(key, message["class"], message["model"], message["prompt_bytes"])
+        return AdmissionRequest(key, message["class"], message["model"], message["prompt_bytes"])
 
 
-def _adopt_all(connections: socket.socket, doors: dict[str, Door]) -> None:
+def _adopt_all(connections: socket.socket, servers: dict[str, HttpServer]) -> None:
     """Take over each connection that the old process passes on, until it ends."""
     loop = asyncio.get_running_loop()
     adopting: set[asyncio.Task[None]] = set()
 
-    def take_one() -> None:
+    def adopt_next() -> None:
         name, descriptors, *_ = socket.recv_fds(connections, 64, 1)
         if not descriptors:
             loop.remove_reader(connections)
@@ -356,14 +363,14 @@ def _adopt_all(connections: socket.socket, doors: dict[str, Door]) -> None:
             return
         connection = socket.socket(fileno=descriptors[0])
         connection.setblocking(False)
-        task = asyncio.create_task(doors[name.decode()].adopt(connection))
+        task = asyncio.create_task(servers[name.decode()].adopt(connection))
         adopting.add(task)
         task.add_done_callback(adopting.discard)
 
-    loop.add_reader(connections, take_one)
+    loop.add_reader(connections, adopt_next)
 
 
 def _send(writer: asyncio.StreamWriter, message: Message) -> None:
-    # Nobody is there to hear it where the other process has died.
+    # Where the other process has died, nobody reads it.
     if not writer.is_closing():
         writer.write(json.dumps(message).encode() + b"\n")

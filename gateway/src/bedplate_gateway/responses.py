@@ -1,7 +1,7 @@
-"""POST /v1/responses: LiteLLM translates it to a chat and the chat's answer back, and does nothing else.
+"""POST /v1/responses: LiteLLM translates it to a chat request, and the chat's answer back; it does no more.
 
-The gateway checks what comes and writes what goes out: only text, calls and reasoning pass through LiteLLM,
-and no model's name, id or usage of its making reaches a client.
+The gateway checks the request and writes the response: only text, calls and reasoning pass through LiteLLM,
+and no model name, id or usage that it makes up reaches a client.
 """
 
 import gc
@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal, NotRequired, Required
 from pydantic import Field, Tag, TypeAdapter
 from typing_extensions import TypedDict
 
+from bedplate_gateway import errors
 from bedplate_gateway.errors import ApiError, bad_request
 from bedplate_gateway.schema import (
     Arguments,
@@ -202,34 +203,37 @@ class _Responses(Common, total=False):
 
 
 _ADAPTER: Final[TypeAdapter[Any]] = TypeAdapter(_Responses)
-_NOTHING_KEPT: Final = "nothing is kept here: send the whole conversation in 'input'."
+_NOTHING_STORED: Final = "the gateway stores nothing: send the whole conversation in 'input'."
 _REFUSED: Final[Refused] = {
-    "previous_response_id": ((None,), _NOTHING_KEPT),
-    "conversation": ((None,), _NOTHING_KEPT),
-    "prompt": ((None,), "no prompts are kept here: send the text in 'instructions' and 'input'."),
-    "background": ((None, False), "nothing is kept here to be fetched later: leave it out, and stream."),
-    "context_management": ((None, []), "nothing is shortened here: send what is to be read."),
-    "top_logprobs": ((None, 0), "use /v1/chat/completions for it."),
-    # Clients ask for encrypted reasoning as a matter of course, and do without.
+    "previous_response_id": ((None,), _NOTHING_STORED),
+    "conversation": ((None,), _NOTHING_STORED),
+    "prompt": ((None,), "the gateway stores no prompts: send the text in 'instructions' and 'input'."),
+    "background": ((None, False), "the gateway stores no responses: leave it out and use stream: true."),
+    "context_management": (
+        (None, []),
+        "the gateway does not shorten the input: send only what the model is to read.",
+    ),
+    "top_logprobs": ((None, 0), "it is not supported here: use /v1/chat/completions."),
+    # Clients request encrypted reasoning routinely, and work without it.
     "include": (
         (None, [], ["reasoning.encrypted_content"]),
-        "there is nothing more to include: leave it out.",
+        "nothing else can be included: leave it out.",
     ),
 }
-# What LiteLLM gets to see in place of the client's model: names make it look for prices and tokenizers.
+# LiteLLM sees this in place of the model's name, for which it would look up prices and tokenizers.
 _MODEL: Final = "model"
 
 
 @dataclass(frozen=True)
 class ResponsesContext:
-    """What the answer to a request repeats of it, with the answer's id."""
+    """The fields of a request that its response repeats, with the id of the response."""
 
     request: dict[str, Any]
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(24)}")
     created_at: int = field(default_factory=lambda: int(time.time()))
 
     def response(self, status: str, **content: Any) -> dict[str, Any]:
-        """Return the answer in OpenAI's shape; `content` is output, usage, incomplete_details and error."""
+        """Return the response in OpenAI's shape; `content` is output, usage, incomplete_details and error."""
         given = self.request
         return {
             "id": self.id,
@@ -265,7 +269,7 @@ class ResponsesContext:
 
 @dataclass(frozen=True)
 class _Translator:
-    """The parts of LiteLLM that are used."""
+    """The parts of LiteLLM that the gateway uses."""
 
     to_chat: Any
     from_chat: Any
@@ -279,7 +283,7 @@ class _Translator:
 def load_translator() -> _Translator:
     """Import LiteLLM (some 3 s and 150 MB), silent and without network; call it once before requests come."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-    # In its default mode it reads a file .env.
+    # In its default mode LiteLLM reads a file .env.
     os.environ["LITELLM_MODE"] = "PRODUCTION"
     litellm: Any = import_module("litellm")
     litellm.suppress_debug_info = True
@@ -289,7 +293,7 @@ def load_translator() -> _Translator:
     transformation = import_module(f"{package}.transformation")
     config = transformation.LiteLLMCompletionResponsesConfig
     types = import_module("litellm.types.utils")
-    # A million objects that stay: every full collection would look at them again.
+    # A million objects that stay: every full garbage collection would scan them again.
     gc.freeze()
     return _Translator(
         to_chat=config.transform_responses_api_request_to_chat_completion_request,
@@ -297,20 +301,22 @@ def load_translator() -> _Translator:
         stream=import_module(f"{package}.streaming_iterator").LiteLLMCompletionStreamingIterator,
         answer=types.ModelResponse,
         chunk=types.ModelResponseStream,
-        # It would keep every call with its arguments, for whoever names its id.
+        # Otherwise it keeps every call with its arguments, for any client that sends its id.
         forget=transformation.TOOL_CALLS_CACHE.flush_cache,
     )
 
 
 def to_chat(raw: bytes) -> tuple[ResponsesContext, bytes]:
-    """Return what the way back needs and the chat request that a body asks for; raises ApiError 400."""
+    """Return the context for the response, and the chat request for a body; raises ApiError 400."""
     body = read_json(raw)
     refuse(body, _REFUSED)
     request = validated(_ADAPTER, body)
     _check_calls(request["input"])
     chat = load_translator().to_chat(_MODEL, request["input"], request, stream=request.get("stream"))
     if not chat["messages"]:
-        raise bad_request("Invalid 'input': it holds nothing to answer.", "input", "invalid_value")
+        raise bad_request(
+            "Invalid 'input': it contains nothing to answer: send a message.", "input", "invalid_value"
+        )
     chat["model"] = request["model"]
     chat |= {name: request[name] for name in ("service_tier", "priority") if name in request}
     for message in chat["messages"]:
@@ -322,7 +328,7 @@ def to_chat(raw: bytes) -> tuple[ResponsesContext, bytes]:
 
 
 def from_chat(context: ResponsesContext, body: bytes) -> bytes:
-    """Return the answer to a request from the chat's answer."""
+    """Return the response for the chat's answer."""
     translator = load_translator()
     chat = json.loads(body)
     for choice in chat["choices"]:
@@ -333,13 +339,11 @@ def from_chat(context: ResponsesContext, body: bytes) -> bytes:
 
 
 async def stream_from_chat(context: ResponsesContext, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield an answer's events from those of a chat's; an error in them ends it with response.failed."""
+    """Yield the events of a response from those of a chat; an error in them ends it with response.failed."""
     translator = load_translator()
     chunks = _Chunks(events)
     writer = _Writer(context)
-    error = ApiError(
-        502, "engine_error", "The engine's answer ended before it began: try again.", "server_error"
-    )
+    error = errors.empty_stream()
     try:
         async for event in translator.stream(_MODEL, chunks, "", {}):
             for data in writer.translated(event.model_dump(mode="json", exclude_none=True), chunks.usage):
@@ -354,7 +358,7 @@ async def stream_from_chat(context: ResponsesContext, events: AsyncIterator[byte
 
 
 class _Writer:
-    """Writes the events of one answer as OpenAI does."""
+    """Writes the events of one response as OpenAI does."""
 
     def __init__(self, context: ResponsesContext) -> None:
         self._context = context
@@ -363,7 +367,7 @@ class _Writer:
         self.ended = False
 
     def translated(self, event: dict[str, Any], usage: dict[str, Any] | None) -> Iterator[bytes]:
-        """Yield what LiteLLM's event says, without what OpenAI's has not and with what is missing in it."""
+        """Yield the event of LiteLLM's in OpenAI's form, without foreign fields and with the missing ones."""
         kind = event["type"]
         if "response" in event:
             response = event["response"]
@@ -394,13 +398,13 @@ class _Writer:
             yield self._event("response.reasoning_summary_part.added", **place, part=_summary(""))
 
     def failed(self, error: ApiError) -> Iterator[bytes]:
-        """Yield the end of an answer that an error broke; clients look at one of the two events."""
-        told = error.to_dict()["error"]
+        """Yield the end of a response that failed; clients read one of the two events."""
+        body = error.to_dict()["error"]
         failure = {"code": "server_error", "message": error.message}
         yield self._event("response.failed", response=self._context.response("failed", error=failure))
-        # OpenAI's description puts the fields into the event, and its packages look for `error` in it.
+        # OpenAI's specification puts the fields into the event, and its packages read `error` in it.
         yield self._event(
-            "error", code=told["code"], message=told["message"], param=told["param"], error=told
+            "error", code=body["code"], message=body["message"], param=body["param"], error=body
         )
 
     def _event(self, type: str, **data: Any) -> bytes:  # noqa: A002 - the field's name
@@ -410,7 +414,7 @@ class _Writer:
 
 
 class _Chunks:
-    """A chat's events as the chunks that LiteLLM reads."""
+    """A chat's events, as the chunks that LiteLLM reads."""
 
     logging_obj = None
 
@@ -433,7 +437,9 @@ class _Chunks:
 
     def _chunk(self, chunk: dict[str, Any]) -> Any:
         if error := chunk.get("error"):
-            raise ApiError(502, error.get("code"), error["message"], error.get("type"), error.get("param"))
+            raise ApiError(
+                502, error.get("code"), error["message"], type=error.get("type"), param=error.get("param")
+            )
         self.usage = chunk.get("usage") or self.usage
         for choice in chunk["choices"]:
             _name_reasoning(choice["delta"])
@@ -441,7 +447,7 @@ class _Chunks:
 
 
 def _check_calls(items: str | list[dict[str, Any]]) -> None:
-    """Refuse an output without its call: LiteLLM would look for one elsewhere."""
+    """Refuse an output without its call: LiteLLM would search its cache for the call."""
     if isinstance(items, str):
         return
     called: set[str] = set()
@@ -456,7 +462,7 @@ def _check_calls(items: str | list[dict[str, Any]]) -> None:
 
 
 def _name_reasoning(message: dict[str, Any]) -> None:
-    """Call an engine's reasoning what LiteLLM calls it."""
+    """Rename an engine's reasoning to LiteLLM's field."""
     if reasoning := message.pop("reasoning", None):
         message["reasoning_content"] = reasoning
 
@@ -464,9 +470,9 @@ def _name_reasoning(message: dict[str, Any]) -> None:
 def _answer(
     context: ResponsesContext, translated: dict[str, Any], usage: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Return a whole answer: the output is LiteLLM's, all else is ours."""
+    """Return a whole response: the output comes from LiteLLM, everything else from the gateway."""
     items = [_item(item) for item in translated["output"]]
-    # A model that calls says nothing besides, and the chat's answer then has an empty text.
+    # A model that calls a tool often sends no text, and the chat's answer then has an empty one.
     spoken = [item for item in items if item["type"] != "message" or item["content"][0]["text"]]
     return context.response(
         translated["status"],
@@ -477,7 +483,7 @@ def _answer(
 
 
 def _item(item: dict[str, Any]) -> dict[str, Any]:
-    """Return an item of the output with OpenAI's fields alone."""
+    """Return an item of the output with OpenAI's fields only."""
     if item["type"] == "reasoning":
         texts = item.get("summary") or item.get("content") or []
         return {"id": item["id"], "type": "reasoning", "summary": [_summary(part["text"]) for part in texts]}
@@ -499,7 +505,7 @@ def _summary(text: str) -> dict[str, Any]:
 
 
 def _usage(usage: dict[str, Any]) -> dict[str, Any]:
-    """Return a chat's usage in the words of a response."""
+    """Return a chat's usage in the shape of a response's."""
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     return {

@@ -1,7 +1,7 @@
-"""Check a request's body and build it anew from OpenAI's fields, before anything is spent on it.
+"""Check a request's body and rebuild it from OpenAI's fields, before it costs anything.
 
-What is known is checked, what an engine would ignore in silence is refused with a remedy, and what is unknown
-is dropped: nothing that a client sends reaches an engine unseen. The types below are the allow-list.
+Known fields are checked. Fields that an engine would silently ignore are refused with a remedy. Unknown
+fields are dropped: nothing that a client sends reaches an engine unchecked. The types are the allow-list.
 """
 
 import binascii
@@ -15,23 +15,23 @@ from pydantic_core import ErrorDetails, PydanticCustomError, from_json
 from typing_extensions import TypedDict
 
 from bedplate_gateway.errors import ApiError, bad_request
-from bedplate_gateway.settings import Class
+from bedplate_gateway.settings import PriorityClass
 
 MaxOutput = Callable[[str], int | None]
-"""Says how many tokens an answer of a model may have at most; None: no bound is set."""
+"""Returns the maximum tokens of a model's answer; None: no limit is set."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request: `body` goes to the engine, `prompt_bytes` the UTF-8 of its text, without images."""
+    """A checked request. `body` goes to the engine; `prompt_bytes` is its text in UTF-8, without images."""
 
     path: str
     model: str
     stream: bool
     want_usage: bool
-    """The client asked for the usage of a stream; the engine is asked for it always."""
-    lower_to: Class | None
-    """The class that the request lowers itself to, where that is lower than its key's."""
+    """Whether the client requested the usage of a stream; the gateway always requests it from the engine."""
+    lower_to: PriorityClass | None
+    """The class that the request lowers itself to; ignored where its key's class is lower."""
     body: dict[str, Any]
     prompt_bytes: int
     has_tools: bool
@@ -42,12 +42,12 @@ def _check_image(url: str) -> str:
     head, _, data = url.partition(",")
     if head not in _IMAGE_HEADS:
         raise PydanticCustomError(
-            "value", "nothing is fetched here: send a data: URL with a PNG, JPEG or WebP in base64"
+            "value", "images are not fetched: send a data: URL with a PNG, JPEG or WebP in base64"
         )
     try:
         binascii.a2b_base64(data, strict_mode=True)
     except ValueError:
-        raise PydanticCustomError("value", "its base64 is broken") from None
+        raise PydanticCustomError("value", "its base64 is not valid: encode the image again") from None
     return url
 
 
@@ -60,23 +60,23 @@ def _check_arguments(text: str) -> str:
     raise PydanticCustomError("value", "expected the text of a JSON object")
 
 
-# A union's tag starts with #, so that it is not taken for a field where an error is placed.
+# A union's tag starts with #, so that the path of an error can leave it out.
 def _text_or_list(value: object) -> str | None:
     return "#text" if isinstance(value, str) else "#list" if isinstance(value, list) else None
 
 
 def by_field(field: str, *supported: str, absent: str | None = None) -> Discriminator:
-    """Choose among types of objects by a field, `absent` where it is; a type's tag is # and the value."""
+    """Choose among types of objects by a field, by default `absent`; a type's tag is # and the value."""
     return Discriminator(
         lambda value: f"#{value.get(field, absent)}" if isinstance(value, dict) else None,
         custom_error_type="by_field",
-        # A context of its own would make the type unhashable.
+        # An error context would make the type unhashable, so the message carries both.
         custom_error_message=f"{field}|" + ", ".join(f"'{value}'" for value in supported),
     )
 
 
 def text_or(expected: str) -> Discriminator:
-    """Choose between a text, tagged #text, and a list, tagged #list; `expected` names both to the client."""
+    """Choose between a text, tagged #text, and a list, tagged #list; `expected` names both in the error."""
     return Discriminator(_text_or_list, custom_error_type="text_or", custom_error_message=expected)
 
 
@@ -104,7 +104,7 @@ _Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class Common(TypedDict, total=False):
-    """What every request has. The last two say how urgent it is, and go no further."""
+    """Fields of every request. The last two lower its class, and are not sent to the engine."""
 
     model: Required[ModelName]
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None
@@ -112,7 +112,7 @@ class Common(TypedDict, total=False):
 
 
 class StreamOptions(TypedDict, total=False):
-    """What a stream carries besides the answer."""
+    """What a stream carries in addition to the answer."""
 
     include_usage: bool | None
 
@@ -174,7 +174,7 @@ class _AssistantMessage(TypedDict, total=False):
     content: _Texts | None
     name: str | None
     tool_calls: Annotated[list[_ToolCall], Field(fail_fast=True)] | None
-    # Not OpenAI's: engines answer with it, and want it back between the calls of a tool.
+    # Not OpenAI's: engines return it, and need it back between calls of a tool.
     reasoning: str | None
 
 
@@ -292,26 +292,26 @@ class _Embeddings(Common, total=False):
 
 
 Refused = Mapping[str, tuple[Collection[object], str]]
-"""What engines ignore in silence: by field, the values that ask for nothing and the remedy for all others."""
+"""Fields that engines silently ignore: the values without effect, and the remedy for all others."""
 
-_ONE_ANSWER: Final = "a request gets one answer here: send it as often as you want answers."
+_ONE_ANSWER: Final = "a request gets one answer: send one request per answer."
 _LEAVE_OUT: Final = "engines ignore it: leave it out."
 _REFUSED: Final[Mapping[str, Refused]] = {
     "/v1/chat/completions": {
         "n": ((None, 1), _ONE_ANSWER),
         "logit_bias": ((None, {}), _LEAVE_OUT),
-        "functions": ((None, []), "it is OpenAI's old form: use 'tools'."),
-        "function_call": ((None, "auto", "none"), "it is OpenAI's old form: use 'tool_choice'."),
+        "functions": ((None, []), "OpenAI has deprecated it: use 'tools'."),
+        "function_call": ((None, "auto", "none"), "OpenAI has deprecated it: use 'tool_choice'."),
         "modalities": ((None, ["text"]), "answers are text: leave it out."),
         "audio": ((None,), "answers are text: leave it out."),
-        "web_search_options": ((None,), "nothing is searched here: leave it out."),
+        "web_search_options": ((None,), "there is no web search: leave it out."),
     },
     "/v1/completions": {
         "n": ((None, 1), _ONE_ANSWER),
         "best_of": ((None, 1), _ONE_ANSWER),
         "logit_bias": ((None, {}), _LEAVE_OUT),
         "echo": ((None, False), "engines ignore it: put the prompt before the answer yourself."),
-        "logprobs": ((None,), "engines ignore it here: use /v1/chat/completions."),
+        "logprobs": ((None,), "engines ignore it: use /v1/chat/completions."),
     },
     "/v1/embeddings": {},
 }
@@ -320,7 +320,7 @@ _ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
     "/v1/completions": TypeAdapter(_Completion),
     "/v1/embeddings": TypeAdapter(_Embeddings),
 }
-# Ollama refuses OpenAI's words at both ends.
+# Ollama refuses OpenAI's lowest and highest effort.
 _EFFORTS: Final[Mapping[str, str]] = {"minimal": "low", "xhigh": "high"}
 
 
@@ -334,14 +334,14 @@ def read_json(raw: bytes) -> dict[str, Any]:
     try:
         body = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
-        raise bad_request(f"The body is no JSON ({error}): send a JSON object in UTF-8.") from None
+        raise bad_request(f"The body is not valid JSON ({error}): send a JSON object in UTF-8.") from None
     if not isinstance(body, dict):
         raise bad_request(f"The body is {_JSON_NAMES[type(body)]}: send a JSON object.")
     return body
 
 
 def build_request(path: str, body: dict[str, Any], *, default_max_output: MaxOutput) -> Request:
-    """Return the checked request that `body` asks for at `path`; raises ApiError 400."""
+    """Return the checked request for a parsed body; raises ApiError 400."""
     refuse(body, _REFUSED[path])
     if path == "/v1/completions":
         body = _with_single_prompt(body)
@@ -351,11 +351,11 @@ def build_request(path: str, body: dict[str, Any], *, default_max_output: MaxOut
     lower_to = _lower_to(checked.pop("service_tier", None), checked.pop("priority", 0))
     want_usage = False
     if path != "/v1/embeddings":
-        want_usage = _settle_stream(checked)
-        _bound_output(checked, default_max_output(checked["model"]))
+        want_usage = _normalise_stream(checked)
+        _limit_output(checked, default_max_output(checked["model"]))
     if path == "/v1/chat/completions":
-        _settle_tools(checked)
-        prompt_bytes = _settle_chat(checked)
+        _normalise_tools(checked)
+        prompt_bytes = _normalise_chat(checked)
     else:
         prompt_bytes = _text_bytes(checked)
     return Request(
@@ -372,29 +372,29 @@ def build_request(path: str, body: dict[str, Any], *, default_max_output: MaxOut
 
 
 def refuse(body: Mapping[str, Any], refused: Refused) -> None:
-    """Raise ApiError 400 for the first field that asks for what no engine does."""
+    """Raise ApiError 400 for the first field that requests what no engine does."""
     for name, (harmless, remedy) in refused.items():
         if name in body and body[name] not in harmless:
             raise bad_request(f"Unsupported parameter: '{name}': {remedy}", name, "unsupported_parameter")
 
 
 def validated(adapter: TypeAdapter[Any], body: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that the type knows, without nulls; raises ApiError 400 that names the field."""
+    """Return the fields of the type, without nulls; raises ApiError 400 that names the invalid field."""
     try:
         checked = adapter.validate_python(body, strict=True)
     except ValidationError as error:
-        raise _in_openai_words(error.errors(include_url=False)[0]) from None
+        raise _to_openai_error(error.errors(include_url=False)[0]) from None
     return {name: value for name, value in checked.items() if value is not None}
 
 
-def _lower_to(service_tier: str | None, priority: int) -> Class | None:
+def _lower_to(service_tier: str | None, priority: int) -> PriorityClass | None:
     if service_tier == "flex" or priority >= 100:
         return "low"
     return "normal" if priority else None
 
 
-def _settle_stream(checked: dict[str, Any]) -> bool:
-    """Ask the engine for a stream's usage; return whether the client asked for it."""
+def _normalise_stream(checked: dict[str, Any]) -> bool:
+    """Request a stream's usage from the engine; return whether the client requested it."""
     options = checked.pop("stream_options", None)
     if checked.setdefault("stream", False):
         checked["stream_options"] = {"include_usage": True}
@@ -406,21 +406,21 @@ def _settle_stream(checked: dict[str, Any]) -> bool:
     return False
 
 
-def _bound_output(checked: dict[str, Any], bound: int | None) -> None:
+def _limit_output(checked: dict[str, Any], bound: int | None) -> None:
     bounds = (checked.pop("max_completion_tokens", None), checked.get("max_tokens"), bound)
     if known := [tokens for tokens in bounds if tokens is not None]:
         checked["max_tokens"] = min(known)
 
 
-def _settle_tools(chat: dict[str, Any]) -> None:
-    # Ollama would offer the tools all the same.
+def _normalise_tools(chat: dict[str, Any]) -> None:
+    # Ollama would offer the tools nevertheless.
     if not chat.get("tools") or chat.get("tool_choice") == "none":
         for name in ("tools", "tool_choice", "parallel_tool_calls"):
             chat.pop(name, None)
 
 
-def _settle_chat(chat: dict[str, Any]) -> int:
-    """Settle what one field cannot say alone; return the bytes of the prompt."""
+def _normalise_chat(chat: dict[str, Any]) -> int:
+    """Check and normalise what depends on several fields; return the bytes of the prompt."""
     if chat.get("top_logprobs") and not chat.get("logprobs"):
         raise bad_request(
             "The 'top_logprobs' parameter is only allowed when 'logprobs' is true.", "top_logprobs"
@@ -428,20 +428,20 @@ def _settle_chat(chat: dict[str, Any]) -> int:
     if effort := chat.get("reasoning_effort"):
         chat["reasoning_effort"] = _EFFORTS.get(effort, effort)
     _json_bytes(chat.get("response_format"), "response_format")
-    chat["messages"] = [_settled_message(message, index) for index, message in enumerate(chat["messages"])]
+    chat["messages"] = [_normalise_message(message, index) for index, message in enumerate(chat["messages"])]
     tools = _json_bytes(chat["tools"], "tools") if "tools" in chat else 0
     return tools + sum(_message_bytes(message) for message in chat["messages"])
 
 
-def _settled_message(message: dict[str, Any], index: int) -> dict[str, Any]:
-    """Return a message in the form that every engine takes."""
+def _normalise_message(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """Return a message in the form that every engine accepts."""
     content, calls = message.get("content"), message.get("tool_calls")
     if content is None and not calls:
         raise _missing(f"messages[{index}].content")
     if isinstance(content, list) and all(part["type"] == "text" for part in content):
         # Ollama would make a message of each part, lose a tool's id, and join them with an empty line.
         content = "\n\n".join(part["text"] for part in content)
-    # Templates know no developer and would leave the message out.
+    # Chat templates have no developer role and would drop the message.
     role = "system" if message["role"] == "developer" else message["role"]
     return {name: value for name, value in message.items() if value} | {"role": role, "content": content}
 
@@ -463,7 +463,9 @@ def _json_bytes(value: object, param: str) -> int:
     try:
         return len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
     except ValueError:
-        raise bad_request(f"Invalid '{param}': a number in it is too big.", param, "invalid_value") from None
+        raise bad_request(
+            f"Invalid '{param}': it contains a number that is too large.", param, "invalid_value"
+        ) from None
 
 
 def _with_single_prompt(body: dict[str, Any]) -> dict[str, Any]:
@@ -472,16 +474,14 @@ def _with_single_prompt(body: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(prompt, list):
         return body
     if len(prompt) != 1:
-        raise bad_request(
-            "Invalid 'prompt': send one text, and a request for each more.", "prompt", "invalid_value"
-        )
+        raise bad_request("Invalid 'prompt': send one text per request.", "prompt", "invalid_value")
     return body | {"prompt": prompt[0]}
 
 
 def _refuse_token_ids(param: str, value: object) -> None:
     if isinstance(value, list) and value and isinstance(value[0], int | list):
         raise bad_request(
-            f"Invalid type for '{param}': engines take no token ids: send text.", param, "invalid_type"
+            f"Invalid type for '{param}': token ids are not supported: send text.", param, "invalid_type"
         )
 
 
@@ -504,7 +504,7 @@ _EXPECTED: Final[Mapping[str, str]] = {
 }
 
 
-# What a bound says, and the end of OpenAI's code for it; the code starts with the type of the value.
+# The expectation, and the end of OpenAI's code; the code starts with the type of the value.
 _BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
     "greater_than_equal": ("a value >= {ge}", "below_min_value"),
     "less_than_equal": ("a value <= {le}", "above_max_value"),
@@ -516,8 +516,8 @@ _BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-def _in_openai_words(error: ErrorDetails) -> ApiError:
-    """Return a finding of pydantic's as OpenAI would word it."""
+def _to_openai_error(error: ErrorDetails) -> ApiError:
+    """Return an error of pydantic's in OpenAI's wording."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     param = _param(error["loc"])
     if kind == "missing":
@@ -540,7 +540,7 @@ def _in_openai_words(error: ErrorDetails) -> ApiError:
 
 
 def _param(loc: tuple[int | str, ...]) -> str:
-    """Return the place of an error as OpenAI writes it: messages[0].content."""
+    """Return the path of an error as OpenAI writes it: messages[0].content."""
     parts = [
         f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc if not str(part).startswith("#")
     ]

@@ -5,8 +5,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Class = Literal["high", "normal", "low"]
-CLASSES: tuple[Class, ...] = ("high", "normal", "low")
+PriorityClass = Literal["high", "normal", "low"]
+PRIORITY_CLASSES: tuple[PriorityClass, ...] = ("high", "normal", "low")
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -15,17 +15,17 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class SettingsError(Exception):
-    """The settings cannot be used; the message is one sentence: the file, the field and the remedy."""
+    """The settings are unusable; the message is one sentence with the file, the field and the remedy."""
 
 
 class Strict(BaseModel):
-    """A part of a file that is refused as a whole when it has a field that is not known."""
+    """A part of a file; an unknown field makes the whole file unusable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Listener(Strict):
-    """Where a door is; `allowed_clients` are the peer addresses it answers to, all where empty."""
+    """An address to listen on; `allowed_clients` are the peer addresses that may use it, all where empty."""
 
     address: str
     port: Port
@@ -33,7 +33,7 @@ class Listener(Strict):
 
 
 class EngineModel(Strict):
-    """A model on an engine: requests it runs at a time and its context in tokens (None: not known)."""
+    """A model on an engine: its concurrent requests and its context in tokens (None: not known)."""
 
     name: str = Field(min_length=1)
     slots: Positive
@@ -41,7 +41,7 @@ class EngineModel(Strict):
 
 
 class Engine(Strict):
-    """A server of models. `url` is its base without /v1; `models_at_once` is how many it keeps loaded."""
+    """An inference engine. `url` is its base URL without /v1, `models_at_once` how many models it loads."""
 
     name: str = Field(min_length=1)
     kind: Literal["ollama", "openai"]
@@ -52,7 +52,7 @@ class Engine(Strict):
 
 
 class ModelLimits(Strict):
-    """What all keys together may use of a model in a minute, and how long one answer may be, in tokens."""
+    """Limits of a model for all keys together: requests and tokens per minute, and tokens per answer."""
 
     rpm: Positive | None = None
     tpm: Positive | None = None
@@ -60,7 +60,7 @@ class ModelLimits(Strict):
 
 
 class Queue(Strict):
-    """How many requests of a class may wait, of them of one key, and for how long."""
+    """Limits of a class's queue: requests, requests of one key, and the longest wait in seconds."""
 
     size: Positive = 1000
     size_per_key: Positive = 1000
@@ -68,15 +68,15 @@ class Queue(Strict):
 
 
 class Settings(Strict):
-    """Everything that the gateway reads besides the keys. Times are in seconds, sizes in bytes."""
+    """The file gateway.json. Times are in seconds, sizes in bytes."""
 
     api: Listener
     metrics: Listener
     engines: tuple[Engine, ...]
     models: dict[str, ModelLimits] = {}
-    queues: dict[Class, Queue] = {}
+    queues: dict[PriorityClass, Queue] = {}
     share: Positive = 8
-    """Every how many-th free slot goes to the oldest waiting request of a lower class."""
+    """Every Nth free slot goes to the oldest queued request of a lower class."""
     first_byte_seconds: Seconds = 120.0
     """Bounds the first byte of an answer, each gap in it, and a whole answer that is not streamed."""
     load_seconds: Seconds = 300.0
@@ -89,8 +89,8 @@ class Settings(Strict):
     keys_file: Path
     state_dir: Path
 
-    def queue(self, priority_class: Class) -> Queue:
-        """Return the bounds of a class's queue."""
+    def queue(self, priority_class: PriorityClass) -> Queue:
+        """Return the limits of a class's queue."""
         return self.queues.get(priority_class) or Queue()
 
 

@@ -1,4 +1,4 @@
-"""One request's way over an engine: time-outs, retries, the stream's relay, leavers, and what it cost."""
+"""One request to an engine: time-outs, retries, streaming, disconnected clients, and the tokens it used."""
 
 import asyncio
 import json
@@ -13,24 +13,23 @@ from typing import Any
 
 import aiohttp
 
-from bedplate_gateway import context, trouble
-from bedplate_gateway.call import LeaseLike, post, read
+from bedplate_gateway import context, engine_errors, errors
+from bedplate_gateway.engine_client import LeaseLike, abort, post, read_answer
+from bedplate_gateway.engine_errors import EngineError
 from bedplate_gateway.engines import Engines
-from bedplate_gateway.errors import ApiError, ClientLeft
-from bedplate_gateway.pace import Pace
-from bedplate_gateway.relay import Relay, rename, usage_field, usage_in
+from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.schema import Request
 from bedplate_gateway.settings import Engine, EngineModel, Settings
-from bedplate_gateway.transport import hang_up
-from bedplate_gateway.trouble import EngineError
+from bedplate_gateway.speed_estimates import SpeedEstimate
+from bedplate_gateway.sse import EventStream, read_usage, rename_model, usage_object
 
 BACKOFF_SECONDS = 0.25
 CHARGE_SECONDS = 0.25
-"""How often a stream's tokens are charged while they flow."""
+"""How often the tokens of a running stream are charged."""
 DRAIN_SECONDS = 1.0
-"""How long a stream may stay open after its last event; then its connection can be used again."""
+"""How long to wait for the end of a stream after its last event, so that its connection can be reused."""
 PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d+)')
-TRUNCATED = {"x-bedplate-context": "truncated"}
+TRUNCATED_HEADERS = {"x-bedplate-context": "truncated"}
 
 
 @dataclass(frozen=True)
@@ -44,28 +43,30 @@ class Answer:
 
 
 class Upstream:
-    """The way to all engines."""
+    """Creates the requests to all engines, and keeps what they share: session, speeds and model loads."""
 
     def __init__(self, settings: Settings, engines: Engines) -> None:
-        """Use the session of the engines, which their `start` opens."""
         self.settings = settings
         self.engines = engines
-        self._paces: dict[tuple[str, str], Pace] = {}
+        self._speeds: dict[tuple[str, str], SpeedEstimate] = {}
         self._loads: Counter[tuple[str, str]] = Counter()
 
-    def run(self, request: Request, lease: LeaseLike, left: asyncio.Event) -> "Exchange":
-        """Return the exchange for a request whose lease was granted; nothing happens before `answer`."""
-        return Exchange(self, request, lease, left)
+    def new_request(self, request: Request, lease: LeaseLike, disconnected: asyncio.Event) -> "EngineRequest":
+        """Return the engine request for a granted lease; it sends nothing before `answer`.
 
-    def pace(self, engine: str, model: str) -> Pace:
-        """Return what was learned of a model on an engine."""
-        return self._paces.setdefault((engine, model), Pace())
+        `disconnected` is set when the client disconnects.
+        """
+        return EngineRequest(self, request, lease, disconnected)
+
+    def speed(self, engine: str, model: str) -> SpeedEstimate:
+        """Return the speed estimate of a model on an engine."""
+        return self._speeds.setdefault((engine, model), SpeedEstimate())
 
     @contextmanager
     def loading(self, engine: Engine, model: str) -> Iterator[bool]:
-        """Say, while a call waits for its first byte, whether the engine must load the model before."""
+        """Yield, while a call waits for its first byte, whether the engine must load the model before."""
         key = engine.name, model
-        # Ollama names a model as loaded before it is ready, so earlier calls that still wait count too.
+        # Ollama lists a model as loaded before it is ready, so earlier calls that still wait count too.
         loading = engine.kind == "ollama" and (self._loads[key] > 0 or not self.engines.loaded(engine, model))
         self._loads[key] += loading
         try:
@@ -74,11 +75,12 @@ class Upstream:
             self._loads[key] -= loading
 
 
-class Exchange:
-    """One request on its way. Use `answer` once, then `close` in any case; the rest is for the records."""
+class EngineRequest:
+    """One request to an engine. Call `answer` once, then always `close`; the rest is for the access log."""
 
-    def __init__(self, upstream: Upstream, request: Request, lease: LeaseLike, left: asyncio.Event) -> None:
-        """Hold the parts together."""
+    def __init__(
+        self, upstream: Upstream, request: Request, lease: LeaseLike, disconnected: asyncio.Event
+    ) -> None:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.estimated = False
@@ -87,16 +89,16 @@ class Exchange:
         """Seconds from the start of the call that worked to the first byte of its stream."""
         self.retries = 0
         self.error: ApiError | None = None
-        """What went wrong inside a stream, already told to the client."""
+        """The error inside a stream, already sent to the client."""
         self._upstream = upstream
         self._settings = upstream.settings
         self._request = request
         self._lease = lease
-        self._left = left
-        self._pace = upstream.pace(lease.engine.name, lease.model.name)
-        self._relay = Relay(request.model, want_usage=request.want_usage)
+        self._disconnected = disconnected
+        self._speed = upstream.speed(lease.engine.name, lease.model.name)
+        self._stream = EventStream(request.model, want_usage=request.want_usage)
         self._call: asyncio.Task[Answer] | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._disconnect_watch: asyncio.Task[None] | None = None
         self._response: aiohttp.ClientResponse | None = None
         self._started = self._first_byte_at = self._charged_at = 0.0
         self._measured_prompt_seconds: float | None = None
@@ -104,63 +106,64 @@ class Exchange:
         self._text_bytes: int | None = None
         self._usage: tuple[int, int] | None = None
         self._busy = False  # A call waits for its first byte.
-        self._leaving = False  # The client has gone.
+        self._abandoned = False  # The client has disconnected.
         self._worked = False  # The engine has worked on the prompt.
         self._settled = False
 
     async def answer(self) -> Answer:
-        """Return the answer once it has begun; raises ApiError, and ClientLeft when the client has gone."""
+        """Return the answer once it has begun; raises ApiError, or ClientDisconnected."""
         self._call = asyncio.create_task(self._try_all())
-        self._watch = asyncio.create_task(self._hang_up())
-        await asyncio.wait((self._call, self._watch), return_when=asyncio.FIRST_COMPLETED)
+        self._disconnect_watch = asyncio.create_task(self._abort_on_disconnect())
+        await asyncio.wait((self._call, self._disconnect_watch), return_when=asyncio.FIRST_COMPLETED)
         if not self._call.done():
-            raise ClientLeft
+            raise ClientDisconnected
         return self._call.result()
 
     async def close(self) -> None:
-        """End the call and settle its cost; returns when the engine is free for another request.
+        """End the call and settle its tokens; returns when the engine is free for another request.
 
-        An engine goes on with a prompt whose client has left until its first token, and only then stops.
+        An engine continues with the prompt of a disconnected client until the first token; then it stops.
         """
         try:
             if self._call is not None and not self._call.done() and self._busy:
-                self._leaving = self._worked = True
+                self._abandoned = self._worked = True
                 await asyncio.wait((self._call,), timeout=self._hold_seconds())
         finally:
-            for task in (self._call, self._watch):
+            for task in (self._call, self._disconnect_watch):
                 if task is not None and not task.cancel() and not task.cancelled():
-                    task.exception()  # Somebody must have looked at it, else asyncio complains.
+                    # Retrieve the exception; otherwise asyncio logs it as never retrieved.
+                    task.exception()
             if self._response is not None:
-                # This closes the connection, unless the answer was read to its end.
-                hang_up(self._response)
+                # Closes the connection, unless the answer was read to its end.
+                abort(self._response)
             self._settle()
 
     def _hold_seconds(self) -> float | None:
-        """Return how long the prompt still takes; None: the call itself ends at the first byte."""
+        """Return how long the prompt will still take; None where the call itself ends at the first byte."""
         if self._request.stream:
             return None
         return max(0.0, self._prompt_seconds() - (time.monotonic() - self._started))
 
     def _prompt_seconds(self) -> float:
         """Return how long the engine works on the prompt, measured or estimated."""
-        return self._measured_prompt_seconds or self._pace.prompt_seconds(self._request.prompt_bytes)
+        return self._measured_prompt_seconds or self._speed.prompt_seconds(self._request.prompt_bytes)
 
-    async def _hang_up(self) -> None:
-        """Stop reading a stream as soon as the client leaves."""
-        await self._left.wait()
-        self._leaving = True
+    async def _abort_on_disconnect(self) -> None:
+        """Stop reading a stream as soon as the client disconnects."""
+        await self._disconnected.wait()
+        self._abandoned = True
         if self._response is not None and self.ttft is not None:
-            hang_up(self._response)
+            abort(self._response)
 
-    # Tries
+    # Attempts
 
     async def _try_all(self) -> Answer:
         while True:
             try:
                 return await self._try()
             except EngineError as failure:
-                if self._leaving:
-                    raise ClientLeft from None
+                if self._abandoned:
+                    raise ClientDisconnected from None
                 if not failure.elsewhere or self.retries >= self._settings.retries:
                     raise failure.error from None
                 if not self._lease.swap():
@@ -172,7 +175,7 @@ class Exchange:
 
     async def _try(self) -> Answer:
         engine, model = self._lease.engine, self._lease.model
-        self._pace = self._upstream.pace(engine.name, model.name)
+        self._speed = self._upstream.speed(engine.name, model.name)
         self.truncated = False
         self._measured_prompt_seconds = None
         self._lease.touch()
@@ -184,58 +187,58 @@ class Exchange:
             self._busy = True
             try:
                 async with asyncio.timeout(seconds):
-                    answer = await self._ask(engine, model)
+                    answer = await self._send(engine, model)
             except TimeoutError:
                 self._worked = True
-                raise EngineError(trouble.timed_out(seconds)) from None
+                raise EngineError(errors.engine_timeout(seconds)) from None
             finally:
                 self._busy = False
         if not loading:
             self._learn_speed()
         return answer
 
-    async def _ask(self, engine: Engine, model: EngineModel) -> Answer:
+    async def _send(self, engine: Engine, model: EngineModel) -> Answer:
         request = self._request
         if (
             engine.kind == "ollama"
             and model.context is not None
             and context.could_overflow(request, model.context)
         ):
-            if body := await self._ask_whether_it_fits():
+            if body := await self._check_fit():
                 return self._whole(body)
-            if self._leaving:
-                raise ClientLeft
+            if self._abandoned:
+                raise ClientDisconnected
         self._response = response = await self._post(request.path, json.dumps(request.body).encode())
         if not request.stream:
-            return self._whole(await read(response))
+            return self._whole(await read_answer(response))
         try:
             data = await response.content.readany()
         except (aiohttp.ClientError, OSError):
             data = b""
         if not data:
-            raise trouble.failed("it closed the connection before it answered", again=True)
+            raise engine_errors.failed("it closed the connection before it answered", again=True)
         self._first_byte_at = self._charged_at = time.monotonic()
         self.ttft = self._measured_prompt_seconds = self._first_byte_at - self._started
         self._worked = True
-        chunk = self._relay.feed(data)
-        if self._relay.failure and not chunk:
-            raise trouble.failed(trouble.plain(self._relay.failure, engine))
-        self._lease.charge(self._pace.tokens(request.prompt_bytes))
+        chunk = self._stream.feed(data)
+        if self._stream.failure and not chunk:
+            raise engine_errors.failed(engine_errors.redact_address(self._stream.failure, engine))
+        self._lease.charge(self._speed.tokens(request.prompt_bytes))
         return Answer(200, self._headers(), None, lambda: self._events(response, chunk))
 
-    async def _ask_whether_it_fits(self) -> bytes | None:
-        """Find out whether the prompt is too long; return the answer where the question brought it."""
+    async def _check_fit(self) -> bytes | None:
+        """Check whether the prompt fits into the context; return the answer where the check brings it."""
         request = self._request
         try:
-            body = await read(await self._post(*context.question(request)))
+            body = await read_answer(await self._post(*context.fit_check(request)))
         except EngineError as refusal:
             if refusal.error.status != 400:
                 raise
-            if refusal.error.code == trouble.CONTEXT_CODE:
+            if refusal.error.code == errors.CONTEXT_LENGTH_EXCEEDED:
                 if self._settings.refuse_truncation:
                     raise
                 self.truncated = True
-            # Another 400 is about the question's form; the request itself gets its own answer.
+            # Another 400 is about the check itself; the request gets its own answer.
             return None
         self._worked = True
         self._measured_prompt_seconds = time.monotonic() - self._started
@@ -246,53 +249,54 @@ class Exchange:
         return await post(self._upstream.engines, self._lease, self._request, path, body)
 
     def _headers(self) -> dict[str, str]:
-        return TRUNCATED if self.truncated else {}
+        return TRUNCATED_HEADERS if self.truncated else {}
 
     # Whole answers
 
     def _whole(self, body: bytes) -> Answer:
-        """Return an answer that is there as a whole, in the client's terms."""
+        """Return a complete answer, with the model's name as the client knows it."""
         self._worked = True
         if self._request.path == "/v1/embeddings":
-            # Not parsed: its vectors can be 64 MiB, and only one number is asked for.
-            found = PROMPT_TOKENS.search(body)
-            self._usage = (int(found.group(1)), 0) if found else None
+            # Not parsed: its vectors can be 64 MiB, and only one number is needed.
+            match = PROMPT_TOKENS.search(body)
+            self._usage = (int(match.group(1)), 0) if match else None
         else:
             body = self._completed(body)
         self._settle()
-        body = rename(body, self._request.model)
-        return Answer(200, self._headers(), body, lambda: _just(body))
+        body = rename_model(body, self._request.model)
+        return Answer(200, self._headers(), body, lambda: _single(body))
 
     def _completed(self, body: bytes) -> bytes:
-        """Take the usage of an answer; return it with what the engine left out."""
+        """Read the usage of an answer; return the answer with the fields that the engine left out."""
         try:
             answer = json.loads(body)
         except ValueError:
             answer = None
         if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-            raise trouble.failed(f"its answer is none: {trouble.said(body, self._lease.engine)}")
-        self._usage = usage_in(answer)
+            text = engine_errors.error_text(body, self._lease.engine)
+            raise engine_errors.failed(f"it returned an invalid response: {text}")
+        self._usage = read_usage(answer)
         if self._usage:
             return body
-        # Ollama ends so after 30 equal tokens in a row; to the client that is a bound on the length.
+        # Ollama ends so after 30 equal tokens in a row; to the client that is a limit on the length.
         choices: list[dict[str, Any]] = answer["choices"]
         self._text_bytes = 0
         for choice in choices:
             fields = choice.get("message", choice).values()
             self._text_bytes += sum(len(text.encode()) for text in fields if isinstance(text, str))
             choice["finish_reason"] = choice.get("finish_reason") or "length"
-        answer["usage"] = usage_field(*self._estimate())
+        answer["usage"] = usage_object(*self._estimate())
         return json.dumps(answer).encode()
 
     # Streams
 
     async def _events(self, response: aiohttp.ClientResponse, chunk: bytes) -> AsyncIterator[bytes]:
-        """Iterate over the bytes for the client, whole events each; raises ClientLeft when it has gone."""
+        """Iterate over the bytes for the client, complete events each; raises ClientDisconnected."""
         while True:
-            self._count_events()
+            self._charge_events()
             if chunk:
                 yield chunk
-            if self._relay.done or self.error:
+            if self._stream.done or self.error:
                 break
             chunk = await self._next_events(response)
         if not self.error:
@@ -301,42 +305,44 @@ class Exchange:
                     await response.content.read()
 
     async def _next_events(self, response: aiohttp.ClientResponse) -> bytes:
-        relay, seconds = self._relay, self._settings.first_byte_seconds
+        stream, seconds = self._stream, self._settings.first_byte_seconds
         try:
             async with asyncio.timeout(seconds):
                 data = await response.content.readany()
         except TimeoutError:
-            return self._broken(trouble.timed_out(seconds))
+            return self._fail_stream(errors.engine_timeout(seconds))
         except (aiohttp.ClientError, OSError):
-            if self._leaving:
-                raise ClientLeft from None
-            return self._broken(trouble.engine_failed("it closed the connection in the middle of the answer"))
-        if self._leaving:
-            raise ClientLeft
-        chunk = relay.feed(data)
-        if not data and not relay.done and not relay.failure:
-            chunk += relay.end(*self._estimate())
-        if relay.failure:
-            words = trouble.plain(relay.failure, self._lease.engine)
-            chunk += self._broken(trouble.engine_failed(words))
+            if self._abandoned:
+                raise ClientDisconnected from None
+            return self._fail_stream(
+                errors.engine_error("it closed the connection in the middle of the answer")
+            )
+        if self._abandoned:
+            raise ClientDisconnected
+        chunk = stream.feed(data)
+        if not data and not stream.done and not stream.failure:
+            chunk += stream.finish(*self._estimate())
+        if stream.failure:
+            text = engine_errors.redact_address(stream.failure, self._lease.engine)
+            chunk += self._fail_stream(errors.engine_error(text))
         return chunk
 
-    def _broken(self, error: ApiError) -> bytes:
-        """Return the last event of a stream that goes wrong."""
+    def _fail_stream(self, error: ApiError) -> bytes:
+        """Note the error and return it as the last event of the stream."""
         self.error = error
         return b"data: " + error.body() + b"\n\n"
 
-    def _count_events(self) -> None:
-        """Charge what has come, and the real usage as soon as it is known."""
+    def _charge_events(self) -> None:
+        """Charge the events so far, and the final usage as soon as it is known."""
         now = time.monotonic()
-        if self._relay.usage or self._relay.done or self.error:
-            self._usage = self._relay.usage
+        if self._stream.usage or self._stream.done or self.error:
+            self._usage = self._stream.usage
             self._settle()
         elif now - self._charged_at >= CHARGE_SECONDS:
-            self._lease.charge(self._relay.events - self._charged_events)
-            self._charged_at, self._charged_events = now, self._relay.events
+            self._lease.charge(self._stream.events - self._charged_events)
+            self._charged_at, self._charged_events = now, self._stream.events
 
-    # What it cost
+    # Usage
 
     def _settle(self) -> None:
         if self._settled:
@@ -350,37 +356,37 @@ class Exchange:
             known = self._lease.model.context
             self.truncated |= known is not None and self.prompt_tokens >= known - context.EDGE_TOKENS
             if not self.truncated and not self._request.has_images:
-                self._pace.learn_tokens(self._request.prompt_bytes, self.prompt_tokens)
+                self._speed.learn_tokens(self._request.prompt_bytes, self.prompt_tokens)
             if self._request.stream:
-                self._pace.learn_generation(self.completion_tokens, time.monotonic() - self._first_byte_at)
+                self._speed.learn_generation(self.completion_tokens, time.monotonic() - self._first_byte_at)
         self._lease.settle(self.prompt_tokens, self.completion_tokens)
 
     def _learn_speed(self) -> None:
-        """Learn how fast the engine is from an answer that has just begun, or is there as a whole."""
+        """Update the speed estimate from an answer that has just begun, or is complete."""
         prompt_bytes = self._request.prompt_bytes
         if self._request.has_images:
             return
         if self._measured_prompt_seconds is not None:
-            self._pace.learn_first_byte(prompt_bytes, self._measured_prompt_seconds)
+            self._speed.learn_first_byte(prompt_bytes, self._measured_prompt_seconds)
         elif self._usage is not None:
-            self._pace.learn_whole(prompt_bytes, self._usage[1], time.monotonic() - self._started)
+            self._speed.learn_whole(prompt_bytes, self._usage[1], time.monotonic() - self._started)
 
     def _estimate(self) -> tuple[int, int]:
-        """Estimate the tokens of prompt and answer where the engine tells none."""
-        request, pace = self._request, self._pace
+        """Estimate the tokens of prompt and answer where the engine reports none."""
+        request, speed = self._request, self._speed
         if not self._worked:
             return 0, 0
         completion = 0
         if request.stream:
-            completion = self._relay.events
+            completion = self._stream.events
         elif self._text_bytes is not None:
-            completion = pace.tokens(self._text_bytes)
+            completion = speed.tokens(self._text_bytes)
         elif request.path != "/v1/embeddings":
             seconds = time.monotonic() - self._started - self._prompt_seconds()
-            completion = pace.generated_tokens(seconds)
+            completion = speed.generated_tokens(seconds)
             completion = min(completion, request.body.get("max_tokens", completion))
-        return pace.tokens(request.prompt_bytes), completion
+        return speed.tokens(request.prompt_bytes), completion
 
 
-async def _just(body: bytes) -> AsyncIterator[bytes]:
+async def _single(body: bytes) -> AsyncIterator[bytes]:
     yield body

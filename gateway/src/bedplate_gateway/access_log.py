@@ -1,28 +1,29 @@
-"""What is known of one request when it has ended: one journal line, and the source of the metrics."""
+"""The record of one finished request: a line in the journal, and the source of the metrics."""
 
 import logging
 from dataclasses import dataclass
 
-from bedplate_gateway.settings import Class
+from bedplate_gateway.settings import PriorityClass
 
 log = logging.getLogger("bedplate_gateway.request")
 
 NONE = "-"
-"""Stands where there is nothing to say; what a client chooses is written only where it is declared here."""
+"""Placeholder for a missing value, and for what a client chooses and the settings do not declare."""
 
 
 @dataclass(slots=True)
-class Record:
-    """One request.
+class AccessRecord:
+    """One request. The fields are part of the handover protocol: see `handover`.
 
-    `arrived` is a monotonic time; seconds are since then, but for `wait` (queue) and `service` (engine).
+    `arrived` is a monotonic time; the other times are seconds since then, except `wait` (in the queue) and
+    `service` (on the engine), which are durations.
     """
 
     id: str
     arrived: float
     path: str = NONE
     alias: str = NONE
-    priority_class: Class | None = None
+    priority_class: PriorityClass | None = None
     model: str = NONE
     engine: str = NONE
     stream: bool = False
@@ -39,7 +40,7 @@ class Record:
     reason: str = NONE
 
     def line(self) -> str:
-        """Return it as one line of key=value pairs, in the same order always."""
+        """Return one line of key=value pairs, always in the same order."""
         fields = {
             "id": self.id,
             "status": self.status,

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from bedplate_gateway import upstream as module
+from bedplate_gateway import engine_request as module
+from bedplate_gateway.engine_request import EngineRequest, Upstream
 from bedplate_gateway.engines import Engines
-from bedplate_gateway.errors import ApiError, ClientLeft
+from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.schema import Request, parse_request
 from bedplate_gateway.settings import Engine, EngineModel, Settings
-from bedplate_gateway.upstream import Exchange, Upstream
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 USAGE = {"prompt_tokens": 11, "completion_tokens": 2, "total_tokens": 13}
@@ -20,7 +20,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class FakeEngine:
-    """An engine that answers as the test says; `cut` counts the clients that hung up on it."""
+    """An engine that answers as the test says; `cut` counts the clients that disconnected."""
 
     def __init__(self, kind: str = "ollama", *, loaded: bool = True) -> None:
         self.kind = kind
@@ -91,31 +91,33 @@ class FakeLease:
 
 @dataclass
 class Bench:
-    """The engines of a test, all known to one upstream."""
+    """The engines of a test, and the upstream that uses them."""
 
     settings: Settings
     engines: Engines
     upstream: Upstream
 
-    def exchange(
-        self, request: Request, left: asyncio.Event | None = None, *, swaps: bool = False
-    ) -> tuple[Exchange, FakeLease]:
+    def new_request(
+        self, request: Request, disconnected: asyncio.Event | None = None, *, swaps: bool = False
+    ) -> tuple[EngineRequest, FakeLease]:
         first, *others = self.settings.engines
         lease = FakeLease(first, first.models[0], others if swaps else [])
-        return self.upstream.run(request, lease, left or asyncio.Event()), lease
+        return self.upstream.new_request(request, lease, disconnected or asyncio.Event()), lease
 
-    async def ask(self, request: Request, *, swaps: bool = False) -> tuple["Result", Exchange, FakeLease]:
-        exchange, lease = self.exchange(request, swaps=swaps)
+    async def ask(
+        self, request: Request, *, swaps: bool = False
+    ) -> tuple["Result", EngineRequest, FakeLease]:
+        engine_request, lease = self.new_request(request, swaps=swaps)
         try:
-            answer = await exchange.answer()
+            answer = await engine_request.answer()
             body = answer.body
             if body is None:
                 body = b"".join([chunk async for chunk in answer.events()])
-            return Result(body, answer.headers, None), exchange, lease
+            return Result(body, answer.headers, None), engine_request, lease
         except ApiError as error:
-            return Result(b"", {}, error), exchange, lease
+            return Result(b"", {}, error), engine_request, lease
         finally:
-            await exchange.close()
+            await engine_request.close()
 
 
 @dataclass
@@ -136,7 +138,7 @@ Test = Callable[[Bench], Awaitable[None]]
 def run(test: Test, *fakes: FakeEngine, context: int | None = None, **more: Any) -> None:
     async def main() -> None:
         runners = [await fake.start() for fake in fakes]
-        door = {"address": "127.0.0.1", "port": 0}
+        listener = {"address": "127.0.0.1", "port": 0}
         engines = [
             {
                 "name": f"engine{number}",
@@ -148,7 +150,14 @@ def run(test: Test, *fakes: FakeEngine, context: int | None = None, **more: Any)
             for number, fake in enumerate(fakes)
         ]
         settings = Settings.model_validate(
-            {"api": door, "metrics": door, "engines": engines, "keys_file": "k", "state_dir": "s", **more}
+            {
+                "api": listener,
+                "metrics": listener,
+                "engines": engines,
+                "keys_file": "k",
+                "state_dir": "s",
+                **more,
+            }
         )
         states = Engines(settings)
         await states.start()
@@ -254,10 +263,14 @@ def test_a_whole_answer_comes_as_the_engine_gave_it() -> None:
     fake = FakeEngine("openai")
 
     async def test(bench: Bench) -> None:
-        result, exchange, lease = await bench.ask(request(max_tokens=5))
+        result, engine_request, lease = await bench.ask(request(max_tokens=5))
         assert json.loads(result.body) == WHOLE
         assert result.headers == {}
-        assert (exchange.prompt_tokens, exchange.completion_tokens, exchange.estimated) == (11, 2, False)
+        assert (engine_request.prompt_tokens, engine_request.completion_tokens, engine_request.estimated) == (
+            11,
+            2,
+            False,
+        )
         assert lease.settled == [(11, 2)]
         assert fake.bodies[0][1]["max_tokens"] == 5
         assert fake.keys == ["Bearer secret"]
@@ -270,13 +283,13 @@ def test_a_stream_is_relayed_and_charged() -> None:
     fake = FakeEngine()
 
     async def test(bench: Bench) -> None:
-        result, exchange, lease = await bench.ask(request(stream=True))
+        result, engine_request, lease = await bench.ask(request(stream=True))
         assert result.body == content("a") + content("b") + FINISH + DONE
         assert fake.bodies[0][1]["stream_options"] == {"include_usage": True}
         assert lease.settled == [(11, 2)]
         assert lease.charges == [1, 2]
-        assert exchange.ttft is not None
-        assert 0.1 < exchange.ttft < 1
+        assert engine_request.ttft is not None
+        assert 0.1 < engine_request.ttft < 1
         result, _, _ = await bench.ask(request(stream=True, stream_options={"include_usage": True}))
         assert result.body == content("a") + content("b") + FINISH + USED + DONE
 
@@ -322,14 +335,14 @@ def test_without_usage_tokens_are_estimated() -> None:
     fake = FakeEngine("openai")
 
     async def test(bench: Bench) -> None:
-        _, exchange, lease = await bench.ask(request(stream=True, **chat("four" * 10)))
-        assert exchange.estimated
+        _, engine_request, lease = await bench.ask(request(stream=True, **chat("four" * 10)))
+        assert engine_request.estimated
         assert lease.settled == [(10, 3)]
-        result, exchange, lease = await bench.ask(request(**chat("four" * 10)))
-        assert exchange.estimated
+        result, engine_request, lease = await bench.ask(request(**chat("four" * 10)))
+        assert engine_request.estimated
         assert json.loads(result.body)["usage"]["prompt_tokens"] == 10
-        _, exchange, lease = await bench.ask(request(EMBEDDINGS, input="four" * 10))
-        assert (exchange.estimated, lease.settled) == (True, [(10, 0)])
+        _, engine_request, lease = await bench.ask(request(EMBEDDINGS, input="four" * 10))
+        assert (engine_request.estimated, lease.settled) == (True, [(10, 0)])
 
     unused = {name: value for name, value in WHOLE.items() if name != "usage"}
     fake.handlers[CHAT] = in_turn(streams(content("a"), content("b"), FINISH, DONE), answers(unused))
@@ -341,14 +354,14 @@ def test_what_ollama_ends_without_a_reason_ends_as_too_long() -> None:
     fake = FakeEngine()
 
     async def test(bench: Bench) -> None:
-        result, exchange, _ = await bench.ask(request(stream=True))
+        result, engine_request, _ = await bench.ask(request(stream=True))
         assert result.body.endswith(b'"finish_reason":"length"}]}\n\n' + DONE)
-        assert exchange.error is None
-        assert exchange.estimated
-        result, exchange, _ = await bench.ask(request())
+        assert engine_request.error is None
+        assert engine_request.estimated
+        result, engine_request, _ = await bench.ask(request())
         assert json.loads(result.body)["choices"][0]["finish_reason"] == "length"
-        assert exchange.estimated
-        assert exchange.completion_tokens > 10
+        assert engine_request.estimated
+        assert engine_request.completion_tokens > 10
 
     looped = {
         "model": "m",
@@ -379,13 +392,13 @@ def test_a_refused_connection_is_retried_then_unavailable() -> None:
     async def test(bench: Bench) -> None:
         engine = bench.settings.engines[0].model_copy(update={"url": "http://127.0.0.1:1"})
         lease = FakeLease(engine, engine.models[0])
-        exchange = bench.upstream.run(request(), lease, asyncio.Event())
+        engine_request = bench.upstream.new_request(request(), lease, asyncio.Event())
         with pytest.raises(ApiError) as raised:
-            await exchange.answer()
-        await exchange.close()
+            await engine_request.answer()
+        await engine_request.close()
         assert (raised.value.status, raised.value.code) == (503, "engine_unavailable")
         assert raised.value.retry_after
-        assert (exchange.retries, lease.settled, exchange.estimated) == (2, [(0, 0)], False)
+        assert (engine_request.retries, lease.settled, engine_request.estimated) == (2, [(0, 0)], False)
         assert not bench.engines.state("engine0").up
         assert bench.engines.state("engine0").error == "refuses connections"
 
@@ -398,12 +411,12 @@ def test_another_engine_is_tried_first_and_the_same_one_otherwise(failure: Handl
 
     async def test(bench: Bench) -> None:
         for stream in (True, False):
-            result, exchange, lease = await bench.ask(request(stream=stream), swaps=True)
+            result, engine_request, lease = await bench.ask(request(stream=stream), swaps=True)
             assert result.raised is None
-            assert (exchange.retries, lease.engine.name) == (1, "engine1")
-            result, exchange, lease = await bench.ask(request(stream=stream))
+            assert (engine_request.retries, lease.engine.name) == (1, "engine1")
+            result, engine_request, lease = await bench.ask(request(stream=stream))
             assert result.raised is None
-            assert (exchange.retries, lease.engine.name) == (1, "engine0")
+            assert (engine_request.retries, lease.engine.name) == (1, "engine0")
 
     whole, streamed = answers(WHOLE), streams(content("a"), USED, DONE)
     broken.handlers[CHAT] = in_turn(failure, failure, streamed, failure, failure, whole)
@@ -416,8 +429,8 @@ def test_a_stream_that_ends_before_its_first_byte_is_tried_again() -> None:
 
     async def test(bench: Bench) -> None:
         for _ in range(2):
-            result, exchange, _lease = await bench.ask(request(stream=True))
-            assert (result.body, exchange.retries) == (content("a") + DONE, 1)
+            result, engine_request, _lease = await bench.ask(request(stream=True))
+            assert (result.body, engine_request.retries) == (content("a") + DONE, 1)
 
     sound = streams(content("a"), USED, DONE)
     fake.handlers[CHAT] = in_turn(streams(cut=True), sound, streams(), sound)
@@ -428,7 +441,7 @@ def test_an_engine_that_goes_on_failing_is_a_502_in_its_own_words() -> None:
     fake = FakeEngine()
 
     async def test(bench: Bench) -> None:
-        result, exchange, lease = await bench.ask(request())
+        result, engine_request, lease = await bench.ask(request())
         error = result.error
         assert (error.status, error.code, error.type) == (502, "engine_error", "server_error")
         assert "model runner has stopped" in error.message
@@ -436,7 +449,7 @@ def test_an_engine_that_goes_on_failing_is_a_502_in_its_own_words() -> None:
         assert "\n" not in error.message
         assert len(error.message) < 450
         assert error.retry_after
-        assert (exchange.retries, len(fake.bodies), lease.settled) == (1, 2, [(0, 0)])
+        assert (engine_request.retries, len(fake.bodies), lease.settled) == (1, 2, [(0, 0)])
 
     words = f"model runner has stopped\nPost http://127.0.0.1:4242/x at 127.0.0.1:99: {'long ' * 200}"
     fake.handlers[CHAT] = answers({"error": {"message": words}}, 500)
@@ -462,16 +475,16 @@ def test_an_engine_that_goes_on_failing_is_a_502_in_its_own_words() -> None:
         ),
     ],
 )
-def test_a_refusal_is_told_and_not_tried_again(
+def test_a_refusal_is_passed_on_and_not_tried_again(
     status: int, body: dict[str, Any], expected: tuple[int, str | None, str | None]
 ) -> None:
     fake, other = FakeEngine("openai"), FakeEngine("openai")
 
     async def test(bench: Bench) -> None:
-        result, exchange, _ = await bench.ask(request(), swaps=True)
+        result, engine_request, _ = await bench.ask(request(), swaps=True)
         assert (result.error.status, result.error.code) == expected[:2]
         assert expected[2] in {None, result.error.message}
-        assert (exchange.retries, len(fake.bodies), other.bodies) == (0, 1, [])
+        assert (engine_request.retries, len(fake.bodies), other.bodies) == (0, 1, [])
 
     fake.handlers[CHAT] = answers(body, status)
     run(test, fake, other)
@@ -485,9 +498,9 @@ def test_a_model_missing_on_an_engine_is_looked_for_on_another() -> None:
         assert result.raised is None
         assert lease.engine.name == "engine1"
         assert [bench.engines.serves(engine, "m") for engine in bench.settings.engines] == [False, True]
-        result, exchange, _ = await bench.ask(request())
+        result, engine_request, _ = await bench.ask(request())
         assert (result.error.status, result.error.code) == (503, "engine_unavailable")
-        assert exchange.retries == 0
+        assert engine_request.retries == 0
 
     fake.handlers[CHAT] = answers({"error": {"message": "model 'm' not found"}}, 404)
     other.handlers[CHAT] = answers(WHOLE)
@@ -499,15 +512,15 @@ def test_nothing_is_tried_again_after_the_first_byte() -> None:
 
     async def test(bench: Bench) -> None:
         for words in ("it closed the connection in the middle of the answer", "no memory", "it failed in"):
-            result, exchange, lease = await bench.ask(request(stream=True))
+            result, engine_request, lease = await bench.ask(request(stream=True))
             begun, broken, rest = result.body.rsplit(b"\n\n", 2)
             error = json.loads(broken.removeprefix(b"data: "))["error"]
             assert begun + b"\n\n" == content("a")
             assert (error["code"], error["type"], rest) == ("engine_error", "server_error", b"")
             assert words in error["message"]
-            assert exchange.error is not None
-            assert (exchange.error.reason, exchange.retries) == ("engine_error", 0)
-            assert (exchange.estimated, lease.settled) == (True, [(1, 1)])
+            assert engine_request.error is not None
+            assert (engine_request.error.reason, engine_request.retries) == ("engine_error", 0)
+            assert (engine_request.estimated, lease.settled) == (True, [(1, 1)])
         assert len(fake.bodies) == 3
 
     nameless = content("").replace(b'"model":"m"', b'"model":""')
@@ -538,11 +551,11 @@ def test_a_time_out_is_a_504_that_nobody_tries_again() -> None:
 
     async def test(bench: Bench) -> None:
         for stream in (True, False):
-            result, exchange, lease = await bench.ask(request(stream=stream), swaps=True)
+            result, engine_request, lease = await bench.ask(request(stream=stream), swaps=True)
             assert (result.error.status, result.error.code) == (504, "timeout")
             assert result.error.headers == {"x-should-retry": "false"}
             # The engine worked on the prompt, so it is charged.
-            assert (exchange.retries, exchange.estimated, lease.settled[0][0]) == (0, True, 1)
+            assert (engine_request.retries, engine_request.estimated, lease.settled[0][0]) == (0, True, 1)
         await asyncio.sleep(0.05)
         assert (len(fake.bodies), fake.cut, other.bodies) == (2, 2, [])
 
@@ -554,12 +567,12 @@ def test_a_gap_in_a_stream_ends_it() -> None:
     fake = FakeEngine()
 
     async def test(bench: Bench) -> None:
-        result, exchange, _ = await bench.ask(request(stream=True))
+        result, engine_request, _ = await bench.ask(request(stream=True))
         assert result.body.startswith(content("a") + content("b"))
         assert b'"code": "timeout"' in result.body
         assert b"[DONE]" not in result.body
-        assert exchange.error is not None
-        assert exchange.error.status == 504
+        assert engine_request.error is not None
+        assert engine_request.error.status == 504
         await asyncio.sleep(0.05)
         assert fake.cut == 1
 
@@ -580,7 +593,7 @@ def test_only_a_model_that_is_not_loaded_may_take_longer(kind: str) -> None:
         first, second = await asyncio.gather(bench.ask(request()), late(bench))
         assert (first[0].raised, second[0].raised) == (None, None)
 
-    async def late(bench: Bench) -> tuple[Result, Exchange, FakeLease]:
+    async def late(bench: Bench) -> tuple[Result, EngineRequest, FakeLease]:
         # Named as loaded meanwhile, while an earlier call still waits for it.
         await asyncio.sleep(0.05)
         bench.engines.loaded = lambda *_: True  # type: ignore[method-assign]
@@ -590,18 +603,18 @@ def test_only_a_model_that_is_not_loaded_may_take_longer(kind: str) -> None:
     run(test, fake, first_byte_seconds=0.2, load_seconds=2.0)
 
 
-# Leavers
+# Disconnected clients
 
 
-async def leave(
+async def disconnect(
     bench: Bench, asked: Request, after: float, *, cancel: bool = False
-) -> tuple[Exchange, FakeLease, float, float]:
-    """Leave after a while; return also the seconds until the app knows, and until the slot is free."""
-    left = asyncio.Event()
-    exchange, lease = bench.exchange(asked, left)
+) -> tuple[EngineRequest, FakeLease, float, float]:
+    """Disconnect after a while; return also the seconds until the app knows, and until the slot is free."""
+    disconnected = asyncio.Event()
+    engine_request, lease = bench.new_request(asked, disconnected)
 
     async def use() -> None:
-        answer = await exchange.answer()
+        answer = await engine_request.answer()
         async for _ in answer.events():
             pass
 
@@ -611,66 +624,70 @@ async def leave(
     if cancel:
         task.cancel()
     else:
-        left.set()
-    with pytest.raises(asyncio.CancelledError if cancel else ClientLeft):
+        disconnected.set()
+    with pytest.raises(asyncio.CancelledError if cancel else ClientDisconnected):
         await task
     known = time.monotonic() - moment
-    await exchange.close()
+    await engine_request.close()
     freed = time.monotonic() - moment
     await asyncio.sleep(0.05)
-    return exchange, lease, known, freed
+    return engine_request, lease, known, freed
 
 
 @pytest.mark.parametrize("cancel", [False, True])
-def test_leaving_a_stream_stops_the_engine_at_once(cancel: bool) -> None:
+def test_disconnecting_a_stream_stops_the_engine_at_once(cancel: bool) -> None:
     fake = FakeEngine()
 
     async def test(bench: Bench) -> None:
-        exchange, lease, known, freed = await leave(bench, request(stream=True), 0.2, cancel=cancel)
+        engine_request, lease, known, freed = await disconnect(
+            bench, request(stream=True), 0.2, cancel=cancel
+        )
         assert known < 0.1
         assert freed < 0.1
         assert fake.cut == 1
-        assert (exchange.estimated, lease.settled) == (True, [(1, 2)])
+        assert (engine_request.estimated, lease.settled) == (True, [(1, 2)])
 
     fake.handlers[CHAT] = streams(content("a"), content("b"), 9.0)
     run(test, fake)
 
 
 @pytest.mark.parametrize("cancel", [False, True])
-def test_leaving_in_the_prompt_of_a_stream_holds_the_slot_to_its_first_byte(cancel: bool) -> None:
+def test_disconnecting_in_the_prompt_of_a_stream_holds_the_slot_to_its_first_byte(cancel: bool) -> None:
     fake = FakeEngine()
 
     async def test(bench: Bench) -> None:
-        exchange, lease, known, freed = await leave(bench, request(stream=True), 0.2, cancel=cancel)
+        engine_request, lease, known, freed = await disconnect(
+            bench, request(stream=True), 0.2, cancel=cancel
+        )
         assert known < 0.1
         assert 0.3 < freed < 0.6
         assert fake.cut == 1
-        assert exchange.estimated
+        assert engine_request.estimated
         assert lease.settled == [(1, 1)]
 
     fake.handlers[CHAT] = streams(0.6, content("a"), 9.0)
     run(test, fake)
 
 
-def test_leaving_a_whole_answer_holds_the_slot_as_long_as_the_prompt_takes() -> None:
+def test_disconnecting_a_whole_answer_holds_the_slot_as_long_as_the_prompt_takes() -> None:
     fake = FakeEngine()
     long = "word " * 400
 
     async def test(bench: Bench) -> None:
-        # The pace of the engine is learned from a stream.
+        # The speed of the engine is learned from a stream.
         await bench.ask(request(stream=True, **chat(long)))
-        exchange, lease, known, freed = await leave(bench, request(**chat(long)), 0.1)
+        engine_request, lease, known, freed = await disconnect(bench, request(**chat(long)), 0.1)
         assert known < 0.1
         assert 0.2 < freed < 0.6
         assert fake.cut == 1
-        assert exchange.estimated
+        assert engine_request.estimated
         assert lease.settled[0][0] > 100
         # Past the prompt, nothing is held, and what was generated is estimated.
-        exchange, _, _, freed = await leave(bench, request(**chat(long)), 0.8)
+        engine_request, _, _, freed = await disconnect(bench, request(**chat(long)), 0.8)
         assert freed < 0.1
-        assert exchange.completion_tokens > 5
-        exchange, _, _, _ = await leave(bench, request(max_tokens=3, **chat(long)), 0.8)
-        assert exchange.completion_tokens == 3
+        assert engine_request.completion_tokens > 5
+        engine_request, _, _, _ = await disconnect(bench, request(max_tokens=3, **chat(long)), 0.8)
+        assert engine_request.completion_tokens == 3
 
     used = {"prompt_tokens": 500, "completion_tokens": 2}
     fake.handlers[CHAT] = in_turn(
@@ -680,12 +697,12 @@ def test_leaving_a_whole_answer_holds_the_slot_as_long_as_the_prompt_takes() -> 
     run(test, fake)
 
 
-def test_leaving_between_tries_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disconnecting_between_tries_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeEngine()
     monkeypatch.setattr(module, "BACKOFF_SECONDS", 5)
 
     async def test(bench: Bench) -> None:
-        _, lease, known, freed = await leave(bench, request(stream=True), 0.2)
+        _, lease, known, freed = await disconnect(bench, request(stream=True), 0.2)
         assert known < 0.1
         assert freed < 0.1
         assert lease.settled == [(0, 0)]
@@ -695,11 +712,11 @@ def test_leaving_between_tries_holds_nothing(monkeypatch: pytest.MonkeyPatch) ->
     run(test, fake)
 
 
-def test_a_failure_after_the_client_left_is_not_tried_again() -> None:
+def test_a_failure_after_the_client_disconnected_is_not_tried_again() -> None:
     fake = FakeEngine()
 
     async def test(bench: Bench) -> None:
-        _, _, _, freed = await leave(bench, request(stream=True), 0.1)
+        _, _, _, freed = await disconnect(bench, request(stream=True), 0.1)
         assert 0.1 < freed < 0.5
         assert len(fake.bodies) == 1
 
@@ -715,24 +732,22 @@ LONG = "0123456789" * 100
 
 
 @pytest.mark.parametrize(
-    ("asked", "path", "question"),
+    ("asked", "path", "check"),
     [
         (request(**chat(LONG)), "/api/chat", {"messages": [{"role": "user", "content": LONG}]}),
         (request(COMPLETIONS, prompt=LONG), "/api/generate", {"prompt": LONG}),
     ],
 )
-def test_a_prompt_that_could_be_too_long_is_asked_about(
-    asked: Request, path: str, question: dict[str, Any]
-) -> None:
+def test_a_prompt_that_could_be_too_long_is_checked(asked: Request, path: str, check: dict[str, Any]) -> None:
     fake = FakeEngine()
 
     async def test(bench: Bench) -> None:
-        result, exchange, _ = await bench.ask(asked)
-        assert (result.headers, exchange.truncated) == ({}, False)
+        result, engine_request, _ = await bench.ask(asked)
+        assert (result.headers, engine_request.truncated) == ({}, False)
         options = {"model": "m", "truncate": False, "stream": False, "options": {"num_predict": 1}}
-        assert fake.bodies[0] == (path, options | question)
-        result, exchange, _ = await bench.ask(asked)
-        assert (result.headers, exchange.truncated) == ({"x-bedplate-context": "truncated"}, True)
+        assert fake.bodies[0] == (path, options | check)
+        result, engine_request, _ = await bench.ask(asked)
+        assert (result.headers, engine_request.truncated) == ({"x-bedplate-context": "truncated"}, True)
         assert fake.paths() == [path, asked.path] * 2
 
     fake.handlers[path] = in_turn(answers(FITS), answers(TOO_LONG, 400))
@@ -740,7 +755,7 @@ def test_a_prompt_that_could_be_too_long_is_asked_about(
     run(test, fake, context=600)
 
 
-def test_what_does_not_fit_is_refused_where_the_operator_wants_it() -> None:
+def test_what_does_not_fit_is_refused_where_the_settings_say_so() -> None:
     fake = FakeEngine()
 
     async def test(bench: Bench) -> None:
@@ -749,12 +764,12 @@ def test_what_does_not_fit_is_refused_where_the_operator_wants_it() -> None:
             (request(COMPLETIONS, prompt=LONG), "prompt"),
             (request(EMBEDDINGS, input=["short", LONG]), "input"),
         ):
-            result, exchange, lease = await bench.ask(asked, swaps=True)
+            result, engine_request, lease = await bench.ask(asked, swaps=True)
             error = result.error
             assert (error.status, error.code, error.param) == (400, "context_length_exceeded", param)
             assert "600 tokens" in error.message
             assert str(asked.prompt_bytes) in error.message
-            assert (exchange.retries, lease.settled) == (0, [(0, 0)])
+            assert (engine_request.retries, lease.settled) == (0, [(0, 0)])
         assert set(fake.paths()) == {"/api/chat", "/api/generate", "/api/embed"}
 
     for path in ("/api/chat", "/api/generate", "/api/embed"):
@@ -762,7 +777,7 @@ def test_what_does_not_fit_is_refused_where_the_operator_wants_it() -> None:
     run(test, fake, context=600, refuse_truncation=True)
 
 
-def test_what_fits_for_certain_is_not_asked_about() -> None:
+def test_what_fits_for_certain_is_not_checked() -> None:
     fake, other = FakeEngine(), FakeEngine("openai")
 
     async def test(bench: Bench) -> None:
@@ -779,15 +794,15 @@ def test_a_400_about_something_else_leaves_the_answer_to_the_request() -> None:
     fake = FakeEngine()
 
     async def test(bench: Bench) -> None:
-        result, exchange, _ = await bench.ask(request(**chat(LONG)))
-        assert (result.raised, exchange.truncated) == (None, False)
+        result, engine_request, _ = await bench.ask(request(**chat(LONG)))
+        assert (result.raised, engine_request.truncated) == (None, False)
 
     fake.handlers["/api/chat"] = answers({"error": "m does not support thinking"}, 400)
     fake.handlers[CHAT] = answers(WHOLE)
     run(test, fake, context=600)
 
 
-def test_embeddings_that_could_be_too_long_are_made_by_the_question_itself() -> None:
+def test_embeddings_that_could_be_too_long_are_made_by_the_check_itself() -> None:
     fake = FakeEngine()
 
     async def test(bench: Bench) -> None:
@@ -816,10 +831,10 @@ def test_a_prompt_that_filled_the_context_counts_as_truncated() -> None:
     fake = FakeEngine("openai")
 
     async def test(bench: Bench) -> None:
-        result, exchange, _ = await bench.ask(request())
-        assert (exchange.truncated, result.headers) == (True, {"x-bedplate-context": "truncated"})
-        result, exchange, _ = await bench.ask(request(stream=True))
-        assert (exchange.truncated, result.headers) == (True, {})
+        result, engine_request, _ = await bench.ask(request())
+        assert (engine_request.truncated, result.headers) == (True, {"x-bedplate-context": "truncated"})
+        result, engine_request, _ = await bench.ask(request(stream=True))
+        assert (engine_request.truncated, result.headers) == (True, {})
 
     full = {"prompt_tokens": 600, "completion_tokens": 1}
     used = event(model="m", choices=[], usage=full)
@@ -827,7 +842,7 @@ def test_a_prompt_that_filled_the_context_counts_as_truncated() -> None:
     run(test, fake, context=600)
 
 
-def test_the_question_carries_tools_and_their_answers_in_ollamas_form() -> None:
+def test_the_fit_check_carries_tools_and_their_answers_in_ollamas_form() -> None:
     fake = FakeEngine()
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     tools = [{"type": "function", "function": {"name": "f"}}]
@@ -840,8 +855,8 @@ def test_the_question_carries_tools_and_their_answers_in_ollamas_form() -> None:
 
     async def test(bench: Bench) -> None:
         await bench.ask(request(messages=messages, tools=tools, reasoning_effort="none"))
-        question = fake.bodies[0][1]
-        assert question["messages"] == [
+        check = fake.bodies[0][1]
+        assert check["messages"] == [
             {"role": "user", "content": "look"},
             {"role": "user", "images": ["aGk="]},
             {
@@ -852,8 +867,8 @@ def test_the_question_carries_tools_and_their_answers_in_ollamas_form() -> None:
             },
             {"role": "tool", "content": "42", "tool_call_id": "c1", "tool_name": "f"},
         ]
-        assert question["tools"] == tools
-        assert question["think"] is False
+        assert check["tools"] == tools
+        assert check["think"] is False
 
     fake.handlers["/api/chat"] = answers(FITS)
     fake.handlers[CHAT] = answers(WHOLE)

@@ -1,29 +1,29 @@
-"""A stream of server-sent events on its way from engine to client: bytes in, whole events out."""
+"""Server-sent events on their way from engine to client: bytes in, whole events out."""
 
 import json
 import re
 from typing import Any
 
-MOST_EVENT_BYTES = 4 * 1024 * 1024
+MAX_EVENT_BYTES = 4 * 1024 * 1024
 
-# In JSON a quote inside a text is escaped, so these can only be fields. Only events with them are parsed.
+# JSON escapes a quote inside a string, so these can only be fields. Only events with one of them are parsed.
 MARKS = (b'"usage":{', b'"usage": {', b'"error":', b'"model":""', b"[DONE]")
 MODEL = re.compile(rb'"model":\s*("(?:[^"\\]|\\.)*")')
-# Ollama puts this into every event of /v1/completions once usage is asked for.
+# Ollama puts this into every event of /v1/completions once usage is requested.
 EMPTY_USAGE = b',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
 
 
-def rename(body: bytes, model: str) -> bytes:
-    """Return an answer or event with the model's name as the client knows it, at the first place."""
-    found = MODEL.search(body)
-    if not found or found.group(1) == b'""':
+def rename_model(body: bytes, model: str) -> bytes:
+    """Return an answer or event with its first `model` replaced by the name that the client uses."""
+    match = MODEL.search(body)
+    if not match or match.group(1) == b'""':
         return body
-    wanted = json.dumps(model).encode()
-    return body if found.group(1) == wanted else body[: found.start(1)] + wanted + body[found.end(1) :]
+    name = json.dumps(model).encode()
+    return body if match.group(1) == name else body[: match.start(1)] + name + body[match.end(1) :]
 
 
-def usage_in(answer: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the tokens of prompt and completion; None where the engine did not count."""
+def read_usage(answer: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the tokens of prompt and completion; None where the engine did not count them."""
     usage = answer.get("usage")
     if not isinstance(usage, dict):
         return None
@@ -33,7 +33,7 @@ def usage_in(answer: dict[str, Any]) -> tuple[int, int] | None:
     return prompt, completion
 
 
-def usage_field(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+def usage_object(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     """Return OpenAI's usage object."""
     return {
         "prompt_tokens": prompt_tokens,
@@ -42,11 +42,13 @@ def usage_field(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     }
 
 
-class Relay:
-    """One stream. `failure` is what the engine said went wrong in it, `done` that it ended as it should."""
+class EventStream:
+    """One stream. `failure` is the engine's error inside it, `done` is whether it ended correctly.
+
+    `model` is the name that the client uses, `want_usage` whether the client requested the usage.
+    """
 
     def __init__(self, model: str, *, want_usage: bool) -> None:
-        """Take the model's name for the client, and whether the client asked for the usage."""
         self.usage: tuple[int, int] | None = None
         self.events = 0
         self.done = False
@@ -58,24 +60,24 @@ class Relay:
         self._renames: bool | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Return the events that are whole now, for the client; no data means that no more will come."""
+        """Return the complete events for the client; empty data means the end of the stream."""
         buffer = self._rest + (data or (b"\n\n" if self._rest else b""))
         if b"\r" in buffer:
-            # A lone one at the end waits in the rest for its line feed.
+            # A lone one at the end stays in the rest until its line feed arrives.
             buffer = buffer.replace(b"\r\n", b"\n")
         end = buffer.rfind(b"\n\n") + 2
         if end < 2:
             end = 0
         self._rest = buffer[end:]
-        if len(self._rest) > MOST_EVENT_BYTES:
-            self.failure = f"it sent an event of more than {MOST_EVENT_BYTES} bytes"
+        if len(self._rest) > MAX_EVENT_BYTES:
+            self.failure = f"it sent an event of more than {MAX_EVENT_BYTES} bytes"
             return b""
-        return self._pass(buffer[:end]) if end else b""
+        return self._process(buffer[:end]) if end else b""
 
-    def end(self, prompt_tokens: int, completion_tokens: int) -> bytes:
-        """Return what closes an answer that the engine ended without a reason.
+    def finish(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+        """Return the events that complete an answer that the engine ended without a finish reason.
 
-        Ollama does so after 30 equal tokens in a row. To the client that is a bound on the length, and the
+        Ollama does so after 30 equal tokens in a row. To the client that is a limit on the length, and the
         tokens are the caller's estimate.
         """
         last = _json_of(self._last.rstrip(b"\n").rpartition(b"\n\n")[2])
@@ -89,63 +91,65 @@ class Relay:
             shape: dict[str, Any] = {"text": ""} if "text" in choices[0] else {"delta": {}}
             closing.append(last | {"choices": [{"index": 0, **shape, "finish_reason": "length"}]})
         if self._want_usage and self.usage is None:
-            closing.append(last | {"choices": [], "usage": usage_field(prompt_tokens, completion_tokens)})
+            closing.append(last | {"choices": [], "usage": usage_object(prompt_tokens, completion_tokens)})
         self.done = True
-        return b"".join(map(_event_of, closing)) + b"data: [DONE]\n\n"
+        return b"".join(map(_to_event, closing)) + b"data: [DONE]\n\n"
 
-    def _pass(self, events: bytes) -> bytes:
-        if self._renames is None and (found := MODEL.search(events)):
-            self._renames = found.group(1) != json.dumps(self._model).encode()
+    def _process(self, events: bytes) -> bytes:
+        if self._renames is None and (match := MODEL.search(events)):
+            self._renames = match.group(1) != json.dumps(self._model).encode()
         if EMPTY_USAGE in events:
             events = events.replace(EMPTY_USAGE, b"")
-        if _marked(events):
+        if _needs_parsing(events):
             events = b"".join(map(self._inspect, events[:-2].split(b"\n\n")))
         else:
-            self._counted(events)
+            self._count(events)
         if self._renames and events:
-            return b"".join(rename(event + b"\n\n", self._model) for event in events[:-2].split(b"\n\n"))
+            return b"".join(
+                rename_model(event + b"\n\n", self._model) for event in events[:-2].split(b"\n\n")
+            )
         return events
 
     def _inspect(self, event: bytes) -> bytes:
-        """Return one event as the client is to see it, which may be nothing."""
+        """Return one event for the client, empty where it is dropped."""
         if self.done or self.failure:
             return b""
         whole = event + b"\n\n"
-        if not _marked(event):
-            return self._counted(whole)
+        if not _needs_parsing(event):
+            return self._count(whole)
         if _data_of(event) == b"[DONE]":
             self.done = True
             return whole
         chunk = _json_of(event) or {}
-        # Ollama's own words are lost when it fails in a stream: what comes is an event of an unnamed model.
+        # Where Ollama fails in a stream its message is lost: it sends an event with an empty model name.
         if chunk.get("error") or chunk.get("model") == "":
-            self.failure = words_of(chunk) or "it failed in the middle of the answer"
+            self.failure = error_message(chunk) or "it failed in the middle of the answer"
             return b""
-        usage = usage_in(chunk)
+        usage = read_usage(chunk)
         if usage is not None:
             self.usage = usage
-            if not any(map(_says_something, _choices_of(chunk))):
-                return _event_of(chunk | {"choices": []}) if self._want_usage else b""
+            if not any(map(_has_content, _choices_of(chunk))):
+                return _to_event(chunk | {"choices": []}) if self._want_usage else b""
             if not self._want_usage:
                 del chunk["usage"]
-                whole = _event_of(chunk)
-        return self._counted(whole)
+                whole = _to_event(chunk)
+        return self._count(whole)
 
-    def _counted(self, events: bytes) -> bytes:
+    def _count(self, events: bytes) -> bytes:
         self.events += events.count(b"\n\n")
         self._last = events
         return events
 
 
-def words_of(answer: dict[str, Any]) -> str:
-    """Return what an engine's error says, in whichever of the usual places."""
+def error_message(answer: dict[str, Any]) -> str:
+    """Return the message of an engine's error, from whichever of the usual fields."""
     error = answer.get("error", answer.get("detail", answer.get("message")))
     if isinstance(error, dict):
         error = error.get("message")
     return error if isinstance(error, str) else ""
 
 
-def _marked(events: bytes) -> bool:
+def _needs_parsing(events: bytes) -> bool:
     return any(mark in events for mark in MARKS)
 
 
@@ -154,7 +158,7 @@ def _choices_of(chunk: dict[str, Any]) -> list[dict[str, Any]]:
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
-def _says_something(choice: dict[str, Any]) -> bool:
+def _has_content(choice: dict[str, Any]) -> bool:
     return bool(choice.get("delta") or choice.get("text") or choice.get("finish_reason"))
 
 
@@ -170,5 +174,5 @@ def _json_of(event: bytes) -> dict[str, Any] | None:
     return chunk if isinstance(chunk, dict) else None
 
 
-def _event_of(chunk: dict[str, Any]) -> bytes:
+def _to_event(chunk: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"

@@ -1,4 +1,4 @@
-"""The engines' side of a connection that is closed here."""
+"""The client closes the connection of a response that it has not read to its end."""
 
 import asyncio
 import gc
@@ -7,11 +7,11 @@ import weakref
 import aiohttp
 import pytest
 from aiohttp import web
-from bedplate_gateway import transport
+from bedplate_gateway import engine_client
 from bedplate_gateway.settings import Engine
 
 
-def test_hanging_up_ends_the_read_and_leaves_nothing_behind() -> None:
+def test_abort_ends_the_read_and_leaves_nothing_behind() -> None:
     """aiohttp's own close raises one exception again and again, whose traceback would keep every request."""
 
     async def stream(request: web.Request) -> web.StreamResponse:
@@ -21,11 +21,11 @@ def test_hanging_up_ends_the_read_and_leaves_nothing_behind() -> None:
             await response.write(b"x")
             await asyncio.sleep(0.05)
 
-    async def leave(session: aiohttp.ClientSession, engine: Engine) -> weakref.ref[aiohttp.ClientResponse]:
-        response = await transport.ask(session, engine, "/")
+    async def abort(session: aiohttp.ClientSession, engine: Engine) -> weakref.ref[aiohttp.ClientResponse]:
+        response = await engine_client.send(session, engine, "/")
         reading = asyncio.create_task(response.content.read())
         await asyncio.sleep(0.1)
-        transport.hang_up(response)
+        engine_client.abort(response)
         with pytest.raises(aiohttp.ClientError):
             await reading
         return weakref.ref(response)
@@ -38,11 +38,11 @@ def test_hanging_up_ends_the_read_and_leaves_nothing_behind() -> None:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         engine = Engine(name="e", kind="openai", url=url, models=())
-        async with transport.new_session() as session:
-            left = [await leave(session, engine) for _ in range(3)]
+        async with engine_client.new_session() as session:
+            aborted = [await abort(session, engine) for _ in range(3)]
             await asyncio.sleep(0.1)
             gc.collect()
-            assert [one() for one in left] == [None] * 3
+            assert [response() for response in aborted] == [None] * 3
         await runner.cleanup()
 
     asyncio.run(run())

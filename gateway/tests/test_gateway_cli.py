@@ -1,4 +1,4 @@
-"""The command as systemd runs it, with a stub of systemd that keeps sockets and hears notifications."""
+"""The command as systemd runs it, with a stub of systemd that stores sockets and receives notifications."""
 
 from __future__ import annotations
 
@@ -18,22 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bedplate_gateway import notify
-from bedplate_gateway.start import EXIT_CONFIGURATION
+from bedplate_gateway import sd_notify
+from bedplate_gateway.cli import EXIT_CONFIGURATION
 
-SOURCE = Path(notify.__file__).parents[1]
-# What takes seconds at each start has nothing to do with how it starts.
-COMMAND = (
-    "from bedplate_gateway import responses, start; responses.load_translator = lambda: None; start.main()"
-)
+SOURCE = Path(sd_notify.__file__).parents[1]
+# The import of LiteLLM takes seconds and does not matter here.
+COMMAND = "from bedplate_gateway import cli, responses; responses.load_translator = lambda: None; cli.main()"
 
 
 class StubSystemd:
-    """Starts the command with the sockets that it was told to keep, and notes the main process."""
+    """Starts the command with the sockets that it stored, and notes the main process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.kept: dict[str, int] = {}
+        self.stored: dict[str, int] = {}
         self.main: int | None = None
         self.messages: list[str] = []
         self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -44,7 +42,7 @@ class StubSystemd:
     def run(self, *arguments: str) -> subprocess.Popen[str]:
         """Start the command without waiting for it."""
         # The shell knows its number before it becomes the command, and hands the sockets on from 3.
-        order = [f"{3 + number}<&{kept}" for number, kept in enumerate(self.kept.values())]
+        order = [f"{3 + number}<&{stored}" for number, stored in enumerate(self.stored.values())]
         script = f'LISTEN_PID=$$ exec "$@" {" ".join(order)}'
         process = subprocess.Popen(
             [
@@ -58,13 +56,13 @@ class StubSystemd:
                 *arguments,
                 str(self.folder / "gateway.json"),
             ],
-            pass_fds=list(self.kept.values()),
+            pass_fds=list(self.stored.values()),
             env={
                 "PATH": os.environ["PATH"],
                 "PYTHONPATH": str(SOURCE),
                 "NOTIFY_SOCKET": str(self.folder / "notify"),
-                "LISTEN_FDS": str(len(self.kept)),
-                "LISTEN_FDNAMES": ":".join(self.kept),
+                "LISTEN_FDS": str(len(self.stored)),
+                "LISTEN_FDNAMES": ":".join(self.stored),
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -88,7 +86,7 @@ class StubSystemd:
             self.messages.append(message)
             if message.startswith("FDSTORE=1\nFDNAME="):
                 # Above those that the shell deals the sockets to.
-                self.kept[message.rpartition("=")[2]] = fcntl.fcntl(descriptors[0], fcntl.F_DUPFD, 10)
+                self.stored[message.rpartition("=")[2]] = fcntl.fcntl(descriptors[0], fcntl.F_DUPFD, 10)
                 os.close(descriptors[0])
             if message.startswith("MAINPID="):
                 self.main = int(message.partition("=")[2])
@@ -102,7 +100,7 @@ class StubSystemd:
         for process in self.processes:
             process.kill()
             process.communicate()
-        for descriptor in self.kept.values():
+        for descriptor in self.stored.values():
             os.close(descriptor)
         self._channel.close()
 
@@ -179,13 +177,14 @@ def test_a_port_that_another_has_is_no_configuration_error(systemd: StubSystemd)
         process = systemd.run()
         output, _ = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert "cannot be listened on (Address already in use)" in output
+    assert "Cannot listen on 127.0.0.1 port" in output
+    assert "(Address already in use)" in output
     assert output.count("\n") == 1
 
 
 def test_the_port_outlives_a_kill_and_follows_the_settings(systemd: StubSystemd) -> None:
     process = systemd.start()
-    assert list(systemd.kept) == ["api", "metrics"]
+    assert list(systemd.stored) == ["api", "metrics"]
     process.kill()
     process.wait()
     waiting = connect(systemd.folder)

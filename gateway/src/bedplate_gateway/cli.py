@@ -1,0 +1,222 @@
+"""The command `bedplate-gateway`: checks its files, serves, or takes over from the running process."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import uvloop
+
+from bedplate_gateway.app import Gateway
+from bedplate_gateway.handover import InheritedSockets, Offer, Predecessor, connect, take_over
+from bedplate_gateway.keys import Keys, read_keys
+from bedplate_gateway.sd_notify import notify, store_socket, stored_sockets
+from bedplate_gateway.server import ClientLimits, HttpServer, StartError, is_bound_to, listen
+from bedplate_gateway.settings import Listener, Settings, SettingsError, read_settings
+
+log = logging.getLogger(__name__)
+
+EXIT_CONFIGURATION = 78
+"""sysexits' EX_CONFIG: a restart does not help until somebody corrects the files."""
+SETTINGS = Path("/etc/bedplate/bedplate-gateway/gateway.json")
+START_SECONDS = 90.0
+"""How long the new process of a reload may take to start; less than systemd waits for the command."""
+
+
+def main() -> None:
+    """Run the command; exits 78 with one sentence when settings or keys are unusable."""
+    parser = argparse.ArgumentParser(prog="bedplate-gateway", description="The OpenAI-compatible gateway.")
+    parser.add_argument("settings", type=Path, nargs="?", default=SETTINGS, help=f"default: {SETTINGS}")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="only check settings and keys")
+    mode.add_argument("--replace", action="store_true", help="take over from the running process")
+    mode.add_argument(
+        "--predecessor",
+        type=Path,
+        metavar="DIR",
+        help="take over from another unit's process, by its state folder",
+    )
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        settings = read_settings(arguments.settings)
+        keys = read_keys(settings.keys_file)
+        if arguments.check:
+            return
+        if arguments.replace:
+            sys.exit(_replace(settings, keys))
+        if arguments.predecessor and (inherited := _connect_if_running(arguments.predecessor)):
+            _take_over(settings, keys, inherited)
+        else:
+            uvloop.run(serve(settings, keys, _open_listeners(settings)))
+    except (SettingsError, StartError) as error:
+        sys.stderr.write(f"bedplate-gateway: {error}\n")
+        sys.exit(EXIT_CONFIGURATION if isinstance(error, SettingsError) else 1)
+
+
+def _unbound(settings: Settings, listeners: dict[str, socket.socket]) -> dict[str, Listener]:
+    """Return the settings of the listeners, by name, that have no socket at their address yet."""
+    return {
+        name: listener
+        for name, listener in {"api": settings.api, "metrics": settings.metrics}.items()
+        if name not in listeners or not is_bound_to(listeners[name], listener.address, listener.port)
+    }
+
+
+def _open_listeners(settings: Settings) -> dict[str, socket.socket]:
+    """Return the listening sockets: those that systemd stored, and new ones for other addresses."""
+    sockets = dict(stored_sockets())
+    for name, listener in _unbound(settings, sockets).items():
+        if name in sockets:
+            _free_port(sockets[name])
+        sockets[name] = listen(listener.address, listener.port)
+        store_socket(name, sockets[name])
+    return sockets
+
+
+def _free_port(listener: socket.socket) -> None:
+    # It frees the port at once, whoever has copies of the socket, and systemd drops its own.
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+def _replace(settings: Settings, keys: Keys) -> int:
+    """Start a process that takes over from the running one; return the exit status of the reload command.
+
+    It forks twice, so that the new process is a child of systemd, which would ignore a child of the command.
+    """
+    reader, writer = os.pipe()
+    if child := os.fork():
+        os.close(writer)
+        os.waitpid(child, 0)
+        status = os.read(reader, 1)
+        return status[0] if status else 1
+    if os.fork():
+        os._exit(0)
+    os.close(reader)
+
+    def report(status: int) -> None:
+        os.write(writer, bytes([status]))
+        os.close(writer)
+
+    try:
+        _take_over(settings, keys, connect(settings.state_dir), lambda: report(0))
+    except StartError as error:
+        sys.stderr.write(f"bedplate-gateway: {error}\n")
+        report(1)
+        return 1
+    return 0
+
+
+def _connect_if_running(state_dir: Path) -> InheritedSockets | None:
+    """Return what the process of another unit hands over, None where none runs."""
+    try:
+        return connect(state_dir)
+    except StartError as error:
+        log.info("Nothing to take over: %s", error)
+        return None
+
+
+def _take_over(
+    settings: Settings, keys: Keys, inherited: InheritedSockets, on_ready: Callable[[], None] = lambda: None
+) -> None:
+    """Serve in place of the process that hands over; listeners move where the settings have other addresses."""
+    old = inherited.listeners
+    moved = {name: _listen_next_to(old[name], listener) for name, listener in _unbound(settings, old).items()}
+    listeners = old | moved
+
+    def store_and_report() -> None:
+        for name in moved:
+            _free_port(old[name])
+        for name, listener in listeners.items():
+            store_socket(name, listener)
+        on_ready()
+
+    uvloop.run(serve(settings, keys, listeners, inherited, store_and_report))
+
+
+def _listen_next_to(old: socket.socket, listener: Listener) -> socket.socket:
+    """Return a new listening socket while the old one is open; one for all addresses excludes others."""
+    try:
+        return listen(listener.address, listener.port)
+    except StartError:
+        raise StartError(
+            f"A reload cannot move the port: {listener.address} port {listener.port} cannot be opened while "
+            f"the running process listens on {old.getsockname()[0]}: systemctl restart bedplate-gateway"
+        ) from None
+
+
+async def serve(
+    settings: Settings,
+    keys: Keys,
+    listeners: dict[str, socket.socket],
+    inherited: InheritedSockets | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM, or until another process has taken over and the last request here has ended."""
+    gateway = Gateway(settings, keys)
+    servers = [
+        HttpServer("api", gateway, listeners["api"]),
+        # Prometheus reconnects by itself after its idle connection was closed; no restart need wait for it.
+        HttpServer("metrics", gateway.metrics_app, listeners["metrics"], ClientLimits(idle_draining=0)),
+    ]
+    predecessor: Predecessor | None = None
+    try:
+        async with asyncio.timeout(START_SECONDS if inherited else None):
+            await gateway.start()
+            if inherited is None:
+                gateway.local.open_usage_log()
+            else:
+                # Nobody waits for this process yet.
+                await gateway.translator_loaded()
+                predecessor = await take_over(inherited, gateway, servers)
+    except TimeoutError:
+        raise StartError(
+            f"The start took more than {START_SECONDS:.0f} s: check the engines with: make health"
+        ) from None
+    # Before this a signal ends the process at once, which is correct.
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    for server in servers:
+        await server.open()
+    offer = Offer(settings.state_dir, gateway, servers)
+    await offer.open()
+    notify("READY=1")
+    on_ready()
+
+    await _wait_first(stop.wait(), offer.taken.wait())
+    if offer.taken.is_set():
+        # Nobody waits for this process to end: requests may take their time, and so may their cleanup.
+        await _wait_first(stop.wait(), _wait_drained(servers, predecessor, with_tasks=True))
+    else:
+        for server in servers:
+            server.drain()
+    await _wait_first(
+        asyncio.sleep(settings.drain_seconds), _wait_drained(servers, predecessor, with_tasks=False)
+    )
+    for server in servers:
+        await server.close()
+    await gateway.stop()
+
+
+async def _wait_first(*waits: Coroutine[None, None, object]) -> None:
+    """Return when the first of them does; cancel the others."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+async def _wait_drained(
+    servers: list[HttpServer], predecessor: Predecessor | None, *, with_tasks: bool
+) -> None:
+    """Return when no client and no predecessor, which uses this process's admission, needs it any more."""
+    for server in servers:
+        await server.wait_drained(with_tasks=with_tasks)
+    if predecessor is not None and predecessor.listening is not None:
+        await asyncio.wait([predecessor.listening])
