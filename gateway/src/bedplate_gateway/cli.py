@@ -125,7 +125,7 @@ def _connect_if_running(state_dir: Path) -> InheritedSockets | None:
 def _take_over(
     settings: Settings, keys: Keys, inherited: InheritedSockets, on_ready: Callable[[], None] = lambda: None
 ) -> None:
-    """Serve in place of the process that hands over; listeners move where the settings have other addresses."""
+    """Serve in place of the process that hands over; move listeners to new addresses."""
     old = inherited.listeners
     moved = {name: _listen_next_to(old[name], listener) for name, listener in _unbound(settings, old).items()}
     listeners = old | moved
