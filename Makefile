@@ -14,23 +14,8 @@ PLAY = $(VENV)/bin/ansible-playbook --inventory $(INVENTORY)
 ADHOC = $(VENV)/bin/ansible --inventory $(INVENTORY) --become
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-# The inventory group of each unit; a target may name the service with or without its prefix.
-UNITS := ollama bedplate-gateway prometheus alertmanager node-exporter bedplate-exporter bedplate-dashboard traffic-canary
-group_ollama := inference
-group_bedplate-gateway := gateway
-group_prometheus := monitoring
-group_alertmanager := monitoring
-group_node-exporter := inference:gateway:monitoring
-group_bedplate-exporter := inference
-group_bedplate-dashboard := monitoring
-group_traffic-canary := gateway
-# The canary is a timer and the service that it starts: start and stop apply to the timer, status and logs to both.
-started_traffic-canary := traffic-canary.timer
-shown_traffic-canary := traffic-canary.timer traffic-canary.service
-unit = $(if $(group_$(1)),$(1),$(if $(group_bedplate-$(1)),bedplate-$(1),$(error no service is called '$(1)'; known: $(UNITS))))
-group = $(group_$(call unit,$(1)))
-started = $(or $(started_$(call unit,$(1))),$(call unit,$(1)).service)
-shown = $(or $(shown_$(call unit,$(1))),$(call unit,$(1)).service)
+# A field of a service's row in playbooks/services.yml; a verb may name the service with or without its prefix.
+field = $(or $(shell $(VENV)/bin/python scripts/service.py $(1) $(2)),$(error make help lists the verbs))
 EVERYWHERE := inference:gateway:monitoring
 
 step = @printf '\n\033[1m[%s] %s\033[0m %s\n' '$(1)' '$(2)' '$(3)'
@@ -88,25 +73,25 @@ stop: hosts ## Stop every service
 restart: hosts ## Restart every service
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.shell -a 'systemctl restart bedplate.target $$(systemctl show --value --property=ConsistsOf bedplate.target)'
 status: hosts ## Show the state of every service
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl --no-pager --all list-units $(foreach name,$(UNITS),$(call shown,$(name))) bedplate.target'
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl --no-pager --all list-units $(call field,shown) bedplate.target'
 health: hosts ## Print the stack's health in one sentence, and the next command
 	$(PLAY) playbooks/health.yml
 logs: hosts ## Show the last lines of every service's journal
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(foreach name,$(UNITS),$(addprefix --unit ,$(call shown,$(name))))'
+	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(call field,shown))'
 
 start-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl start $(call started,$*)'
+	$(ADHOC) $(call field,group,$*) -m ansible.builtin.command -a 'systemctl start $(call field,started,$*)'
 stop-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl stop $(call started,$*)'
+	$(ADHOC) $(call field,group,$*) -m ansible.builtin.command -a 'systemctl stop $(call field,started,$*)'
 restart-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'systemctl restart $(call started,$*)'
+	$(ADHOC) $(call field,group,$*) -m ansible.builtin.command -a 'systemctl restart $(call field,started,$*)'
 # systemctl status exits with up to 3 for a stopped unit, which is a result and no error.
 status-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.shell -a 'systemctl --no-pager --full status $(call shown,$*); [ $$? -le 3 ]'
+	$(ADHOC) $(call field,group,$*) -m ansible.builtin.shell -a 'systemctl --no-pager --full status $(call field,shown,$*); [ $$? -le 3 ]'
 logs-%: hosts
-	$(ADHOC) $(call group,$*) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(call shown,$*))'
+	$(ADHOC) $(call field,group,$*) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(call field,shown,$*))'
 health-%: hosts
-	$(PLAY) playbooks/health.yml --extra-vars health_service=$(call unit,$*)
+	$(PLAY) playbooks/health.yml --extra-vars health_service=$(call field,name,$*)
 
 ##@ Keys and clients
 .PHONY: env key rotate-key lab-addresses traffic-quick smoke
