@@ -13,10 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
-from bedplate_dashboard import collect
-from bedplate_dashboard.collect import Observation, ReportFile, read_report
-from bedplate_dashboard.payloads import clean
 from bedplate_dashboard.settings import Secrets, Settings
+from bedplate_dashboard.sources import collect
+from bedplate_dashboard.sources.collect import Observation, ReportFile, read_report
+from bedplate_dashboard.sources.payloads import clean
 from observed import FakeServer
 
 Answer = Callable[[BaseHTTPRequestHandler], None]

@@ -6,10 +6,10 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
-from bedplate_dashboard import events
-from bedplate_dashboard.collect import Observation
-from bedplate_dashboard.events import Events, TooManyStreamsError
-from bedplate_dashboard.poller import Poller
+from bedplate_dashboard.health.poller import Poller
+from bedplate_dashboard.sources.collect import Observation
+from bedplate_dashboard.web import events
+from bedplate_dashboard.web.events import Events, TooManyStreamsError
 
 
 class Pages:

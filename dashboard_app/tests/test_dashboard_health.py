@@ -6,8 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from bedplate_dashboard import health
-from bedplate_dashboard.collect import (
+from bedplate_dashboard.health import judge as judging
+from bedplate_dashboard.health.facts import add_default_tag
+from bedplate_dashboard.health.judge import STALE_SECONDS, Memory, Snapshot, advance, describe_now
+from bedplate_dashboard.health.model import Refusals, Verdict
+from bedplate_dashboard.health.traffic_window import RecentTraffic
+from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.sources.collect import (
     Contact,
     GatewayAnswer,
     HostAnswer,
@@ -15,12 +20,7 @@ from bedplate_dashboard.collect import (
     Observation,
     PrometheusAnswer,
 )
-from bedplate_dashboard.health import STALE_SECONDS, Memory, Snapshot, advance, describe_now
-from bedplate_dashboard.parts import add_default_tag
-from bedplate_dashboard.payloads import ActiveAlert, EngineState
-from bedplate_dashboard.settings import Settings
-from bedplate_dashboard.status import Refusals, Verdict
-from bedplate_dashboard.traffic_window import RecentTraffic
+from bedplate_dashboard.sources.payloads import ActiveAlert, EngineState
 from observed import ANSWERED, gateway_metrics, node_metrics
 
 Change = Callable[[Observation], Observation]
@@ -33,7 +33,7 @@ def judge(
     recent: RecentTraffic | None = None,
     memory: Memory | None = None,
 ) -> Verdict:
-    return health.judge(settings, observation, recent or RecentTraffic(), {}, memory or Memory())
+    return judging.judge(settings, observation, recent or RecentTraffic(), {}, memory or Memory())
 
 
 def engine(

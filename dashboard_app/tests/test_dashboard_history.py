@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from bedplate_dashboard import collect, history
-from bedplate_dashboard.history import QUERIES, SPANS, History
 from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.sources import collect, history
+from bedplate_dashboard.sources.history import QUERIES, SPANS, History
 from observed import SECRETS, FakeServer
 
 

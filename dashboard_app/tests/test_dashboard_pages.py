@@ -7,9 +7,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from bedplate_dashboard import assets, filters
 from bedplate_dashboard.settings import Secrets
-from bedplate_dashboard.web import create_app
+from bedplate_dashboard.web import assets, filters
+from bedplate_dashboard.web.app import create_app
 from flask.testing import FlaskClient
 from sample_server import SamplePoller
 from samples import HOSTILE, SAMPLES

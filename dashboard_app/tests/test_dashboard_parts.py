@@ -4,10 +4,8 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-from bedplate_dashboard import parts
-from bedplate_dashboard.collect import Contact, MachineAnswer, Observation
-from bedplate_dashboard.settings import PinnedVersion, Settings
-from bedplate_dashboard.status import (
+from bedplate_dashboard.health import facts
+from bedplate_dashboard.health.model import (
     Canary,
     Disk,
     Limit,
@@ -18,6 +16,8 @@ from bedplate_dashboard.status import (
     Slots,
     Version,
 )
+from bedplate_dashboard.settings import PinnedVersion, Settings
+from bedplate_dashboard.sources.collect import Contact, MachineAnswer, Observation
 from flask.testing import FlaskClient
 from observed import ANSWERED, AT, gateway_metrics, node_metrics
 
@@ -25,7 +25,7 @@ HOSTILE = "<b>\\n\u202e"
 
 
 def test_limits_with_the_fullest_first() -> None:
-    found = parts.list_limits(
+    found = facts.list_limits(
         gateway_metrics(
             'bedplate_gateway_limit{name="a",scope="key",unit="requests"} 100',
             'bedplate_gateway_limit{name="m:1b",scope="model",unit="tokens"} 50',
@@ -40,7 +40,7 @@ def test_limits_with_the_fullest_first() -> None:
 
 
 def test_the_queue() -> None:
-    found = parts.describe_queue(
+    found = facts.describe_queue(
         gateway_metrics(
             'bedplate_gateway_queue_requests{class="high"} 0',
             'bedplate_gateway_queue_requests{class="low"} 7',
@@ -80,7 +80,7 @@ def machine(*lines: str) -> MachineAnswer:
 def test_a_machine() -> None:
     where = 'device="/dev/sda1",fstype="ext4",mountpoint="/srv"'
     memory = 'device="tmpfs",fstype="tmpfs",mountpoint="/run"'
-    found = parts.describe_machine(
+    found = facts.describe_machine(
         machine(
             f"node_filesystem_size_bytes{{{where}}} 1000",
             f"node_filesystem_avail_bytes{{{where}}} 400",
@@ -115,11 +115,11 @@ def test_a_machine_with_a_fault() -> None:
         unit("host-facts.service", "failed", "oneshot"),
         [f"node_filesystem_size_bytes{{{memory}}} 1000", f"node_filesystem_avail_bytes{{{memory}}} 9"],
     ):
-        assert parts.describe_machine(machine(*lines), {}).state == "bad"
+        assert facts.describe_machine(machine(*lines), {}).state == "bad"
     scarce = machine("node_memory_MemTotal_bytes 8000", "node_memory_MemAvailable_bytes 300")
-    assert parts.describe_machine(scarce, {}).state == "warn"
+    assert facts.describe_machine(scarce, {}).state == "warn"
     away = MachineAnswer("gpu1", Contact("failed", 0.1, "connection refused"), node_metrics())
-    assert parts.describe_machine(away, {}) == Machine(
+    assert facts.describe_machine(away, {}) == Machine(
         name="gpu1", state="unknown", error="connection refused"
     )
 
@@ -134,7 +134,7 @@ def test_the_canary(settings: Settings, all_well: Observation) -> None:
         'bedplate_traffic_canary_last_run_timestamp_seconds{model="b"} 1e300',
         f'bedplate_traffic_canary_success{{model="{HOSTILE}"}} 1',
     )
-    shown = parts.describe_operations(settings, dataclasses.replace(all_well, machines=(node,))).canary
+    shown = facts.describe_operations(settings, dataclasses.replace(all_well, machines=(node,))).canary
     assert shown == (
         Canary(host="gpu1", model="a", ok=True, result="not_loaded", at=AT, answered_at=None, seconds=None),
         Canary(host="gpu1", model="b", ok=False, result="", at=None, answered_at=None, seconds=None),
@@ -154,7 +154,7 @@ def test_running_and_pinned_versions(settings: Settings, all_well: Observation) 
         settings.model_dump()
         | {"pinned_versions": [*pins, {"component": "Gateway", "host": "gateway1", "version": "0.1.0"}]}
     )
-    shown = parts.list_versions(wanted, dataclasses.replace(all_well, gateway=gateway, machines=(node,)))
+    shown = facts.list_versions(wanted, dataclasses.replace(all_well, gateway=gateway, machines=(node,)))
     assert shown == (
         Version(component="Ollama", host="gpu1", pinned="0.23.0", running="0.24.0", ok=False),
         Version(component="Gateway", host="gateway1", pinned="0.1.0", running="0.1.0", ok=True),
@@ -173,10 +173,10 @@ def test_an_earlier_gateway_shows_no_version(
         all_well.gateway, metrics=gateway_metrics(f"bedplate_gateway_info{{{labels}}} 1")
     )
     observation = dataclasses.replace(all_well, gateway=gateway)
-    assert parts.find_gateway_version(observation) is None
+    assert facts.find_gateway_version(observation) is None
     pin = PinnedVersion(component="Gateway", host="gateway1", version="0.1.0")
     pinned = settings.model_copy(update={"pinned_versions": (pin,)})
-    assert parts.list_versions(pinned, observation)[0] == Version(
+    assert facts.list_versions(pinned, observation)[0] == Version(
         component="Gateway", host="gateway1", pinned="0.1.0", running=None, ok=None
     )
     client = show(observation)

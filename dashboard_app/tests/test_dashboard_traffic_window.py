@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from bedplate_dashboard.prometheus_text import Samples
-from bedplate_dashboard.status import Refusals, Traffic
-from bedplate_dashboard.traffic_window import TrafficWindow, estimate_quantile
+from bedplate_dashboard.health.model import Refusals, Traffic
+from bedplate_dashboard.health.traffic_window import TrafficWindow, estimate_quantile
+from bedplate_dashboard.sources.prometheus_text import Samples
 from observed import gateway_metrics
 
 

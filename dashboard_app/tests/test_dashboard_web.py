@@ -12,12 +12,12 @@ from typing import Any
 from urllib.parse import urljoin
 
 import pytest
-from bedplate_dashboard.collect import Contact, HostAnswer, Observation, PrometheusAnswer, ReportFile
-from bedplate_dashboard.health import Snapshot
-from bedplate_dashboard.payloads import Check, EngineState, Report
-from bedplate_dashboard.poller import Poller
+from bedplate_dashboard.health.judge import Snapshot
+from bedplate_dashboard.health.poller import Poller
 from bedplate_dashboard.settings import Settings
-from bedplate_dashboard.web import build_client_snippets, create_app
+from bedplate_dashboard.sources.collect import Contact, HostAnswer, Observation, PrometheusAnswer, ReportFile
+from bedplate_dashboard.sources.payloads import Check, EngineState, Report
+from bedplate_dashboard.web.app import build_client_snippets, create_app
 from flask.testing import FlaskClient
 from observed import SECRETS
 

@@ -32,7 +32,7 @@ METRICS = {
     name + ENDINGS.get(kind, "")
     for source in [
         *ROOT.glob("*/src/*/metrics.py"),
-        *ROOT.glob("dashboard_app/src/*/web.py"),
+        *ROOT.glob("dashboard_app/src/*/web/metrics.py"),
         *ROOT.glob("roles/node_exporter/files/*.py"),
         ROOT / "traffic/src/traffic/canary.py",
     ]

@@ -6,24 +6,15 @@ from dataclasses import dataclass, field
 
 from prometheus_client.samples import Sample
 
-from bedplate_dashboard.payloads import clean_label
-from bedplate_dashboard.prometheus_text import Samples
-from bedplate_dashboard.status import Refusals, Traffic
+from bedplate_dashboard.health.model import Refusals, Traffic
+from bedplate_dashboard.sources.metric_names import COUNTERS
+from bedplate_dashboard.sources.payloads import clean_label
+from bedplate_dashboard.sources.prometheus_text import Samples
 
 WINDOW_SECONDS = 60.0
 RECENT_SECONDS = 10.0
 """A refusal within this time counts as a current fault."""
 
-# Counters whose increase over the last minute is reported.
-COUNTERS = (
-    "bedplate_gateway_requests_total",
-    "bedplate_gateway_refusals_total",
-    "bedplate_gateway_prompt_tokens_total",
-    "bedplate_gateway_completion_tokens_total",
-    "bedplate_gateway_service_seconds_sum",
-    "bedplate_gateway_time_to_first_token_seconds_bucket",
-    "bedplate_gateway_request_seconds_bucket",
-)
 NO_MODEL = "-"
 REFUSED = frozenset({429, 503})
 

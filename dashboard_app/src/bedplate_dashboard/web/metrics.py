@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bedplate_dashboard.poller import Poller
+from bedplate_dashboard.health.poller import Poller
 
 STATES = ("healthy", "degraded", "down")
 

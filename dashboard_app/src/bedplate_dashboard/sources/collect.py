@@ -1,6 +1,6 @@
 """Poll every part of the stack once, in parallel, each with a deadline.
 
-Nothing here judges: an `Observation` holds what each part answered, `health` decides what that means.
+Nothing here judges: an `Observation` holds what each part answered, and `health` decides what that means.
 """
 
 import asyncio
@@ -18,8 +18,11 @@ from typing import Literal, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from bedplate_dashboard import __version__, prometheus_text
-from bedplate_dashboard.payloads import (
+from bedplate_dashboard import __version__
+from bedplate_dashboard.settings import InferenceHost, NodeExporter, Secrets, Settings
+from bedplate_dashboard.sources import prometheus_text
+from bedplate_dashboard.sources.metric_names import GATEWAY_METRICS, NODE_COLLECTORS, NODE_METRICS
+from bedplate_dashboard.sources.payloads import (
     ActiveAlert,
     AlertList,
     BuildInfo,
@@ -28,9 +31,7 @@ from bedplate_dashboard.payloads import (
     Report,
     clean,
 )
-from bedplate_dashboard.prometheus_text import Samples
-from bedplate_dashboard.settings import InferenceHost, NodeExporter, Secrets, Settings
-from bedplate_dashboard.traffic_window import COUNTERS
+from bedplate_dashboard.sources.prometheus_text import Samples
 
 ANSWER_SECONDS = 1.5
 """Longer than the exporter waits for its engine (1 s): a hung engine is not a hung exporter."""
@@ -41,41 +42,6 @@ PROMETHEUS_USER = "bedplate"
 BODY_BYTES = 1024 * 1024
 METRICS_BYTES = 4 * 1024 * 1024
 NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
-
-GATEWAY_METRICS = frozenset(
-    {
-        "process_start_time_seconds",
-        *COUNTERS,
-        "bedplate_gateway_info",
-        "bedplate_gateway_last_request_timestamp_seconds",
-        "bedplate_gateway_last_answer_tokens_per_second",
-        "bedplate_gateway_engine_serves",
-        "bedplate_gateway_slots",
-        "bedplate_gateway_slots_busy",
-        "bedplate_gateway_queue_requests",
-        "bedplate_gateway_queue_oldest_wait_seconds",
-        "bedplate_gateway_limit",
-        "bedplate_gateway_limit_used",
-    }
-)
-NODE_METRICS = frozenset(
-    {
-        "node_exporter_build_info",
-        "node_filesystem_avail_bytes",
-        "node_filesystem_size_bytes",
-        "node_memory_MemAvailable_bytes",
-        "node_memory_MemTotal_bytes",
-        "node_systemd_unit_state",
-        "node_systemd_service_restart_total",
-        "bedplate_host_reboot_required",
-        "bedplate_traffic_canary_success",
-        "bedplate_traffic_canary_result",
-        "bedplate_traffic_canary_last_run_timestamp_seconds",
-        "bedplate_traffic_canary_last_answer_timestamp_seconds",
-        "bedplate_traffic_canary_seconds",
-    }
-)
-NODE_COLLECTORS = ("filesystem", "meminfo", "systemd", "textfile")
 
 Answer = TypeVar("Answer")
 Document = TypeVar("Document", bound=BaseModel)

@@ -5,12 +5,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from bedplate_dashboard import __version__
-from bedplate_dashboard.collect import Contact, HostAnswer, MachineAnswer, Observation, ReportFile
-from bedplate_dashboard.history import DaysLeft
-from bedplate_dashboard.payloads import EngineModel, clean_label
-from bedplate_dashboard.prometheus_text import Samples
-from bedplate_dashboard.settings import InferenceHost, Settings
-from bedplate_dashboard.status import (
+from bedplate_dashboard.health.model import (
     Alert,
     Answered,
     Canary,
@@ -31,6 +26,11 @@ from bedplate_dashboard.status import (
     Slots,
     Version,
 )
+from bedplate_dashboard.settings import InferenceHost, Settings
+from bedplate_dashboard.sources.collect import Contact, HostAnswer, MachineAnswer, Observation, ReportFile
+from bedplate_dashboard.sources.history import DaysLeft
+from bedplate_dashboard.sources.payloads import EngineModel, clean_label
+from bedplate_dashboard.sources.prometheus_text import Samples
 
 FULL_RATIO = 0.05
 """A disk or memory with less than this share available counts as full."""

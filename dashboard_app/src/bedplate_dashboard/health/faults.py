@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from bedplate_dashboard import parts
-from bedplate_dashboard.collect import HostAnswer, Observation
-from bedplate_dashboard.parts import add_default_tag
+from bedplate_dashboard.health import facts
+from bedplate_dashboard.health.facts import add_default_tag
+from bedplate_dashboard.health.model import Fault, Machine, ModelStatus, Queue, Refusals
 from bedplate_dashboard.settings import InferenceHost, Settings
-from bedplate_dashboard.status import Fault, Machine, ModelStatus, Queue, Refusals
+from bedplate_dashboard.sources.collect import HostAnswer, Observation
 
 LONG_WAIT_SECONDS = 30.0
 """How long the oldest request of a class may wait; class `low` may wait without limit."""
@@ -203,13 +203,13 @@ def _find_machine_faults(
                     about=f"node exporter {name}",
                 )
             continue
-        for disk in filter(parts.is_full, machine.disks):
+        for disk in filter(facts.is_full, machine.disks):
             what = f"{disk.mountpoint} on {name} is full ({disk.available_bytes / 1e9:.1f} GB left)"
             command = f"du -xh --max-depth 2 {disk.mountpoint} | sort -h | tail"
             yield Fault(what=what, next=command, next_on=name, about=f"disk {name} {disk.mountpoint}")
         for service in machine.services:
             # Services in `polled` are judged by their answer, which shows more than their process.
-            if service.name not in polled and service.state in parts.BAD_UNIT_STATES:
+            if service.name not in polled and service.state in facts.BAD_UNIT_STATES:
                 what = f"{service.name} on {name} is {service.state}"
                 yield Fault(
                     what=what,
@@ -239,7 +239,7 @@ def _find_monitoring_faults(settings: Settings, observation: Observation) -> Ite
 
 def _describe_unit(observation: Observation, host: str, unit: str) -> str:
     """Return "UNIT is STATE, " for a unit that should be active and is not, else an empty text."""
-    state = parts.find_unit_state(observation, host, unit)
+    state = facts.find_unit_state(observation, host, unit)
     return "" if state in (None, "active") else f"{unit} is {state}, "
 
 

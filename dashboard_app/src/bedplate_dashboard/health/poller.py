@@ -7,13 +7,14 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from bedplate_dashboard import collect, health, history
-from bedplate_dashboard.collect import Clients, Observation
-from bedplate_dashboard.health import Memory, Snapshot
-from bedplate_dashboard.history import DaysLeft
+from bedplate_dashboard.health import judge
+from bedplate_dashboard.health.judge import Memory, Snapshot
+from bedplate_dashboard.health.model import Status
+from bedplate_dashboard.health.traffic_window import TrafficWindow
 from bedplate_dashboard.settings import Secrets, Settings
-from bedplate_dashboard.status import Status
-from bedplate_dashboard.traffic_window import TrafficWindow
+from bedplate_dashboard.sources import collect, history
+from bedplate_dashboard.sources.collect import Clients, Observation
+from bedplate_dashboard.sources.history import DaysLeft
 
 Collect = Callable[[Clients, Settings, str], Awaitable[Observation]]
 
@@ -45,7 +46,7 @@ class Poller:
 
     def status(self) -> Status:
         """Return the status as of now, from the last poll and its age."""
-        return health.describe_now(self._last, time.monotonic(), self._started, self._started_monotonic)
+        return judge.describe_now(self._last, time.monotonic(), self._started, self._started_monotonic)
 
     def wait(self, number: int, seconds: float) -> int:
         """Wait for a poll other than `number`, at most `seconds`; return the number of the last poll."""
@@ -59,7 +60,7 @@ class Poller:
         if observation.gateway.metrics_contact.ok:
             self._window.add(observation.gateway.metrics, now)
         last = self._last
-        verdict = health.judge(
+        verdict = judge.judge(
             self.settings,
             observation,
             self._window.summary(now),
@@ -67,7 +68,7 @@ class Poller:
             last.memory if last else Memory(),
         )
         with self._changed:
-            self._last = health.advance(last, verdict, observation, now)
+            self._last = judge.advance(last, verdict, observation, now)
             self._changed.notify_all()
         if last is None or (last.verdict.state, _list_faults(last)) != (
             verdict.state,
@@ -91,7 +92,7 @@ class Poller:
             except Exception:
                 # A defect of ours must not end the polling; readers see the last poll become stale.
                 log.exception("a poll failed")
-            await asyncio.sleep(max(0.0, began + health.POLL_SECONDS - time.monotonic()))
+            await asyncio.sleep(max(0.0, began + judge.POLL_SECONDS - time.monotonic()))
 
     async def _query_disk_growth_forever(self, clients: Clients) -> None:
         while True:

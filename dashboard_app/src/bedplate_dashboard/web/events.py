@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bedplate_dashboard.poller import Poller
+from bedplate_dashboard.health.poller import Poller
 
 MAX_STREAMS = 250
 """Each stream holds a thread; further browsers poll /live instead."""

@@ -13,12 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from bedplate_dashboard import faults, parts, request_path
-from bedplate_dashboard.collect import ANSWER_SECONDS, Observation
-from bedplate_dashboard.faults import MONITORING_HOST
-from bedplate_dashboard.history import DaysLeft
-from bedplate_dashboard.settings import Settings
-from bedplate_dashboard.status import (
+from bedplate_dashboard.health import facts, faults, request_path
+from bedplate_dashboard.health.faults import MONITORING_HOST
+from bedplate_dashboard.health.model import (
     Answered,
     Fault,
     Hop,
@@ -28,7 +25,10 @@ from bedplate_dashboard.status import (
     Status,
     Verdict,
 )
-from bedplate_dashboard.traffic_window import RecentTraffic
+from bedplate_dashboard.health.traffic_window import RecentTraffic
+from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.sources.collect import ANSWER_SECONDS, Observation
+from bedplate_dashboard.sources.history import DaysLeft
 
 POLL_SECONDS = 2.0
 STALE_SECONDS = 2 * POLL_SECONDS + ANSWER_SECONDS  # two missed polls and the timeout of one
@@ -67,11 +67,11 @@ def judge(
     """Judge one observation."""
     models = tuple(_judge_models(settings, observation, recent.tokens_per_second, memory))
     counted = observation.gateway.metrics_contact.ok
-    queue = parts.describe_queue(observation.gateway.metrics) if counted else None
+    queue = facts.describe_queue(observation.gateway.metrics) if counted else None
     traffic = recent.traffic if counted else None
-    machines = tuple(parts.describe_machine(answer, days_left) for answer in observation.machines)
+    machines = tuple(facts.describe_machine(answer, days_left) for answer in observation.machines)
     hosts = tuple(
-        parts.describe_host(host, answer, ok=not list(faults.find_host_faults(host, answer, observation)))
+        facts.describe_host(host, answer, ok=not list(faults.find_host_faults(host, answer, observation)))
         for host, answer in zip(settings.inference_hosts, observation.hosts, strict=True)
     )
     current_faults = tuple(
@@ -85,13 +85,13 @@ def judge(
         state = "down"
     elif current_faults:
         state = "degraded"
-    operations = parts.describe_operations(settings, observation)
+    operations = facts.describe_operations(settings, observation)
     return Verdict(
         state=state,
         reason=_write_reason(models, current_faults, len(operations.alerts or ())),
         faults=current_faults,
-        gateway=parts.describe_contact(observation.gateway.contact),
-        prometheus=parts.describe_contact(observation.prometheus.contact),
+        gateway=facts.describe_contact(observation.gateway.contact),
+        prometheus=facts.describe_contact(observation.prometheus.contact),
         hosts=hosts,
         models=models,
         chain=tuple(
@@ -100,9 +100,9 @@ def judge(
                 settings, observation, models=models, hosts=hosts, queue=queue, traffic=traffic
             )
         ),
-        gpus=parts.list_gpus(observation),
+        gpus=facts.list_gpus(observation),
         traffic=traffic,
-        limits=parts.list_limits(observation.gateway.metrics) if counted else None,
+        limits=facts.list_limits(observation.gateway.metrics) if counted else None,
         queue=queue,
         machines=machines,
         operations=operations,
@@ -220,7 +220,7 @@ def _judge_models(
         for host, answer in zip(settings.inference_hosts, observation.hosts, strict=True):
             if name not in host.models:
                 continue
-            placement = parts.describe_placement(name, answer)
+            placement = facts.describe_placement(name, answer)
             placements.append(placement)
             if answer.contact.outcome == "unreachable" or (answer.state and not answer.state.engine.up):
                 chances.append(False)
@@ -230,7 +230,7 @@ def _judge_models(
         on_an_engine = True if True in chances else listed if None in chances or not chances else False
         known = (listed, on_an_engine)
         can_be_served = False if False in known else None if None in known else True
-        answered = parts.find_last_answer(name, observation)
+        answered = facts.find_last_answer(name, observation)
         if can_be_served and answered and _failed_without_cause(answered, memory.unable.get(name)):
             can_be_served = None
         metrics = observation.gateway.metrics

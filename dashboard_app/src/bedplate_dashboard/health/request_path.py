@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from bedplate_dashboard import parts
-from bedplate_dashboard.collect import HostAnswer, Observation
-from bedplate_dashboard.faults import find_gpu_faults, find_queue_faults
+from bedplate_dashboard.health import facts
+from bedplate_dashboard.health.faults import find_gpu_faults, find_queue_faults
+from bedplate_dashboard.health.model import Health, Hop, HostStatus, ModelStatus, Queue, Traffic
 from bedplate_dashboard.settings import Settings
-from bedplate_dashboard.status import Health, Hop, HostStatus, ModelStatus, Queue, Traffic
+from bedplate_dashboard.sources.collect import HostAnswer, Observation
 
 
 def trace_request(
@@ -40,7 +40,7 @@ def _clients_hop(settings: Settings, traffic: Traffic | None) -> Hop:
 
 def _gateway_hop(settings: Settings, observation: Observation, models: tuple[ModelStatus, ...]) -> Hop:
     contact = observation.gateway.contact
-    version = parts.find_gateway_version(observation)
+    version = facts.find_gateway_version(observation)
     listed = sum(model.listed is True for model in models)
     detail = f"lists {listed} of {len(models)} models" if contact.ok else f"at {settings.gateway_url}"
     state: Health = "bad"

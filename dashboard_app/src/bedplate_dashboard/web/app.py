@@ -13,13 +13,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException
 
-from bedplate_dashboard import __version__, assets, filters, login
-from bedplate_dashboard.events import Events, TooManyStreamsError
-from bedplate_dashboard.history import SPANS, History
-from bedplate_dashboard.metrics import StatusMetrics
-from bedplate_dashboard.poller import Poller
+from bedplate_dashboard import __version__
+from bedplate_dashboard.health.model import Status
+from bedplate_dashboard.health.poller import Poller
 from bedplate_dashboard.settings import Secrets, Settings
-from bedplate_dashboard.status import Status
+from bedplate_dashboard.sources.history import SPANS, History
+from bedplate_dashboard.web import assets, filters, login
+from bedplate_dashboard.web.events import Events, TooManyStreamsError
+from bedplate_dashboard.web.metrics import StatusMetrics
 
 API_SCHEMA = 2
 NO_STORE = "no-store"

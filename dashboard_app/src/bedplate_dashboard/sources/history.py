@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import urlencode
 
-from bedplate_dashboard import collect
-from bedplate_dashboard.collect import Clients, Contact
-from bedplate_dashboard.payloads import QueryResult, Series
 from bedplate_dashboard.settings import Secrets, Settings
+from bedplate_dashboard.sources import collect
+from bedplate_dashboard.sources.collect import Clients, Contact
+from bedplate_dashboard.sources.payloads import QueryResult, Series
 
 SCHEMA = 1
 DaysLeft = Mapping[tuple[str, str], float]

@@ -1,4 +1,4 @@
-"""The data behind page, text, API and metrics: all of them show one `Status`, which `health` makes.
+"""The data behind page, text, API and metrics: all of them show one `Status`, which `judge` makes.
 
 Field names are the API's. Units are seconds, bytes, tokens and ratios from 0 to 1; None means unknown, and an
 empty tuple means that there is none.
