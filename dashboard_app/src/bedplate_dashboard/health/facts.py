@@ -1,230 +1,270 @@
-"""One poll, part by part, as page and API show it; `health` judges the stack as a whole."""
+"""The facts that decide about health, derived once a poll; faults and request path only read them."""
 
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
-from bedplate_dashboard import __version__
+from bedplate_dashboard.health import parts
 from bedplate_dashboard.health.model import (
-    Alert,
-    Answered,
-    Canary,
-    CheckStatus,
     Disk,
     EngineStatus,
-    Gpu,
+    Health,
     HostStatus,
-    Limit,
     Machine,
-    Operations,
-    Part,
-    Placement,
     Queue,
     QueueClass,
-    ReportStatus,
+    Refusals,
     Service,
-    Slots,
-    Version,
+    Traffic,
 )
+from bedplate_dashboard.health.thresholds import (
+    BAD_UNIT_STATES,
+    FULL_RATIO,
+    GPU_RATIO,
+    LONG_WAIT_SECONDS,
+    SERVER_REFUSALS,
+    UNLIMITED_WAIT_CLASS,
+)
+from bedplate_dashboard.health.traffic_window import RecentTraffic
 from bedplate_dashboard.settings import InferenceHost, Settings
-from bedplate_dashboard.sources.collect import Contact, HostAnswer, MachineAnswer, Observation, ReportFile
+from bedplate_dashboard.sources.collect import Contact, HostAnswer, MachineAnswer, Observation
 from bedplate_dashboard.sources.history import DaysLeft
-from bedplate_dashboard.sources.payloads import EngineModel, clean_label
+from bedplate_dashboard.sources.payloads import Engine, GpuDriver, clean_label
 from bedplate_dashboard.sources.prometheus_text import Samples
 
-FULL_RATIO = 0.05
-"""A disk or memory with less than this share available counts as full."""
-
-CANARY_ALIAS = "canary"
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
-BAD_UNIT_STATES = frozenset({"inactive", "failed"})
+
+UnitStates = dict[tuple[str, str], str]
+"""systemd's ActiveState by host and unit, without units that a node exporter does not report."""
 
 
-def add_default_tag(model: str) -> str:
-    """Return a model's name as Ollama lists it: without a tag it is `latest`."""
-    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+@dataclass(frozen=True, kw_only=True)
+class ServiceFacts:
+    """A service that is polled directly; `unit_state` is None if no node exporter reports it."""
+
+    contact: Contact
+    unit_state: str | None
 
 
-def describe_contact(contact: Contact) -> Part:
-    """Return the result of polling one service."""
-    return Part(ok=contact.ok, latency_seconds=contact.seconds, error=contact.error)
+@dataclass(frozen=True, kw_only=True)
+class DriverProblem:
+    """Why a GPU driver cannot be used: versions differ, it does not answer, or GPUs are missing."""
+
+    kind: Literal["mismatch", "failed", "missing"]
+    driver: GpuDriver
 
 
-def describe_host(host: InferenceHost, answer: HostAnswer, ok: bool) -> HostStatus:
-    """Return the status of one inference host; the caller decides whether it is `ok`."""
+@dataclass(frozen=True, kw_only=True)
+class GpuFacts:
+    """The GPUs of one host; `off_gpu` names loaded models that are not entirely on them."""
+
+    count: int
+    driver_version: str | None
+    problems: tuple[DriverProblem, ...]
+    off_gpu: tuple[str, ...]
+    throttling: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """One inference host; `engine` and `gpu` are None if its exporter does not answer."""
+
+    name: str
+    exporter: ServiceFacts
+    engine: Engine | None
+    missing_models: tuple[str, ...]
+    gpu: GpuFacts | None
+    status: HostStatus
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the host responds at all."""
+        return self.exporter.contact.outcome != "unreachable"
+
+    @property
+    def cannot_serve(self) -> bool:
+        """Whether it is known that no model can be served here."""
+        return not self.reachable or (self.engine is not None and not self.engine.up)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineFacts:
+    """One host as its node exporter reports it; `reachable` is False for an unreachable inference host."""
+
+    contact: Contact
+    reachable: bool
+    machine: Machine
+    full_disks: tuple[Disk, ...]
+    bad_services: tuple[Service, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """All facts of one poll; `queue` and `traffic` are None if the gateway returns no metrics."""
+
+    gateway: ServiceFacts
+    gateway_metrics: Contact
+    gateway_version: str | None
+    hosts: tuple[HostFacts, ...]
+    machines: tuple[MachineFacts, ...]
+    prometheus: ServiceFacts
+    queue: Queue | None
+    traffic: Traffic | None
+    long_waits: tuple[QueueClass, ...]
+    server_refusals: tuple[Refusals, ...]
+
+
+def derive_facts(
+    settings: Settings, observation: Observation, recent: RecentTraffic, days_left: DaysLeft
+) -> Facts:
+    """Derive every fact of one poll."""
+    gateway, prometheus = observation.gateway, observation.prometheus
+    described = [_describe_machine(answer, days_left) for answer in observation.machines]
+    units: UnitStates = {
+        (machine.name, service.name): service.state for machine in described for service in machine.services
+    }
+    hosts = tuple(
+        _derive_host(host, answer, units.get((host.name, "bedplate-exporter")))
+        for host, answer in zip(settings.inference_hosts, observation.hosts, strict=True)
+    )
+    unreachable = {host.name for host in hosts if not host.reachable}
+    queue = parts.describe_queue(gateway.metrics) if gateway.metrics_contact.ok else None
+    return Facts(
+        gateway=ServiceFacts(
+            contact=gateway.contact, unit_state=units.get((settings.gateway, "bedplate-gateway"))
+        ),
+        gateway_metrics=gateway.metrics_contact,
+        gateway_version=parts.find_gateway_version(observation),
+        hosts=hosts,
+        machines=tuple(
+            _derive_machine(answer.contact, machine, machine.name not in unreachable)
+            for answer, machine in zip(observation.machines, described, strict=True)
+        ),
+        prometheus=ServiceFacts(
+            contact=prometheus.contact, unit_state=units.get((settings.monitoring, "prometheus"))
+        ),
+        queue=queue,
+        traffic=recent.traffic if gateway.metrics_contact.ok else None,
+        long_waits=tuple(filter(_waits_too_long, queue.classes)) if queue else (),
+        server_refusals=tuple(refusal for refusal in recent.refusals if refusal.reason in SERVER_REFUSALS),
+    )
+
+
+def _derive_host(host: InferenceHost, answer: HostAnswer, unit_state: str | None) -> HostFacts:
+    exporter = ServiceFacts(contact=answer.contact, unit_state=unit_state)
     state = answer.state
     if state is None:
-        return HostStatus(
+        return HostFacts(
             name=host.name,
-            ok=ok,
-            exporter=describe_contact(answer.contact),
+            exporter=exporter,
             engine=None,
-            models_declared=len(host.models),
-            models_present=None,
-            models_loaded=None,
-            memory_bytes=None,
-            undeclared=(),
+            missing_models=(),
+            gpu=None,
+            status=HostStatus(
+                name=host.name,
+                ok=False,
+                exporter=parts.describe_contact(answer.contact),
+                engine=None,
+                models_declared=len(host.models),
+                models_present=None,
+                models_loaded=None,
+                memory_bytes=None,
+                undeclared=(),
+            ),
         )
-    engine = EngineStatus(
-        up=state.engine.up,
-        version=state.engine.version,
-        latency_seconds=state.engine.latency_seconds,
-        error=state.engine.error,
-    )
-    declared = {add_default_tag(model) for model in host.models}
-    loaded: list[EngineModel] = [model for model in state.models if model.loaded]
-    return HostStatus(
+    engine, gpu = state.engine, _derive_gpu(answer)
+    present = {model.name for model in state.models}
+    absent = tuple(model for model in host.models if parts.add_default_tag(model) not in present)
+    missing = absent if engine.up else ()
+    declared = {parts.add_default_tag(model) for model in host.models}
+    loaded = [model for model in state.models if model.loaded]
+    return HostFacts(
         name=host.name,
-        ok=ok,
-        exporter=describe_contact(answer.contact),
+        exporter=exporter,
         engine=engine,
-        models_declared=len(host.models),
-        models_present=len(declared & {model.name for model in state.models}) if engine.up else None,
-        models_loaded=len(loaded) if engine.up else None,
-        memory_bytes=sum(model.memory_bytes or 0 for model in loaded) if engine.up else None,
-        undeclared=tuple(model.name for model in state.models if model.name not in declared),
+        missing_models=missing,
+        gpu=gpu,
+        status=HostStatus(
+            name=host.name,
+            ok=engine.up and not missing and not (gpu and (gpu.problems or gpu.off_gpu)),
+            exporter=parts.describe_contact(answer.contact),
+            engine=EngineStatus(
+                up=engine.up,
+                version=engine.version,
+                latency_seconds=engine.latency_seconds,
+                error=engine.error,
+            ),
+            models_declared=len(host.models),
+            models_present=len(declared & present) if engine.up else None,
+            models_loaded=len(loaded) if engine.up else None,
+            memory_bytes=sum(model.memory_bytes or 0 for model in loaded) if engine.up else None,
+            undeclared=tuple(model.name for model in state.models if model.name not in declared),
+        ),
     )
 
 
-def describe_placement(name: str, answer: HostAnswer) -> Placement:
-    """Return the state of a declared model on one of its hosts."""
+def _derive_gpu(answer: HostAnswer) -> GpuFacts | None:
     state = answer.state
-    if state is None or not state.engine.up:
-        return Placement(host=answer.name, present=None)
-    listed = next((model for model in state.models if model.name == add_default_tag(name)), None)
-    if listed is None:
-        return Placement(host=answer.name, present=False)
-    # Both times come from the exporter's clock, so a wrong clock on either machine does not matter.
-    unload = (listed.expires_at - state.at).total_seconds() if listed.loaded and listed.expires_at else None
-    return Placement(
-        host=answer.name,
-        present=True,
-        loaded=listed.loaded,
-        digest=listed.digest,
-        size_bytes=listed.size_bytes,
-        memory_bytes=listed.memory_bytes,
-        gpu_memory_bytes=listed.gpu_memory_bytes,
-        context_length=listed.context_length,
-        unload_seconds=unload,
-    )
-
-
-def find_last_answer(name: str, observation: Observation) -> Answered | None:
-    """Return the last request to a model; the canary's file survives a restart of the gateway."""
-    times: list[tuple[float, Literal["request", "canary"], bool]] = [
-        (
-            sample.value,
-            "canary" if sample.labels.get("alias") == CANARY_ALIAS else "request",
-            sample.labels.get("result") == "answered",
-        )
-        for sample in observation.gateway.metrics.select(
-            "bedplate_gateway_last_request_timestamp_seconds", model=name
-        )
-    ]
-    times += [
-        (sample.value, "canary", True)
-        for machine in observation.machines
-        for sample in machine.metrics.select(
-            "bedplate_traffic_canary_last_answer_timestamp_seconds", model=name
-        )
-    ]
-    if not times:
+    if state is None:
         return None
-    seconds, by, ok = max(times)
-    at = _to_datetime(seconds)
+    return GpuFacts(
+        count=len(state.gpus),
+        driver_version=next((driver.version for driver in state.drivers if driver.version), None),
+        problems=tuple(filter(None, map(_judge_driver, state.drivers))),
+        off_gpu=tuple(
+            model.name
+            for model in state.models
+            if model.loaded and (model.gpu_memory_bytes or 0) < GPU_RATIO * (model.memory_bytes or 0)
+        )
+        if any(driver.expected for driver in state.drivers)
+        else (),
+        throttling=next((gpu.throttling for gpu in state.gpus if gpu.throttling), None),
+    )
+
+
+def _judge_driver(driver: GpuDriver) -> DriverProblem | None:
+    if driver.driver_matches is False:
+        return DriverProblem(kind="mismatch", driver=driver)
+    if driver.failed:
+        return DriverProblem(kind="failed", driver=driver)
+    if driver.devices < driver.expected:
+        return DriverProblem(kind="missing", driver=driver)
+    return None
+
+
+def _waits_too_long(waiting: QueueClass) -> bool:
     return (
-        Answered(at=at, age_seconds=max(0.0, (observation.at - at).total_seconds()), by=by, ok=ok)
-        if at
-        else None
+        waiting.name != UNLIMITED_WAIT_CLASS
+        and waiting.waiting > 0
+        and waiting.oldest_seconds > LONG_WAIT_SECONDS
     )
 
 
-def list_gpus(observation: Observation) -> tuple[Gpu, ...]:
-    """Return every GPU of every inference host."""
-    return tuple(
-        Gpu(
-            host=answer.name,
-            vendor=gpu.vendor,
-            number=gpu.number,
-            name=gpu.name,
-            utilization_ratio=gpu.utilization_ratio,
-            memory_used_bytes=_to_int(gpu.memory_used_bytes),
-            memory_bytes=_to_int(gpu.memory_bytes),
-            temperature_celsius=gpu.temperature_celsius,
-            power_watts=gpu.power_watts,
-            throttling=gpu.throttling,
-        )
-        for answer in observation.hosts
-        if answer.state
-        for gpu in answer.state.gpus
+def _derive_machine(contact: Contact, machine: Machine, reachable: bool) -> MachineFacts:
+    return MachineFacts(
+        contact=contact,
+        reachable=reachable,
+        machine=machine,
+        full_disks=tuple(filter(_is_full, machine.disks)),
+        bad_services=tuple(filter(_is_bad, machine.services)),
     )
 
 
-def list_limits(metrics: Samples) -> tuple[Limit, ...]:
-    """Return how much of each limit is used, the fullest limit first."""
-    used = {_freeze_labels(sample.labels): sample.value for sample in metrics["bedplate_gateway_limit_used"]}
-    limits = [
-        Limit(
-            scope="model" if sample.labels.get("scope") == "model" else "key",
-            name=clean_label(sample.labels.get("name", "")),
-            unit=clean_label(sample.labels.get("unit", "")),
-            used=used.get(_freeze_labels(sample.labels), 0.0),
-            limit=sample.value,
-        )
-        for sample in metrics["bedplate_gateway_limit"]
-    ]
-    return tuple(
-        sorted(limits, key=lambda limit: (-limit.used / max(limit.limit, 1), limit.name, limit.unit))
-    )
-
-
-def describe_queue(metrics: Samples) -> Queue:
-    """Return the waiting requests by class and the busy slots by engine."""
-    oldest = {
-        sample.labels.get("class"): sample.value
-        for sample in metrics["bedplate_gateway_queue_oldest_wait_seconds"]
-    }
-    classes = tuple(
-        QueueClass(
-            name=clean_label(sample.labels.get("class", "")),
-            waiting=round(sample.value),
-            oldest_seconds=oldest.get(sample.labels.get("class"), 0.0),
-        )
-        for sample in metrics["bedplate_gateway_queue_requests"]
-    )
-    busy = {_freeze_labels(sample.labels): sample.value for sample in metrics["bedplate_gateway_slots_busy"]}
-    engines = tuple(
-        Slots(
-            engine=clean_label(sample.labels.get("engine", "")),
-            model=clean_label(sample.labels.get("model", "")),
-            busy=round(busy.get(_freeze_labels(sample.labels), 0.0)),
-            slots=round(sample.value),
-        )
-        for sample in metrics["bedplate_gateway_slots"]
-    )
-    return Queue(
-        classes=classes,
-        slots_busy=sum(slots.busy for slots in engines),
-        slots=sum(slots.slots for slots in engines),
-        engines=engines,
-    )
-
-
-def describe_machine(answer: MachineAnswer, days_left: DaysLeft) -> Machine:
-    """Return the state of one host."""
+def _describe_machine(answer: MachineAnswer, days_left: DaysLeft) -> Machine:
     if not answer.contact.ok:
         return Machine(name=answer.name, state="unknown", error=answer.contact.error)
     metrics = answer.metrics
     disks = tuple(_list_disks(answer, days_left))
-    total = _to_int(metrics.value("node_memory_MemTotal_bytes"))
-    available = _to_int(metrics.value("node_memory_MemAvailable_bytes"))
+    total = parts.to_int(metrics.value("node_memory_MemTotal_bytes"))
+    available = parts.to_int(metrics.value("node_memory_MemAvailable_bytes"))
     services = tuple(_list_services(metrics))
     reboot = metrics.value("bedplate_host_reboot_required")
-    bad = any(map(is_full, disks)) or any(service.state in BAD_UNIT_STATES for service in services)
+    bad = any(map(_is_full, disks)) or any(map(_is_bad, services))
     short = bool(total and available is not None and available < FULL_RATIO * total)
+    state: Health = "bad" if bad else "warn" if short or reboot else "ok"
     return Machine(
         name=answer.name,
-        state="bad" if bad else "warn" if short or reboot else "ok",
+        state=state,
         error=None,
         disks=disks,
         memory_bytes=total,
@@ -234,113 +274,12 @@ def describe_machine(answer: MachineAnswer, days_left: DaysLeft) -> Machine:
     )
 
 
-def is_full(disk: Disk) -> bool:
-    """Return whether less than `FULL_RATIO` of a disk is available."""
+def _is_full(disk: Disk) -> bool:
     return disk.available_bytes < FULL_RATIO * disk.size_bytes
 
 
-def find_unit_state(observation: Observation, host: str, unit: str) -> str | None:
-    """Return the ActiveState of one of the stack's units, None if the node exporter does not report it."""
-    for answer in observation.machines:
-        if answer.name == host:
-            return next(
-                (service.state for service in _list_services(answer.metrics) if service.name == unit), None
-            )
-    return None
-
-
-def describe_operations(settings: Settings, observation: Observation) -> Operations:
-    """Return reports, canary, versions and alerts."""
-    alerts = observation.prometheus.alerts
-    return Operations(
-        verify=summarize_report(observation.verify),
-        load_test=summarize_report(observation.smoke),
-        canary=tuple(_list_canaries(observation)),
-        versions=list_versions(settings, observation),
-        alerts=None
-        if alerts is None
-        else tuple(
-            Alert(
-                name=alert.labels.alertname,
-                severity=alert.labels.severity,
-                since=alert.active_at,
-                summary=alert.annotations.summary,
-                next=alert.annotations.next,
-            )
-            for alert in sorted(alerts, key=lambda alert: (alert.labels.severity, alert.active_at))
-            if alert.state == "firing"
-        ),
-    )
-
-
-def summarize_report(file: ReportFile) -> ReportStatus:
-    """Count the checks of a report by result."""
-    if file.report is None:
-        return ReportStatus(ok=None, error=file.error)
-    checks = tuple(
-        CheckStatus(host=check.host, name=check.name, ok=check.ok, seen=check.seen, next=check.next)
-        for check in file.report.checks
-    )
-    results = [check.ok for check in checks]
-    failed = results.count(False)
-    return ReportStatus(
-        ok=file.report.ok and not failed,
-        at=file.report.at,
-        passed=results.count(True),
-        failed=failed,
-        not_asked=results.count(None),
-        problems=tuple(check for check in checks if check.ok is not True),
-        checks=checks,
-    )
-
-
-def find_gateway_version(observation: Observation) -> str | None:
-    """Return the gateway's version, None if its metrics lack it.
-
-    Earlier gateways have only a label `litellm`: LiteLLM's version, not theirs.
-    """
-    info = next(iter(observation.gateway.metrics["bedplate_gateway_info"]), None)
-    version = info.labels.get("version") if info else None
-    return clean_label(version) if version else None
-
-
-def list_versions(settings: Settings, observation: Observation) -> tuple[Version, ...]:
-    """Return each component's pinned and running version; packages of the distribution have no pin."""
-    running: dict[tuple[str, str], str | None] = {
-        ("Ollama", answer.name): answer.state.engine.version for answer in observation.hosts if answer.state
-    }
-    if (version := find_gateway_version(observation)) is not None:
-        running["Gateway", settings.gateway] = version
-    pinned: dict[tuple[str, str], str] = {
-        (pin.component, pin.host): pin.version for pin in settings.pinned_versions
-    }
-    versions = [
-        Version(
-            component=component,
-            host=host,
-            pinned=pinned.get((component, host)),
-            running=version,
-            ok=None
-            if version is None or (component, host) not in pinned
-            else version == pinned[component, host],
-        )
-        for component, host in dict.fromkeys([*pinned, *running])
-        for version in [running.get((component, host))]
-    ]
-    for answer in observation.machines:
-        for sample in answer.metrics["node_exporter_build_info"]:
-            version = clean_label(sample.labels.get("version", ""))
-            versions.append(
-                Version(component="Node exporter", host=answer.name, pinned=None, running=version, ok=None)
-            )
-    here = settings.monitoring
-    versions.append(
-        Version(
-            component="Prometheus", host=here, pinned=None, running=observation.prometheus.version, ok=None
-        )
-    )
-    versions.append(Version(component="Dashboard", host=here, pinned=None, running=__version__, ok=None))
-    return tuple(versions)
+def _is_bad(service: Service) -> bool:
+    return service.state in BAD_UNIT_STATES
 
 
 def _list_disks(answer: MachineAnswer, days_left: DaysLeft) -> Iterator[Disk]:
@@ -358,7 +297,7 @@ def _list_disks(answer: MachineAnswer, days_left: DaysLeft) -> Iterator[Disk]:
             available_bytes=int(sample.value),
             days_left=days_left.get((answer.name, mountpoint)),
         )
-        if sample.labels.get("fstype") not in MEMORY_FILE_SYSTEMS or is_full(disk):
+        if sample.labels.get("fstype") not in MEMORY_FILE_SYSTEMS or _is_full(disk):
             yield disk
 
 
@@ -379,46 +318,3 @@ def _list_services(metrics: Samples) -> Iterator[Service]:
                 state=clean_label(state),
                 restarts=restarts.get(name),
             )
-
-
-def _list_canaries(observation: Observation) -> Iterator[Canary]:
-    for answer in observation.machines:
-        metrics = answer.metrics
-        for sample in metrics["bedplate_traffic_canary_success"]:
-            model = sample.labels.get("model", "")
-            result = next(
-                (
-                    other.labels.get("result", "")
-                    for other in metrics.select("bedplate_traffic_canary_result", model=model)
-                    if other.value == 1
-                ),
-                "",
-            )
-            yield Canary(
-                host=answer.name,
-                model=clean_label(model),
-                ok=sample.value == 1,
-                result=clean_label(result),
-                at=_to_datetime(
-                    metrics.value("bedplate_traffic_canary_last_run_timestamp_seconds", model=model)
-                ),
-                answered_at=_to_datetime(
-                    metrics.value("bedplate_traffic_canary_last_answer_timestamp_seconds", model=model)
-                ),
-                seconds=metrics.value("bedplate_traffic_canary_seconds", model=model),
-            )
-
-
-def _freeze_labels(labels: Mapping[str, str]) -> frozenset[tuple[str, str]]:
-    return frozenset(labels.items())
-
-
-def _to_datetime(seconds: float | None) -> datetime | None:
-    try:
-        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def _to_int(value: float | None) -> int | None:
-    return None if value is None else int(value)

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from bedplate_dashboard.health import facts, faults, request_path
-from bedplate_dashboard.health.faults import MONITORING_HOST
+from bedplate_dashboard.health import parts
+from bedplate_dashboard.health.facts import Facts, derive_facts
+from bedplate_dashboard.health.faults import MONITORING_HOST, find_faults
 from bedplate_dashboard.health.model import (
     Answered,
     Fault,
@@ -25,18 +26,12 @@ from bedplate_dashboard.health.model import (
     Status,
     Verdict,
 )
+from bedplate_dashboard.health.request_path import trace_request
+from bedplate_dashboard.health.thresholds import BLAME_SECONDS, FAILURE_SECONDS, STALE_SECONDS
 from bedplate_dashboard.health.traffic_window import RecentTraffic
 from bedplate_dashboard.settings import Settings
-from bedplate_dashboard.sources.collect import ANSWER_SECONDS, Observation
+from bedplate_dashboard.sources.collect import Observation
 from bedplate_dashboard.sources.history import DaysLeft
-
-POLL_SECONDS = 2.0
-STALE_SECONDS = 2 * POLL_SECONDS + ANSWER_SECONDS  # two missed polls and the timeout of one
-FAILURE_SECONDS = 300.0
-"""How long a failed request counts if no other request follows it."""
-
-BLAME_SECONDS = 10.0
-"""A request that failed up to this long before a fault was found counts as caused by that fault."""
 
 
 @dataclass(frozen=True)
@@ -65,46 +60,36 @@ def judge(
     settings: Settings, observation: Observation, recent: RecentTraffic, days_left: DaysLeft, memory: Memory
 ) -> Verdict:
     """Judge one observation."""
-    models = tuple(_judge_models(settings, observation, recent.tokens_per_second, memory))
-    counted = observation.gateway.metrics_contact.ok
-    queue = facts.describe_queue(observation.gateway.metrics) if counted else None
-    traffic = recent.traffic if counted else None
-    machines = tuple(facts.describe_machine(answer, days_left) for answer in observation.machines)
-    hosts = tuple(
-        facts.describe_host(host, answer, ok=not list(faults.find_host_faults(host, answer, observation)))
-        for host, answer in zip(settings.inference_hosts, observation.hosts, strict=True)
-    )
-    current_faults = tuple(
-        replace(fault, since=memory.faults.get(fault.about, observation.at))
-        for fault in faults.find_faults(
-            settings, observation, models=models, machines=machines, queue=queue, refusals=recent.refusals
-        )
+    facts = derive_facts(settings, observation, recent, days_left)
+    models = tuple(_judge_models(settings, observation, facts, recent.tokens_per_second, memory))
+    faults = find_faults(facts, models)
+    counted = tuple(
+        replace(fault, since=memory.faults.get(fault.about, observation.at)) for fault in faults.counted
     )
     state: State = "healthy"
     if models and all(model.can_be_served is False for model in models):
         state = "down"
-    elif current_faults:
+    elif counted:
         state = "degraded"
-    operations = facts.describe_operations(settings, observation)
+    metrics = observation.gateway.metrics
+    operations = parts.describe_operations(settings, observation)
     return Verdict(
         state=state,
-        reason=_write_reason(models, current_faults, len(operations.alerts or ())),
-        faults=current_faults,
-        gateway=facts.describe_contact(observation.gateway.contact),
-        prometheus=facts.describe_contact(observation.prometheus.contact),
-        hosts=hosts,
+        reason=_write_reason(models, counted, len(operations.alerts or ())),
+        faults=counted,
+        gateway=parts.describe_contact(observation.gateway.contact),
+        prometheus=parts.describe_contact(observation.prometheus.contact),
+        hosts=tuple(host.status for host in facts.hosts),
         models=models,
         chain=tuple(
             _add_last_error(hop, observation, memory)
-            for hop in request_path.trace_request(
-                settings, observation, models=models, hosts=hosts, queue=queue, traffic=traffic
-            )
+            for hop in trace_request(settings, facts, models, faults)
         ),
-        gpus=facts.list_gpus(observation),
-        traffic=traffic,
-        limits=facts.list_limits(observation.gateway.metrics) if counted else None,
-        queue=queue,
-        machines=machines,
+        gpus=parts.list_gpus(observation),
+        traffic=facts.traffic,
+        limits=parts.list_limits(metrics) if observation.gateway.metrics_contact.ok else None,
+        queue=facts.queue,
+        machines=tuple(answer.machine for answer in facts.machines),
         operations=operations,
     )
 
@@ -211,26 +196,28 @@ def _add_last_error(hop: Hop, observation: Observation, memory: Memory) -> Hop:
 
 
 def _judge_models(
-    settings: Settings, observation: Observation, token_rates: Mapping[str, float], memory: Memory
+    settings: Settings,
+    observation: Observation,
+    facts: Facts,
+    token_rates: Mapping[str, float],
+    memory: Memory,
 ) -> Iterator[ModelStatus]:
     for name in settings.declared_models:
         listed = _is_listed(name, observation)
         placements = []
         chances: list[bool | None] = []
-        for host, answer in zip(settings.inference_hosts, observation.hosts, strict=True):
-            if name not in host.models:
-                continue
-            placement = facts.describe_placement(name, answer)
-            placements.append(placement)
-            if answer.contact.outcome == "unreachable" or (answer.state and not answer.state.engine.up):
-                chances.append(False)
-            else:
-                chances.append(placement.present)
+        for host, answer, host_facts in zip(
+            settings.inference_hosts, observation.hosts, facts.hosts, strict=True
+        ):
+            if name in host.models:
+                placement = parts.describe_placement(name, answer)
+                placements.append(placement)
+                chances.append(False if host_facts.cannot_serve else placement.present)
         # The gateway lists what an engine serves, so it decides where the exporter does not answer.
         on_an_engine = True if True in chances else listed if None in chances or not chances else False
         known = (listed, on_an_engine)
         can_be_served = False if False in known else None if None in known else True
-        answered = facts.find_last_answer(name, observation)
+        answered = parts.find_last_answer(name, observation)
         if can_be_served and answered and _failed_without_cause(answered, memory.unable.get(name)):
             can_be_served = None
         metrics = observation.gateway.metrics

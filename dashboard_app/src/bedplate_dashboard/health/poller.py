@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from bedplate_dashboard.health import judge
 from bedplate_dashboard.health.judge import Memory, Snapshot
 from bedplate_dashboard.health.model import Status
+from bedplate_dashboard.health.thresholds import POLL_SECONDS
 from bedplate_dashboard.health.traffic_window import TrafficWindow
 from bedplate_dashboard.settings import Secrets, Settings
 from bedplate_dashboard.sources import collect, history
@@ -92,7 +93,7 @@ class Poller:
             except Exception:
                 # A defect of ours must not end the polling; readers see the last poll become stale.
                 log.exception("a poll failed")
-            await asyncio.sleep(max(0.0, began + judge.POLL_SECONDS - time.monotonic()))
+            await asyncio.sleep(max(0.0, began + POLL_SECONDS - time.monotonic()))
 
     async def _query_disk_growth_forever(self, clients: Clients) -> None:
         while True:

@@ -2,30 +2,25 @@
 
 from collections.abc import Iterator
 
-from bedplate_dashboard.health import facts
-from bedplate_dashboard.health.faults import find_gpu_faults, find_queue_faults
-from bedplate_dashboard.health.model import Health, Hop, HostStatus, ModelStatus, Queue, Traffic
+from bedplate_dashboard.health.facts import Facts, GpuFacts, HostFacts
+from bedplate_dashboard.health.faults import Faults
+from bedplate_dashboard.health.model import Fault, Health, Hop, ModelStatus, Queue, Traffic
 from bedplate_dashboard.settings import Settings
-from bedplate_dashboard.sources.collect import HostAnswer, Observation
 
 
 def trace_request(
-    settings: Settings,
-    observation: Observation,
-    *,
-    models: tuple[ModelStatus, ...],
-    hosts: tuple[HostStatus, ...],
-    queue: Queue | None,
-    traffic: Traffic | None,
+    settings: Settings, facts: Facts, models: tuple[ModelStatus, ...], faults: Faults
 ) -> Iterator[Hop]:
     """Iterate over the hops from the clients to the GPUs."""
-    yield _clients_hop(settings, traffic)
-    yield _gateway_hop(settings, observation, models)
-    yield _queue_hop(queue)
-    yield from _host_hops(observation, hosts)
+    yield _describe_clients(settings, facts.traffic)
+    yield _describe_gateway(settings, facts, models)
+    yield _describe_queue(facts.queue, faults.waits)
+    for host in facts.hosts:
+        yield _describe_host(host)
+        yield _describe_gpu(host.name, host.gpu, faults.gpus[host.name])
 
 
-def _clients_hop(settings: Settings, traffic: Traffic | None) -> Hop:
+def _describe_clients(settings: Settings, traffic: Traffic | None) -> Hop:
     if traffic is None:
         return Hop(
             kind="clients", name="clients", state="unknown", detail=f"at {settings.public_gateway_url}"
@@ -38,9 +33,8 @@ def _clients_hop(settings: Settings, traffic: Traffic | None) -> Hop:
     )
 
 
-def _gateway_hop(settings: Settings, observation: Observation, models: tuple[ModelStatus, ...]) -> Hop:
-    contact = observation.gateway.contact
-    version = facts.find_gateway_version(observation)
+def _describe_gateway(settings: Settings, facts: Facts, models: tuple[ModelStatus, ...]) -> Hop:
+    contact = facts.gateway.contact
     listed = sum(model.listed is True for model in models)
     detail = f"lists {listed} of {len(models)} models" if contact.ok else f"at {settings.gateway_url}"
     state: Health = "bad"
@@ -53,87 +47,76 @@ def _gateway_hop(settings: Settings, observation: Observation, models: tuple[Mod
         name="gateway",
         state=state,
         detail=detail,
-        version=version,
+        version=facts.gateway_version,
         latency_seconds=contact.seconds,
         error=contact.error,
     )
 
 
-def _queue_hop(queue: Queue | None) -> Hop:
+def _describe_queue(queue: Queue | None, waits: tuple[Fault, ...]) -> Hop:
     if queue is None:
         return Hop(kind="queue", name="queue", state="unknown", detail="unknown")
-    waiting = sum(waits.waiting for waits in queue.classes)
-    oldest = max((waits.oldest_seconds for waits in queue.classes if waits.waiting), default=0.0)
+    waiting = sum(group.waiting for group in queue.classes)
+    oldest = max((group.oldest_seconds for group in queue.classes if group.waiting), default=0.0)
     summary = (
         f"{waiting} request{' waits' if waiting == 1 else 's wait'}, the oldest for {oldest:.0f} s"
         if waiting
         else "no request waits"
     )
-    slow = list(find_queue_faults(queue, ()))
     return Hop(
         kind="queue",
         name="queue",
-        state="warn" if slow else "ok",
+        state="warn" if waits else "ok",
         detail=f"{summary}; {queue.slots_busy} of {queue.slots} slots busy",
-        error=slow[0].what if slow else None,
+        error=waits[0].what if waits else None,
     )
 
 
-def _host_hops(observation: Observation, hosts: tuple[HostStatus, ...]) -> Iterator[Hop]:
-    for host, answer in zip(hosts, observation.hosts, strict=True):
-        state = answer.state
-        if state is None:
-            health: Health = "bad" if answer.contact.outcome == "unreachable" else "unknown"
-            yield Hop(
-                kind="host",
-                name=host.name,
-                state=health,
-                detail="its exporter does not answer",
-                error=answer.contact.error,
-            )
-            yield Hop(kind="gpu", name=host.name, state="unknown", detail="unknown")
-            continue
-        engine = state.engine
-        if not engine.up:
-            yield Hop(
-                kind="host",
-                name=host.name,
-                state="bad",
-                detail="the engine does not answer",
-                error=engine.error,
-            )
-        else:
-            lacks = (host.models_present or 0) < host.models_declared
-            yield Hop(
-                kind="host",
-                name=host.name,
-                state="bad" if lacks else "ok",
-                detail=(
-                    f"has {host.models_present} of {host.models_declared} models, {host.models_loaded} loaded"
-                ),
-                version=engine.version,
-                latency_seconds=engine.latency_seconds,
-                error="a model is missing" if lacks else None,
-            )
-        yield _gpu_hop(host.name, answer)
-
-
-def _gpu_hop(name: str, answer: HostAnswer) -> Hop:
-    state = answer.state
-    count = len(state.gpus) if state else 0
-    version = next((driver.version for driver in state.drivers if driver.version), None) if state else None
-    detail = f"{count} GPU{'' if count == 1 else 's'}" if count else "no GPU"
-    faults = list(find_gpu_faults(name, answer))
-    throttled = [gpu for gpu in state.gpus if gpu.throttling] if state else []
-    if faults:
-        return Hop(kind="gpu", name=name, state="bad", detail=detail, version=version, error=faults[0].what)
-    if throttled:
+def _describe_host(host: HostFacts) -> Hop:
+    status = host.status
+    if host.engine is None:
         return Hop(
-            kind="gpu",
-            name=name,
-            state="warn",
-            detail=detail,
-            version=version,
-            error=f"throttled ({throttled[0].throttling})",
+            kind="host",
+            name=host.name,
+            state="unknown" if host.reachable else "bad",
+            detail="its exporter does not answer",
+            error=host.exporter.contact.error,
         )
-    return Hop(kind="gpu", name=name, state="ok", detail=detail, version=version)
+    if not host.engine.up:
+        return Hop(
+            kind="host",
+            name=host.name,
+            state="bad",
+            detail="the engine does not answer",
+            error=host.engine.error,
+        )
+    return Hop(
+        kind="host",
+        name=host.name,
+        state="bad" if host.missing_models else "ok",
+        detail=(
+            f"has {status.models_present} of {status.models_declared} models, {status.models_loaded} loaded"
+        ),
+        version=host.engine.version,
+        latency_seconds=host.engine.latency_seconds,
+        error="a model is missing" if host.missing_models else None,
+    )
+
+
+def _describe_gpu(name: str, gpu: GpuFacts | None, faults: tuple[Fault, ...]) -> Hop:
+    if gpu is None:
+        return Hop(kind="gpu", name=name, state="unknown", detail="unknown")
+    state: Health = "ok"
+    error = None
+    if faults:
+        state, error = "bad", faults[0].what
+    elif gpu.throttling:
+        state, error = "warn", f"throttled ({gpu.throttling})"
+    return Hop(
+        kind="gpu",
+        name=name,
+        state=state,
+        detail=f"{gpu.count} GPU{'' if gpu.count == 1 else 's'}" if gpu.count else "no GPU",
+        version=gpu.driver_version,
+        error=error,
+    )

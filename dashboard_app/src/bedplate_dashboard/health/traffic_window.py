@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from prometheus_client.samples import Sample
 
 from bedplate_dashboard.health.model import Refusals, Traffic
+from bedplate_dashboard.health.thresholds import REFUSAL_SECONDS
 from bedplate_dashboard.sources.metric_names import COUNTERS
 from bedplate_dashboard.sources.payloads import clean_label
 from bedplate_dashboard.sources.prometheus_text import Samples
 
 WINDOW_SECONDS = 60.0
-RECENT_SECONDS = 10.0
-"""A refusal within this time counts as a current fault."""
-
 NO_MODEL = "-"
 REFUSED = frozenset({429, 503})
 
@@ -23,7 +21,7 @@ Series = tuple[str, frozenset[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class RecentTraffic:
-    """Traffic of the last minute, refusals of the last `RECENT_SECONDS`, and tokens per second by model."""
+    """Traffic of the last minute, refusals of the last `REFUSAL_SECONDS`, and tokens per second by model."""
 
     traffic: Traffic | None = None
     refusals: tuple[Refusals, ...] = ()
@@ -76,7 +74,7 @@ class TrafficWindow:
         traffic = _compute_traffic(increase, min(WINDOW_SECONDS, now - self._began)) if self._growth else None
         return RecentTraffic(
             traffic=traffic,
-            refusals=_list_refusals(self._sum_increase(now, RECENT_SECONDS)),
+            refusals=_list_refusals(self._sum_increase(now, REFUSAL_SECONDS)),
             tokens_per_second=_compute_token_rates(increase),
         )
 

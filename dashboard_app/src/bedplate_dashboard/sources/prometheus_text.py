@@ -27,7 +27,7 @@ class Samples:
 
 
 def parse(body: bytes, names: Collection[str]) -> Samples:
-    """Parse the named metrics of a scrape; raises ValueError if the text or a number is invalid."""
+    """Parse the named metrics of a scrape; raises ValueError or LookupError if text or number is invalid."""
     # Parsing a line takes a hundred times as long as skipping it, and most lines are not needed.
     wanted = tuple(name.encode() for name in names)
     lines = [line for line in body.split(b"\n") if line.startswith(wanted)]

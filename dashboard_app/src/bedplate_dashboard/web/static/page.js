@@ -5,7 +5,7 @@
 
 const PERIOD = 2000; // ms between two polls of the server
 const LOST_AFTER = 4000; // two missed polls; one poll takes up to 1.5 s
-const STALE_AFTER = 5500; // the server's own limit (STALE_SECONDS in health/judge.py)
+const STALE_AFTER = 5500; // the server's own limit (STALE_SECONDS in health/thresholds.py)
 const RECONNECT_AFTER = 30000; // the server's Retry-After when it has no stream left
 
 const main = document.getElementById("live");

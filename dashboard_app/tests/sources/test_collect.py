@@ -16,7 +16,6 @@ import pytest
 from bedplate_dashboard.settings import Secrets, Settings
 from bedplate_dashboard.sources import collect
 from bedplate_dashboard.sources.collect import Observation, ReportFile, read_report
-from bedplate_dashboard.sources.payloads import clean
 from observed import FakeServer
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -218,18 +217,7 @@ def test_an_exporter_with_an_invalid_answer(
     assert (contact.outcome, contact.error) == ("failed", "answered without the engine's state")
 
 
-@pytest.mark.parametrize(
-    "metrics",
-    [
-        b"bedplate_gateway_slots{ 1",
-        b"bedplate_gateway_slots",
-        b"bedplate_gateway_slots NaN",
-        b"bedplate_gateway_slots 1e999",
-        b'bedplate_gateway_slots{engine="\xff"} 1',
-        b'bedplate_gateway_request_seconds_bucket{le="much"} 1',
-        b"bedplate_gateway_request_seconds_bucket 1",
-    ],
-)
+@pytest.mark.parametrize("metrics", [b"bedplate_gateway_slots{ 1", b"bedplate_gateway_slots NaN"])
 def test_invalid_metrics(poll_stack: Callable[..., Observation], stack: FakeStack, metrics: bytes) -> None:
     stack.answers["/metrics"] = send(200, metrics)
     contact = poll_stack().gateway.metrics_contact
@@ -245,11 +233,6 @@ def test_prometheus_without_alerts_and_version(
     observation = poll_stack()
     assert observation.prometheus.contact.ok
     assert (observation.prometheus.alerts, observation.prometheus.version) == (None, None)
-
-
-def test_hostile_text_is_made_harmless() -> None:
-    assert clean("a\x1b[31m\n\u202eb\ud800") == "a\ufffd[31m\ufffd\ufffdb\ufffd"
-    assert clean("x" * 500) == "x" * 300 + "…"
 
 
 def test_verify_report(tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
 """The page, its text and its files: each sample is shown correctly, in few bytes, all values escaped."""
 
 import functools
-import gzip
 import itertools
 import re
 from html.parser import HTMLParser
 
 import pytest
 from bedplate_dashboard.settings import Secrets
-from bedplate_dashboard.web import assets, filters
 from bedplate_dashboard.web.app import create_app
 from flask.testing import FlaskClient
 from sample_server import SamplePoller
@@ -307,81 +305,3 @@ def test_the_page_is_small(name: str) -> None:
     sizes = [len(client.get(file, headers={"Accept-Encoding": "gzip"}).data) for file in files]
     assert len(files) == 6
     assert len(page.data) + sum(sizes) < KIBIBYTES_100
-
-
-def test_ages_run_without_the_wall_clock() -> None:
-    assert b"Date" not in assets.load()["page.js"].content
-    assert b"performance.now()" in assets.load()["page.js"].content
-
-
-@pytest.fixture
-def client() -> FlaskClient:
-    return open_sample("healthy")
-
-
-@pytest.mark.parametrize(
-    "name", ["page.css", "page.js", "plots.js", "uPlot.js", "uPlot.css", "icon-down.svg"]
-)
-def test_a_file_is_cached_until_it_changes(client: FlaskClient, name: str) -> None:
-    asset = assets.load()[name]
-    versioned = client.get(f"/static/{name}?v={asset.version}")
-    assert versioned.data == asset.content
-    assert versioned.headers["Cache-Control"] == "public, max-age=31536000, immutable"
-    compressed = client.get(f"/static/{name}", headers={"Accept-Encoding": "gzip, br"})
-    assert (compressed.headers["Cache-Control"], compressed.headers["Vary"]) == (
-        "no-cache",
-        "Accept-Encoding",
-    )
-    assert gzip.decompress(compressed.data) == asset.content
-    again = client.get(
-        f"/static/{name}", headers={"Accept-Encoding": "gzip", "If-None-Match": compressed.headers["ETag"]}
-    )
-    assert (again.status_code, again.data) == (304, b"")
-
-
-def test_no_other_file_is_served(client: FlaskClient) -> None:
-    assert client.get("/static/../wsgi.py").status_code == 404
-    assert client.get("/static/uPlot.mousewheel.js").status_code == 404
-
-
-def test_a_missing_uplot_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets, "PLOT_PACKAGE", "uplot-that-is-not-there")
-    with pytest.raises(assets.AssetError, match=r"^uplot-that-is-not-there is not installed; deploy"):
-        assets.load()
-
-
-def test_a_missing_file_of_uplot_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets, "PLOT_FILES", {"uPlot.js": "uplot/static/gone.js"})
-    with pytest.raises(assets.AssetError, match=r"gone\.js cannot be read \(No such file or directory\)"):
-        assets.load()
-
-
-def test_lengths_and_sizes() -> None:
-    ages = [filters.format_age(seconds) for seconds in (-1, 0.44, 59, 600, 7300, 900000)]
-    assert ages == ["0.0 s", "0.4 s", "59 s", "10 min", "2 h", "10 d"]
-    times = [filters.format_milliseconds(seconds) for seconds in (None, 0.0004, 0.0123, 1.2, 75.4)]
-    assert times == ["", "0.4 ms", "12 ms", "1.20 s", "75 s"]
-    sizes = [filters.format_size(amount) for amount in (None, 270_900_000, 4_900_000_000, 1.2e12)]
-    assert sizes == ["", "271 MB", "4.9 GB", "1.2 TB"]
-    assert [filters.format_days(amount) for amount in (0.1, 41.2)] == ["under 1 d", "41 d"]
-
-
-def test_rates_and_shares() -> None:
-    numbers = [
-        filters.format_number(amount) for amount in (None, 0, 0.0512, 3.14, 42, 97.5, 5200, 20000, 3_400_000)
-    ]
-    assert numbers == ["\u2013", "0", "0.05", "3.1", "42", "97.5", "5200", "20k", "3.4M"]
-    ratios = [filters.format_percent(ratio) for ratio in (None, 0, 0.001, 0.42, 0.982, 0.99999, 1)]
-    assert [ratio.replace("\u202f", "") for ratio in ratios] == [
-        "\u2013",
-        "0%",
-        "<1%",
-        "42%",
-        "98.2%",
-        "99.9%",
-        "100%",
-    ]
-    shares = [
-        filters.describe_gpu_share(gpu, memory) for gpu, memory in ((None, 1), (0, 0), (0, 9), (9, 9), (3, 9))
-    ]
-    assert shares == ["", "", "CPU", "GPU", "33% GPU"]

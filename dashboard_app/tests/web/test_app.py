@@ -6,7 +6,6 @@ import json
 import shlex
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import urljoin
@@ -192,26 +191,6 @@ def test_text_for_a_terminal(show: Callable[..., FlaskClient], all_well: Observa
     assert any(line.startswith("embed") and "CANNOT BE SERVED" in line for line in lines)
 
 
-def test_metrics(show: Callable[..., FlaskClient], all_well: Observation) -> None:
-    text = show(all_well).get("/metrics").text
-    assert 'bedplate_dashboard_state{state="healthy"} 1.0' in text
-    assert 'bedplate_dashboard_state{state="down"} 0.0' in text
-    assert "bedplate_dashboard_poll_duration_seconds 0.01" in text
-    assert "bedplate_dashboard_poll_age_seconds 0.0" in text
-    assert "bedplate_dashboard_polls_total 1.0" in text
-    assert "bedplate_dashboard_verify" not in text
-
-
-@pytest.mark.parametrize("ok", [True, False])
-def test_metrics_of_a_verify(show: Callable[..., FlaskClient], all_well: Observation, ok: bool) -> None:
-    check = Check(host="gpu1", name="it runs", ok=ok, seen="it", next="date")
-    report = Report(schema_=1, ok=ok, at=datetime(2026, 11, 25, tzinfo=UTC), checks=(check,))
-    observation = dataclasses.replace(all_well, verify=ReportFile(report=report))
-    text = show(observation).get("/metrics").text
-    assert f"bedplate_dashboard_verify_ok {ok:.1f}" in text
-    assert "bedplate_dashboard_verify_timestamp_seconds 1.7955648e+09" in text
-
-
 def test_the_curl_snippet_is_safe_to_paste(settings: Settings) -> None:
     odd = 'it\'s "odd" $(reboot)'
     host = settings.inference_hosts[0].model_copy(update={"models": (odd,)})
@@ -239,27 +218,3 @@ def test_long_answers_are_compressed_for_clients_that_accept_gzip(
     assert "Accept-Encoding" in plain.headers["Vary"]
     assert 'id="live"' in gzip.decompress(compressed.data).decode()
     assert client.get("/healthz", headers={"Accept-Encoding": "gzip"}).text == "ok\n"
-
-
-LOGIN = dataclasses.replace(SECRETS, login="ops:word: of \u00fc")
-
-
-@pytest.mark.parametrize(
-    "path", ["/", "/live", "/events", "/api/status.json", "/static/page.css", "/nothing"]
-)
-def test_a_login_guards_everything(poller: Poller, path: str) -> None:
-    client = create_app(poller, LOGIN).test_client()
-    stranger = client.get(path)
-    assert stranger.status_code == 401
-    assert stranger.headers["WWW-Authenticate"] == 'Basic realm="rack", charset="UTF-8"'
-    assert stranger.headers["Content-Security-Policy"].startswith("default-src 'none'")
-    assert "word" not in stranger.text.replace("password", "")
-    for wrong in (("ops", "word"), ("op", "word: of \u00fc"), ("", "")):
-        assert client.get(path, auth=wrong).status_code == 401
-    assert client.get(path, headers={"Authorization": "Bearer x"}).status_code == 401
-    assert client.get(path, auth=("ops", "word: of \u00fc")).status_code in (200, 404)
-
-
-@pytest.mark.parametrize("path", ["/healthz", "/metrics"])
-def test_health_and_metrics_need_no_login(poller: Poller, path: str) -> None:
-    assert create_app(poller, LOGIN).test_client().get(path).status_code == 200
