@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bedplate_dashboard.collect import (
+from bedplate_dashboard.health.poller import Poller
+from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.sources.collect import (
     GatewayAnswer,
     HostAnswer,
     MachineAnswer,
@@ -14,9 +16,7 @@ from bedplate_dashboard.collect import (
     PrometheusAnswer,
     ReportFile,
 )
-from bedplate_dashboard.poller import Poller
-from bedplate_dashboard.settings import Settings
-from bedplate_dashboard.web import create_app
+from bedplate_dashboard.web.app import create_app
 from flask.testing import FlaskClient
 from observed import ANSWERED, AT, SECRETS, engine_state, gateway_metrics, node_metrics
 

@@ -3,11 +3,12 @@
 from datetime import UTC, datetime
 from http.server import ThreadingHTTPServer
 
-from bedplate_dashboard import prometheus_text
-from bedplate_dashboard.collect import GATEWAY_METRICS, NODE_METRICS, Contact
-from bedplate_dashboard.payloads import EngineState
-from bedplate_dashboard.prometheus_text import Samples
 from bedplate_dashboard.settings import Secrets
+from bedplate_dashboard.sources import prometheus_text
+from bedplate_dashboard.sources.collect import Contact
+from bedplate_dashboard.sources.metric_names import GATEWAY_METRICS, NODE_METRICS
+from bedplate_dashboard.sources.payloads import EngineState
+from bedplate_dashboard.sources.prometheus_text import Samples
 
 AT = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 SECRETS = Secrets("sk-secret")

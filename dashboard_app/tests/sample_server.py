@@ -15,10 +15,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from bedplate_dashboard.poller import Poller
+from bedplate_dashboard.health.model import Status
+from bedplate_dashboard.health.poller import Poller
 from bedplate_dashboard.settings import Secrets, Settings
-from bedplate_dashboard.status import Status
-from bedplate_dashboard.web import create_app
+from bedplate_dashboard.web.app import create_app
 from flask import Flask, Response, jsonify, request
 from samples import AT, SAMPLES
 from werkzeug.serving import make_server

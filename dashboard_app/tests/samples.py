@@ -3,7 +3,7 @@
 import dataclasses
 from datetime import UTC, datetime, timedelta
 
-from bedplate_dashboard.status import (
+from bedplate_dashboard.health.model import (
     Alert,
     Answered,
     Canary,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from bedplate_dashboard.collect import ANSWER_SECONDS
+from bedplate_dashboard.sources.collect import ANSWER_SECONDS
 from gateway_lab import ROOT, Stack
 from watched_page import DETECTED_SECONDS, HEALTHY_AGAIN_SECONDS, FaultTimes, PageOpener, Times, WatchedPage
 

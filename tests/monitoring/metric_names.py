@@ -11,7 +11,7 @@ SOURCES = (
     "roles/prometheus/templates/*.rules.yml.j2",
     "grafana/bedplate.json",
     "docs/**/*.md",
-    "dashboard_app/src/*/*.py",
+    "dashboard_app/src/**/*.py",
     "traffic/src/**/*.py",
 )
 # Some settings have similar names.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bedplate_dashboard.history import DAYS_LEFT, QUERIES
+from bedplate_dashboard.sources.history import DAYS_LEFT, QUERIES
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("gateway", "litellm")

@@ -1,3 +1,3 @@
-"""Bedplate's dashboard: collect (poll the stack) -> health (judge) -> web (page, API, metrics)."""
+"""Bedplate's dashboard: sources (poll the stack) -> health (judge) -> web (page, API, metrics)."""
 
 __version__ = "0.1.0"

@@ -8,8 +8,9 @@ cost little (docs/results/dashboard.md has the numbers). gunicorn writes to /dev
 
 from typing import Any
 
-from bedplate_dashboard import assets, settings
-from bedplate_dashboard.events import MAX_STREAMS
+from bedplate_dashboard import settings
+from bedplate_dashboard.web import assets
+from bedplate_dashboard.web.events import MAX_STREAMS
 
 try:
     # An invalid setting must end gunicorn here, before it reports to systemd that it is ready.

@@ -6,8 +6,8 @@ Importing this module starts the poller, so gunicorn must import it in the worke
 import logging
 
 from bedplate_dashboard import settings
-from bedplate_dashboard.poller import Poller
-from bedplate_dashboard.web import create_app
+from bedplate_dashboard.health.poller import Poller
+from bedplate_dashboard.web.app import create_app
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request

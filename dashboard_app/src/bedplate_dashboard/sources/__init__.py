@@ -1,0 +1,1 @@
+"""Reads the stack: polls its services and validates their answers. Judges nothing."""

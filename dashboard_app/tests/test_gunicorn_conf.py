@@ -1,0 +1,80 @@
+"""The real server: gunicorn starts, polls in its worker, and refuses a wrong configuration."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+Start = Callable[[], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def socket_path(tmp_path: Path) -> Path:
+    return tmp_path / "s"
+
+
+@pytest.fixture
+def start(tmp_path: Path, socket_path: Path, config: dict[str, Any]) -> Iterator[Start]:
+    (tmp_path / "gateway-key").write_text("sk-dashboard")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"gateway_url": "http://127.0.0.1:1"}))
+    started = []
+
+    def run() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "gunicorn", "-c", "python:bedplate_dashboard.gunicorn_conf"),
+                *("--bind", f"unix:{socket_path}", "bedplate_dashboard.wsgi:app"),
+            ],
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(SOURCE),
+                "CREDENTIALS_DIRECTORY": str(tmp_path),
+                "BEDPLATE_DASHBOARD_CONFIG": str(tmp_path / "config.json"),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.terminate()
+        process.wait(10)
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def test_it_starts_and_polls(start: Start, socket_path: Path) -> None:
+    process = start()
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket_path))) as client:
+        status: dict[str, Any] = {"at": None}
+        deadline = time.monotonic() + 20
+        while status["at"] is None:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+            # The socket's file exists a moment before gunicorn listens on it.
+            with contextlib.suppress(httpx.ConnectError):
+                status = client.get("http://dashboard/api/status.json").json()
+        assert status["state"] == "down"
+        assert status["next"] == "journalctl -u bedplate-gateway -n 50"
+        assert client.get("http://dashboard/healthz").text == "ok\n"
+
+
+def test_a_wrong_configuration_ends_the_start(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    process = start()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith("bedplate-dashboard: ")
+    assert "Traceback" not in errors

@@ -1,0 +1,58 @@
+"""Static files: cached by version, compressed, and only those that the page needs."""
+
+import gzip
+
+import pytest
+from bedplate_dashboard.settings import Secrets
+from bedplate_dashboard.web import assets
+from bedplate_dashboard.web.app import create_app
+from flask.testing import FlaskClient
+from sample_server import SamplePoller
+from samples import SAMPLES
+
+
+def test_ages_run_without_the_wall_clock() -> None:
+    assert b"Date" not in assets.load()["page.js"].content
+    assert b"performance.now()" in assets.load()["page.js"].content
+
+
+@pytest.fixture
+def client() -> FlaskClient:
+    return create_app(SamplePoller(SAMPLES["healthy"]), Secrets("sk-secret")).test_client()
+
+
+@pytest.mark.parametrize(
+    "name", ["page.css", "page.js", "plots.js", "uPlot.js", "uPlot.css", "icon-down.svg"]
+)
+def test_a_file_is_cached_until_it_changes(client: FlaskClient, name: str) -> None:
+    asset = assets.load()[name]
+    versioned = client.get(f"/static/{name}?v={asset.version}")
+    assert versioned.data == asset.content
+    assert versioned.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    compressed = client.get(f"/static/{name}", headers={"Accept-Encoding": "gzip, br"})
+    assert (compressed.headers["Cache-Control"], compressed.headers["Vary"]) == (
+        "no-cache",
+        "Accept-Encoding",
+    )
+    assert gzip.decompress(compressed.data) == asset.content
+    again = client.get(
+        f"/static/{name}", headers={"Accept-Encoding": "gzip", "If-None-Match": compressed.headers["ETag"]}
+    )
+    assert (again.status_code, again.data) == (304, b"")
+
+
+def test_no_other_file_is_served(client: FlaskClient) -> None:
+    assert client.get("/static/../wsgi.py").status_code == 404
+    assert client.get("/static/uPlot.mousewheel.js").status_code == 404
+
+
+def test_a_missing_uplot_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets, "PLOT_PACKAGE", "uplot-that-is-not-there")
+    with pytest.raises(assets.AssetError, match=r"^uplot-that-is-not-there is not installed; deploy"):
+        assets.load()
+
+
+def test_a_missing_file_of_uplot_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets, "PLOT_FILES", {"uPlot.js": "uplot/static/gone.js"})
+    with pytest.raises(assets.AssetError, match=r"gone\.js cannot be read \(No such file or directory\)"):
+        assets.load()
