@@ -64,7 +64,7 @@ def test_the_promise_of_the_first_token_is_a_bound_of_the_gateways_histogram() -
     (bounds,) = re.findall(r"in \[([0-9., ]+)\]", check["that"])
     assert tuple(map(float, bounds.split(","))) == LONG
     remedy = " ".join(check["remedy"].split())
-    (named,) = re.findall(r"counts by, ([0-9., or]+)\.$", remedy)
+    (named,) = re.findall(r"gateway's histogram: ([0-9., or]+)\.$", remedy)
     assert tuple(map(float, named.replace(" or ", ", ").split(", "))) == LONG
     defaults = yaml.safe_load((ROOT / "roles/prometheus/defaults/main.yml").read_text())
     assert defaults["prometheus_first_token_seconds"] in LONG
