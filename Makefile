@@ -125,21 +125,7 @@ lint-python: $(VENV)/.dev
 	ruff check .
 	ruff format --check .
 lint-types: $(VENV)/.dev
-	for package in exporter dashboard_app traffic gateway; do mypy "$$package/src"; done
-	mypy lab/src
-	MYPYPATH=tests/unit:gateway/src:dashboard_app/src mypy --explicit-package-bases tests/unit/*.py
-	MYPYPATH=tests/refusals:tests/on_hosts mypy --explicit-package-bases tests/refusals/*.py
-	MYPYPATH=tests/monitoring:tests/gateway:tests/on_hosts mypy --explicit-package-bases tests/monitoring/*.py
-	MYPYPATH=tests/gpu:tests/monitoring:tests/gateway:tests/on_hosts mypy --explicit-package-bases tests/gpu/*.py
-	MYPYPATH=tests/gateway:tests/on_hosts mypy --explicit-package-bases tests/gateway/*.py tests/on_hosts/*.py
-	MYPYPATH=tests/dashboard:tests/gateway:tests/on_hosts:gateway/src:dashboard_app/src:dashboard_app/tests mypy --explicit-package-bases tests/dashboard/*.py
-	mypy grafana/generate.py roles/node_exporter/files/host_facts.py
-	mypy playbooks/library/gateway_checks.py playbooks/module_utils/*.py
-	mypy roles/gpu_driver/filter_plugins/*.py roles/gpu_driver/library/*.py
-	MYPYPATH=bench/gateway:gateway/src:gateway/tests:traffic/src mypy --explicit-package-bases bench/gateway/*.py
-	MYPYPATH=bench/gateway:bench/traffic mypy --explicit-package-bases bench/traffic/run.py bench/traffic/tools.py
-	MYPYPATH=bench/gateway:tests/dashboard mypy --explicit-package-bases bench/dashboard/run.py
-	MYPYPATH=tests/clients:bench/gateway mypy --explicit-package-bases tests/clients/*.py
+	mypy .
 lint-shell: $(VENV)/.dev
 	shellcheck $$(git ls-files '*.sh' .ci/run tests/tools 'scripts/[a-z]*')
 
@@ -189,17 +175,17 @@ test-all: test clients ## Also the slow tests (4 hours): driver packages, faults
 # CLIENTS_ENGINE=fake needs no lab; OPENAI_BASE_URL and OPENAI_API_KEY name a running endpoint.
 clients: $(VENV)/.dev ## Real client programs against the gateway with the lab's Ollama
 	[[ -n "$${OPENAI_BASE_URL:-}$${CLIENTS_ENGINE:-}" ]] || $(MAKE) lab-ready
-	"$$($(VENV)/bin/python bench/gateway/servers.py clients)" -m pytest \
-	  --override-ini "pythonpath=traffic/src tests/clients bench/gateway" tests/clients
+	"$$(PYTHONPATH=$(CURDIR) $(VENV)/bin/python tests/support/servers.py clients)" -m pytest \
+	  --override-ini "pythonpath=. traffic/src" tests/clients
 
 bench-gateway: $(VENV)/.dev lab-ready ## Compare the gateway with stock LiteLLM, into bench/gateway.md (2 hours; ROWS="tpm labels" for some)
-	$(VENV)/bin/python bench/gateway/run.py $(ROWS)
+	PYTHONPATH=$(CURDIR):gateway/src:traffic/src $(VENV)/bin/python bench/gateway/run.py $(ROWS)
 
 bench-traffic: $(VENV)/.dev ## Compare traffic with aiperf, guidellm and locust, into bench/traffic.md (8 minutes; TOOLS=locust for one)
-	PYTHONPATH=bench/gateway $(VENV)/bin/python bench/traffic/run.py $(TOOLS)
+	PYTHONPATH=$(CURDIR) $(VENV)/bin/python bench/traffic/run.py $(TOOLS)
 
 bench-dashboard: $(VENV)/.dev lab-ready browser ## Measure the dashboard's page size, first paint and 200 viewers, into bench/dashboard.md (8 minutes)
-	PYTHONPATH=bench/gateway:tests/dashboard $(VENV)/bin/python bench/dashboard/run.py
+	PYTHONPATH=$(CURDIR) $(VENV)/bin/python bench/dashboard/run.py
 
 .PHONY: outdated audit
 lock: $(VENV)/.control ## Update the lock files of requirements/ and bench/requirements/

@@ -22,8 +22,9 @@ from datetime import UTC, datetime
 
 import aiohttp
 from playwright.sync_api import Browser, sync_playwright
-from servers import ROOT, BenchError, environment, get, say
-from watched_page import DESKTOP, start
+
+from tests.support.browser import DESKTOP, start
+from tests.support.servers import ROOT, BenchError, environment, get, say
 
 REPORT = ROOT / "bench/dashboard.md"
 HOST = "one"

@@ -7,9 +7,20 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from load import ask, session
-from report import Result, seconds
-from servers import REAL_MODEL, STOCK_KEY, Server, engine, fake_engine, gateway, get, real_engine, say, stock
+from bench.gateway.load import ask, session
+from bench.gateway.report import Result, seconds
+from tests.support.servers import (
+    REAL_MODEL,
+    STOCK_KEY,
+    Server,
+    engine,
+    fake_engine,
+    gateway,
+    get,
+    real_engine,
+    say,
+    stock,
+)
 
 SLOTS = 4
 PROMPT_SECONDS, SECONDS_PER_TOKEN, TOKENS = 0.05, 0.02, 10

@@ -5,9 +5,10 @@ import random
 import re
 
 import aiohttp
-from load import session
-from report import Result
-from servers import STOCK_KEY, Server, engine, fake_engine, gateway, get, say, stock
+
+from bench.gateway.load import session
+from bench.gateway.report import Result
+from tests.support.servers import STOCK_KEY, Server, engine, fake_engine, gateway, get, say, stock
 
 KEYS = [{"alias": "any"}]
 MODEL = "fake"

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import aiohttp
-from load import Answer, ask, most_in_window, session
-from report import Result
-from servers import STOCK_KEY, engine, fake_engine, gateway, say, stock
+
+from bench.gateway.load import Answer, ask, most_in_window, session
+from bench.gateway.report import Result
+from tests.support.servers import STOCK_KEY, engine, fake_engine, gateway, say, stock
 
 RPM = 100
 TPM = 1000

@@ -5,9 +5,9 @@ import random
 import subprocess
 from pathlib import Path
 
-from load import ask, percentile, session
-from report import Result, ms
-from servers import (
+from bench.gateway.load import ask, percentile, session
+from bench.gateway.report import Result, ms
+from tests.support.servers import (
     REAL_MODEL,
     STOCK_KEY,
     Server,

@@ -9,9 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from load import Answer, ask, percentile, session
-from report import Result, seconds
-from servers import REAL_MODEL, STOCK_KEY, Server, engine, fake_engine, gateway, real_engine, say, stock
+
+from bench.gateway.load import Answer, ask, percentile, session
+from bench.gateway.report import Result, seconds
+from tests.support.servers import (
+    REAL_MODEL,
+    STOCK_KEY,
+    Server,
+    engine,
+    fake_engine,
+    gateway,
+    real_engine,
+    say,
+    stock,
+)
 
 SLOTS = 2
 PROMPT_SECONDS, SECONDS_PER_TOKEN, TOKENS = 0.1, 0.02, 10

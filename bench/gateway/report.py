@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from servers import ROOT, versions
+from tests.support.servers import ROOT, versions
 
 REPORT = ROOT / "bench/gateway.md"
 INTRODUCTION = """# The gateway beside stock LiteLLM

@@ -20,7 +20,8 @@ from typing import Any
 
 import aiohttp
 import openai
-from servers import engine, fake_engine
+
+from tests.support.servers import engine, fake_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB_HOST = "bedplate"

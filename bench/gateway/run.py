@@ -9,16 +9,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-import disconnects
-import labels
-import limits
-import overhead
-import priority
-import soak
-import throughput
 import uvloop
-from report import Result, write_section
-from servers import BenchError, say
+
+from bench.gateway import disconnects, labels, limits, overhead, priority, soak, throughput
+from bench.gateway.report import Result, write_section
+from tests.support.servers import BenchError, say
 
 
 class Row(Protocol):

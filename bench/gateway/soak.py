@@ -7,9 +7,9 @@ from collections import Counter
 from contextlib import suppress
 from typing import Any
 
-from load import ask, percentile, session
-from report import Result
-from servers import engine, fake_engine, gateway, get, say
+from bench.gateway.load import ask, percentile, session
+from bench.gateway.report import Result
+from tests.support.servers import engine, fake_engine, gateway, get, say
 
 KEYS: list[dict[str, Any]] = [
     {"alias": "high", "class": "high"},

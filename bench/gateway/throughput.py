@@ -9,9 +9,20 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import aiohttp
-from load import percentile, session
-from report import Result, ms
-from servers import STOCK_KEY, Server, engine, environment, fake_engine, gateway, library, say, stock
+
+from bench.gateway.load import percentile, session
+from bench.gateway.report import Result, ms
+from tests.support.servers import (
+    STOCK_KEY,
+    Server,
+    engine,
+    environment,
+    fake_engine,
+    gateway,
+    library,
+    say,
+    stock,
+)
 
 KEYS = [{"alias": "any", "rpm": 900_000, "tpm": 900_000_000}]
 SHORT_TOKENS, LONG_TOKENS = 16, 300

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from servers import ROOT, BenchError, Server, engine, fake_engine, gateway, get, say
-from tools import TOOLS, Load, Medians, Tool, Traffic
+from bench.traffic.tools import TOOLS, Load, Medians, Tool, Traffic
+from tests.support.servers import ROOT, BenchError, Server, engine, fake_engine, gateway, get, say
 
 REPORT = ROOT / "bench/traffic.md"
 RATE, WARM_UP_SECONDS = 200, 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from servers import ROOT, environment
+from tests.support.servers import ROOT, environment
 
 HERE = Path(__file__).resolve().parent
 PROMPT = "amber anchor apple arrow autumn basil basket beacon birch bottle branch bread"

@@ -18,7 +18,8 @@ from bedplate_dashboard.sources.collect import (
 )
 from bedplate_dashboard.web.app import create_app
 from flask.testing import FlaskClient
-from observed import ANSWERED, AT, SECRETS, engine_state, gateway_metrics, node_metrics
+
+from dashboard_app.tests.observed import ANSWERED, AT, SECRETS, engine_state, gateway_metrics, node_metrics
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from bedplate_dashboard.health.model import Status
@@ -20,8 +19,9 @@ from bedplate_dashboard.health.poller import Poller
 from bedplate_dashboard.settings import Secrets, Settings
 from bedplate_dashboard.web.app import create_app
 from flask import Flask, Response, jsonify, request
-from samples import AT, SAMPLES
 from werkzeug.serving import make_server
+
+from dashboard_app.tests.samples import AT, SAMPLES
 
 SETTINGS = Settings.model_validate(
     {
@@ -134,5 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()

@@ -13,7 +13,8 @@ from bedplate_dashboard.sources.collect import (
     PrometheusAnswer,
 )
 from bedplate_dashboard.sources.payloads import EngineState
-from observed import ANSWERED, gateway_metrics, node_metrics
+
+from dashboard_app.tests.observed import ANSWERED, gateway_metrics, node_metrics
 
 Change = Callable[[Observation], Observation]
 

@@ -24,8 +24,9 @@ from bedplate_gateway.server import ClientLimits, HttpServer, listen
 from bedplate_gateway.settings import PRIORITY_CLASSES, Engine, EngineModel, Listener, Settings
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from odd_requests import CHAT, KEY, MAX_BODY, MINIMAL, MODEL, Case, cases, whole
 from traffic.fake_engine.server import Behaviour, FakeEngine
+
+from gateway.tests.odd_requests import CHAT, KEY, MAX_BODY, MINIMAL, MODEL, Case, cases, whole
 
 BATCH = 20
 LIMITS = ClientLimits(header=1.0, body=1.0, idle=1.0, reader=2.0)

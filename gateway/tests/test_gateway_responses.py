@@ -494,7 +494,7 @@ def test_litellm_prints_nothing_and_calls_nobody(tmp_path: Path) -> None:
         import asyncio, json, os, sys
         called = []
         sys.addaudithook(lambda event, _: called.append(event) if event.startswith("socket.") else None)
-        import test_gateway_responses as tests
+        import gateway.tests.test_gateway_responses as tests
         tests.answered(tests.ANSWER, model="llama-3")
         tests.streamed([tests.sse(tests.HELLO)], tests.translated(model="llama-3")[0])
         assert not {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname"} & set(called), called
@@ -505,7 +505,7 @@ def test_litellm_prints_nothing_and_calls_nobody(tmp_path: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(script)],
         cwd=tmp_path,
         env={
-            "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1] / 'src'}",
+            "PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parents[1] / 'src'}",
             "HOME": str(tmp_path),
         },
         capture_output=True,

@@ -8,7 +8,8 @@ from bedplate_gateway.errors import ApiError
 from bedplate_gateway.schema import Request, parse_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from odd_requests import CALL, CHAT, COMPLETIONS, EMBEDDINGS, FIELDS, odd_fields
+
+from gateway.tests.odd_requests import CALL, CHAT, COMPLETIONS, EMBEDDINGS, FIELDS, odd_fields
 
 MINIMAL: dict[str, dict[str, Any]] = {
     CHAT: {"model": "m", "messages": [{"role": "user", "content": "hi"}]},

@@ -11,8 +11,9 @@ from typing import Any
 
 import openai
 import pytest
-import servers
-from endpoints import MODEL, Endpoint, Faulty
+
+from tests.clients.endpoints import MODEL, Endpoint, Faulty
+from tests.support import servers
 
 
 def live() -> Endpoint:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import servers
+from tests.support import servers
 
 NPM = Path(__file__).parent / "npm"
 

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from endpoints import MODEL, Endpoint
-from environments import aider, npm
+
+from tests.clients.endpoints import MODEL, Endpoint
+from tests.clients.environments import aider, npm
 
 PAGE = Path(__file__).parents[2] / "docs/guide/clients.md"
 

@@ -1,12 +1,13 @@
 """LangChain's OpenAI classes against the gateway."""
 
 import pytest
-from endpoints import Endpoint, Faulty
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from openai import BadRequestError, RateLimitError
 from pydantic import SecretStr
+
+from tests.clients.endpoints import Endpoint, Faulty
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import json
 import subprocess
 from pathlib import Path
 
-from endpoints import Endpoint, Faulty
-from environments import npm
+from tests.clients.endpoints import Endpoint, Faulty
+from tests.clients.environments import npm
 
 TESTS = Path(__file__).parent / "npm/openai.test.mjs"
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import openai
 import pytest
-import servers
-from endpoints import Endpoint, Faulty
 from openai import AsyncOpenAI, OpenAI
 from openai.types.responses import ResponseCompletedEvent, ResponseIncompleteEvent
 from pydantic import BaseModel
+
+from tests.clients.endpoints import Endpoint, Faulty
+from tests.support import servers
 
 HELLO: list[Any] = [{"role": "user", "content": "Say hello."}]
 WEATHER: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]

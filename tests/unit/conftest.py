@@ -13,7 +13,8 @@ from typing import Any
 import ansible.module_utils
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from rendering import INVENTORIES, Stack, render
+
+from tests.support.rendering import INVENTORIES, Stack, render
 
 ROOT = Path(__file__).resolve().parents[2]
 # Ansible, too, adds the directory next to the playbooks.

@@ -8,7 +8,8 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 from traffic.cli import main
 from traffic.commands.canary import ModelUse, State, find_skip_reason
-from traffic_fakes import serving
+
+from traffic.tests.traffic_fakes import serving
 
 MODEL = "smollm2:135m"
 

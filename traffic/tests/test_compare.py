@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from traffic.cli import main
-from traffic_fakes import engine
+
+from traffic.tests.traffic_fakes import engine
 
 
 def status(*arguments: str) -> int:

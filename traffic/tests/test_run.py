@@ -21,7 +21,8 @@ from traffic.cli import main
 from traffic.fake_engine.server import Behaviour, Fault
 from traffic.load.client import Exchange
 from traffic.report.model import Report
-from traffic_fakes import answering, engine, serving
+
+from traffic.tests.traffic_fakes import answering, engine, serving
 
 KEY = "sk-test-very-secret"
 SCHEMA = Path(__file__).parents[1] / "report.schema.json"
@@ -287,7 +288,7 @@ def test_a_fault_fails_only_its_own_request(tmp_path: Path, fault: Any, error: s
 def test_a_response_that_is_no_http_is_a_failure(tmp_path: Path) -> None:
     async def handle(request: web.Request) -> web.Response:
         assert request.transport is not None
-        request.transport.write(b"\x00\xffSSH-2.0 no web server\r\n\r\n")  # type: ignore[attr-defined]
+        request.transport.write(b"\x00\xffSSH-2.0 no web server\r\n\r\n")
         request.transport.close()
         return web.Response()
 

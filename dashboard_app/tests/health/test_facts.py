@@ -9,8 +9,18 @@ from bedplate_dashboard.health.traffic_window import RecentTraffic
 from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources.collect import Contact, MachineAnswer, Observation
 from bedplate_dashboard.sources.history import DaysLeft
-from observed import ANSWERED, node_metrics
-from situations import CARD, ENGINE_DOWN, ON_GPU, Change, engine, gateway_metrics_are, host, units
+
+from dashboard_app.tests.observed import ANSWERED, node_metrics
+from dashboard_app.tests.situations import (
+    CARD,
+    ENGINE_DOWN,
+    ON_GPU,
+    Change,
+    engine,
+    gateway_metrics_are,
+    host,
+    units,
+)
 
 
 def unit(name: str, state: str, kind: str = "exec") -> list[str]:

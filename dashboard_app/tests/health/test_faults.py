@@ -9,8 +9,9 @@ from bedplate_dashboard.health.model import ModelStatus, Placement, Refusals
 from bedplate_dashboard.health.traffic_window import RecentTraffic
 from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources.collect import Contact, MachineAnswer, Observation
-from observed import node_metrics
-from situations import (
+
+from dashboard_app.tests.observed import node_metrics
+from dashboard_app.tests.situations import (
     CARD,
     ENGINE_DOWN,
     ON_GPU,

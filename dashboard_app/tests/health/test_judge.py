@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from bedplate_dashboard.health import judge as judging
-from bedplate_dashboard.health.judge import STALE_SECONDS, Memory, Snapshot, advance, describe_now
+from bedplate_dashboard.health.judge import Memory, Snapshot, advance, describe_now
 from bedplate_dashboard.health.model import Refusals, Verdict
+from bedplate_dashboard.health.thresholds import STALE_SECONDS
 from bedplate_dashboard.health.traffic_window import RecentTraffic
 from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources.collect import (
@@ -14,7 +15,8 @@ from bedplate_dashboard.sources.collect import (
     Observation,
 )
 from bedplate_dashboard.sources.payloads import ActiveAlert
-from situations import (
+
+from dashboard_app.tests.situations import (
     CARD,
     EMBED,
     ENGINE_DOWN,

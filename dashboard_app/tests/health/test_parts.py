@@ -17,7 +17,8 @@ from bedplate_dashboard.health.parts import add_default_tag
 from bedplate_dashboard.settings import PinnedVersion, Settings
 from bedplate_dashboard.sources.collect import MachineAnswer, Observation
 from flask.testing import FlaskClient
-from observed import ANSWERED, AT, gateway_metrics, node_metrics
+
+from dashboard_app.tests.observed import ANSWERED, AT, gateway_metrics, node_metrics
 
 HOSTILE = "<b>\\n\u202e"
 

@@ -11,8 +11,9 @@ from bedplate_dashboard.health.poller import Poller
 from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources import history
 from bedplate_dashboard.sources.collect import Clients, Observation
-from observed import SECRETS
-from situations import gateway
+
+from dashboard_app.tests.observed import SECRETS
+from dashboard_app.tests.situations import gateway
 
 
 def wait_until_polled(poller: Poller, number: int) -> None:

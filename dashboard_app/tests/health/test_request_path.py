@@ -10,8 +10,9 @@ from bedplate_dashboard.health.request_path import trace_request
 from bedplate_dashboard.health.traffic_window import RecentTraffic
 from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources.collect import Observation
-from samples import TRAFFIC
-from situations import (
+
+from dashboard_app.tests.samples import TRAFFIC
+from dashboard_app.tests.situations import (
     CARD,
     EMBED,
     ENGINE_DOWN,

@@ -6,7 +6,8 @@ import pytest
 from bedplate_dashboard.health.model import Refusals, Traffic
 from bedplate_dashboard.health.traffic_window import TrafficWindow, estimate_quantile
 from bedplate_dashboard.sources.prometheus_text import Samples
-from observed import gateway_metrics
+
+from dashboard_app.tests.observed import gateway_metrics
 
 
 def counters(

@@ -16,7 +16,8 @@ import pytest
 from bedplate_dashboard.settings import Secrets, Settings
 from bedplate_dashboard.sources import collect
 from bedplate_dashboard.sources.collect import Observation, ReportFile, read_report
-from observed import FakeServer
+
+from dashboard_app.tests.observed import FakeServer
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 ALERT = {

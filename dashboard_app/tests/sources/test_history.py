@@ -14,7 +14,8 @@ import pytest
 from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources import collect, history
 from bedplate_dashboard.sources.history import QUERIES, SPANS, History
-from observed import SECRETS, FakeServer
+
+from dashboard_app.tests.observed import SECRETS, FakeServer
 
 
 class FakePrometheus:

@@ -18,7 +18,8 @@ from bedplate_dashboard.sources.collect import Contact, HostAnswer, Observation,
 from bedplate_dashboard.sources.payloads import Check, EngineState, Report
 from bedplate_dashboard.web.app import build_client_snippets, create_app
 from flask.testing import FlaskClient
-from observed import SECRETS
+
+from dashboard_app.tests.observed import SECRETS
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"&{{7*7}}"
 

@@ -7,8 +7,9 @@ from bedplate_dashboard.settings import Secrets
 from bedplate_dashboard.web import assets
 from bedplate_dashboard.web.app import create_app
 from flask.testing import FlaskClient
-from sample_server import SamplePoller
-from samples import SAMPLES
+
+from dashboard_app.tests.sample_server import SamplePoller
+from dashboard_app.tests.samples import SAMPLES
 
 
 def test_ages_run_without_the_wall_clock() -> None:

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 from bedplate_dashboard.health.poller import Poller
 from bedplate_dashboard.web.app import create_app
-from observed import SECRETS
+
+from dashboard_app.tests.observed import SECRETS
 
 LOGIN = dataclasses.replace(SECRETS, login="ops:word: of \u00fc")
 

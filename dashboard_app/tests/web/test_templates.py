@@ -9,8 +9,9 @@ import pytest
 from bedplate_dashboard.settings import Secrets
 from bedplate_dashboard.web.app import create_app
 from flask.testing import FlaskClient
-from sample_server import SamplePoller
-from samples import HOSTILE, SAMPLES
+
+from dashboard_app.tests.sample_server import SamplePoller
+from dashboard_app.tests.samples import HOSTILE, SAMPLES
 
 SECTIONS = (
     "faults",

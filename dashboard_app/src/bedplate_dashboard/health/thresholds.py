@@ -1,6 +1,6 @@
 """Every limit that decides between healthy and not; other modules only compare with them.
 
-tests/unit/test_thresholds.py ties those that alert rules or the page know too.
+tests/unit/repository/test_thresholds.py ties those that alert rules or the page know too.
 """
 
 from bedplate_dashboard.sources.collect import ANSWER_SECONDS

@@ -1,0 +1,124 @@
+"""Preflight refuses invalid settings with a remedy and changes nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.scenarios.refusals.refusing import MODEL, ROOT, Control, Host, Run
+
+MARK = Path("/var/lib/before-the-refusals")
+REFUSED: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "refused.yml").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(control: Control, one_box: Path, plain: Host) -> Iterator[dict[str, Future[Run]]]:
+    """The runs of all cases, at most two at a time."""
+    plain(f"touch {MARK}")
+    with ThreadPoolExecutor(2) as pool:
+        yield {case: pool.submit(control.run, one_box, REFUSED[case]["settings"]) for case in REFUSED}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_invalid_setting_is_refused(case: str, runs: dict[str, Future[Run]]) -> None:
+    assert runs[case].result().refused() == REFUSED[case]["message"]
+
+
+def test_no_secret_is_printed(runs: dict[str, Future[Run]]) -> None:
+    for case in ("placeholder key", "long placeholder key"):
+        (key,) = REFUSED[case]["settings"]["gateway_keys"]
+        assert key["secret"] not in runs[case].result().output
+    assert "shortword" not in runs["short password of the page"].result().output
+
+
+def test_inventory_settings_are_checked_too(control: Control, plain: Host) -> None:
+    inventory = control.one_box(plain, {"prometheus_targets": [], "ollama_modles": [MODEL]})
+    assert control.run(inventory).refused() == (
+        "ollama_modles is set for group all, but Bedplate has no such variable; did you mean ollama_models? "
+        "prometheus_targets is set for group all, but Bedplate sets it itself; "
+        "set prometheus_extra_targets instead."
+    )
+
+
+def test_an_inventory_of_an_earlier_release_is_refused_with_all_new_names(
+    control: Control, plain: Host
+) -> None:
+    rows = yaml.safe_load((ROOT / "playbooks/renamed.yml").read_text())
+    settable = [row for row in rows if row["new"] in ("gateway_keys", "gateway_port", "gateway_rotate")]
+    inventory = control.one_box(plain, {row["old"]: "x" for row in settable} | {"ollama_models": [MODEL]})
+    script = "; ".join(rf"s/\b{row['old']}\b/{row['new']}/g" for row in settable)
+    assert control.run(inventory).refused() == " ".join(
+        [
+            *(
+                f"{row['old']} is set for group all, but it is called {row['new']} since {row['since']}; "
+                f"write {row['new']} instead."
+                for row in settable
+            ),
+            f"To rename them in your inventory, run: sed -i '{script}' {inventory}",
+        ]
+    )
+
+
+def test_an_empty_group_is_refused(control: Control, plain: Host) -> None:
+    inventory = control.inventory({"inference": [plain], "gateway": [plain], "monitoring": []}, {})
+    assert control.run(inventory).refused() == (
+        f"The group 'monitoring' has no hosts in {inventory}: copy inventory/example to inventory/mine "
+        "and name a host in each of inference, gateway and monitoring (one machine may stand in all three)."
+    )
+
+
+def test_a_misspelt_group_is_refused(control: Control, plain: Host) -> None:
+    inventory = control.inventory({"inference": [plain], "gatway": [plain], "monitoring": [plain]}, {})
+    assert control.run(inventory).refused() == (
+        "the inventory has a group gatway, but group gateway is missing; did you mean gateway?"
+    )
+
+
+def test_no_inventory_is_refused(control: Control) -> None:
+    missing = control.folder / "not-there.yml"
+    run = control.run(missing)
+    assert run.code != 0
+    assert "inventory/example" in run.refused()
+
+
+def test_a_certificate_for_another_address_is_refused(control: Control, plain: Host, tmp_path: Path) -> None:
+    files = {"certificate": tmp_path / "crt", "key": tmp_path / "key"}
+    command = [
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+        *("-subj", "/CN=x", "-addext", "subjectAltName=DNS:plain.example.org"),
+        *("-out", str(files["certificate"]), "-keyout", str(files["key"])),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    given = {f"prometheus_tls_{what}": str(path) for what, path in files.items()}
+    settings = {"ollama_models": [MODEL], "bedplate_bind_address": plain.address, **given}
+    assert control.run(control.one_box(plain, settings)).refused() == (
+        f"prometheus_tls_certificate {files['certificate']} does not name the address {plain.address} "
+        f"(subjectAltName): set one that is valid for {plain.address} with its key and CA, or none to have "
+        "one generated."
+    )
+
+
+def test_site_stops_when_preflight_fails(control: Control, one_box: Path) -> None:
+    for settings in ({"gateway_prot": 8001}, {"dashboard_port": 70000}):
+        run = control.run(one_box, settings, "site.yml")
+        run.refused()
+        assert "PLAY [Set up every host]" not in run.output
+
+
+def test_valid_settings_pass_and_generate_no_keys(control: Control, one_box: Path) -> None:
+    control.run(one_box).accepted()
+    control.run(one_box, {"gateway_port": "8001", "bedplate_name": "rack-2"}).accepted()
+    assert not control.keys.parent.exists()
+
+
+def test_the_host_is_unchanged(runs: dict[str, Future[Run]], plain: Host) -> None:
+    for run in runs.values():
+        run.result()
+    assert plain.changes_since(MARK) == ""
+    assert plain("ls -d /opt/bedplate /etc/bedplate /root/.ansible/tmp/* 2>/dev/null || true") == ""

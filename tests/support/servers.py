@@ -1,0 +1,383 @@
+"""What the benches run beside each other: a fake engine, a real one, the gateway, and stock LiteLLM."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bedplate" / "bench"
+UV = ROOT / ".venv/bin/uv"
+LOCKS = [*ROOT.glob("requirements/*.txt"), *ROOT.glob("bench/requirements/*.txt")]
+LAB = "bench-gateway"
+ENGINE_HOST = "engine"
+REAL_MODEL = "smollm2:135m"
+START_SECONDS = 120.0
+_SHOTS = "".join(
+    f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    f'{{"name": "get_weather", "arguments": {{"city": "{city}"}}}}<|im_end|>\n'
+    for question, city in (
+        ("What is the weather in Rome?", "Rome"),
+        ("What is the weather in Berlin?", "Berlin"),
+        ("How is the weather in Madrid?", "Madrid"),
+    )
+)
+# The template names .Tools and shows examples of calls, so that this small model calls a tool.
+MODELFILE = f'''FROM /root/model.gguf
+PARAMETER num_ctx 4096
+PARAMETER num_thread 1
+PARAMETER stop <|im_start|>
+PARAMETER stop <|im_end|>
+TEMPLATE """{{{{- if .Tools }}}}<|im_start|>system
+You answer with one function call in JSON. Functions: {{{{ .Tools }}}}<|im_end|>
+{_SHOTS}{{{{ end }}}}{{{{- range .Messages }}}}<|im_start|>{{{{ .Role }}}}
+{{{{ .Content }}}}{{{{ range .ToolCalls }}}}{{"name": "{{{{ .Function.Name }}}}", \
+"arguments": {{{{ .Function.Arguments }}}}}}{{{{ end }}}}<|im_end|>
+{{{{ end }}}}<|im_start|>assistant
+"""
+'''
+
+
+class BenchError(Exception):
+    """A bench cannot run; the message is one sentence."""
+
+
+@dataclass
+class Server:
+    """A server under test. `url` has no /v1; `process` is what was started, `log` is what it said."""
+
+    url: str
+    process: subprocess.Popen[str] | None = None
+    log: Path | None = None
+    keys: dict[str, str] = field(default_factory=dict)
+    metrics_url: str = ""
+
+    @property
+    def pid(self) -> int:
+        """The process whose time and memory count."""
+        if self.process is None:
+            raise BenchError(f"{self.url} was not started here")
+        return self.process.pid
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that the process took so far, in seconds."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def rss_mib(self) -> float:
+        """Return the memory that the process holds, in MiB."""
+        return (
+            int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        )
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nobody uses now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def get(url: str, key: str | None = None, seconds: float = 10.0) -> tuple[int, str]:
+    """Return status and text of a GET; status 0 when nothing answers."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+    except OSError:
+        return 0, ""
+
+
+def environment(name: str) -> Path:
+    """Return the Python of the environment of a lock, which is made where it is missing.
+
+    The gateway's (`gateway`) has the gateway of this checkout in it.
+    """
+    lock = next(path for path in LOCKS if path.stem == name)
+    place = CACHE / f"{name}-{hashlib.sha256(lock.read_bytes() + bytes(ROOT)).hexdigest()[:12]}"
+    interpreter = place / "bin/python"
+    if not (place / "complete").exists():
+        say(f"installing {lock.relative_to(ROOT)} for the benches")
+        shutil.rmtree(place, ignore_errors=True)
+        subprocess.run([str(UV), "venv", "--quiet", "--python", "3.11", str(place)], check=True)
+        install = [
+            str(UV),
+            "pip",
+            "install",
+            "--quiet",
+            "--require-hashes",
+            "--no-deps",
+            "--compile-bytecode",
+        ]
+        subprocess.run([*install, "--python", str(interpreter), "--requirement", str(lock)], check=True)
+        if name == "gateway":
+            itself = [str(UV), "pip", "install", "--quiet", "--no-deps", "--python", str(interpreter)]
+            subprocess.run([*itself, "--editable", str(ROOT / "gateway")], check=True)
+        (place / "complete").touch()
+    return interpreter
+
+
+def say(line: str) -> None:
+    """Tell on standard error how far a bench is."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], folder: Path, ready_url: str, environ: dict[str, str], name: str
+) -> Iterator[Server]:
+    """Run a server until the block ends; yields when `ready_url` answers 200."""
+    log = folder / f"{name}.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={"PATH": os.environ["PATH"], "HOME": str(folder), **environ},
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while get(ready_url, seconds=2.0)[0] != 200:
+            if process.poll() is not None or time.monotonic() > end:
+                raise BenchError(f"{name} did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.1)
+        yield Server(ready_url.split("/", 3)[0] + "//" + ready_url.split("/", 3)[2], process, log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def fake_engine(**options: Any) -> Iterator[Server]:
+    """Run `traffic fake-server`; `options` are its flags, lists for those that repeat."""
+    port = free_port()
+    command = [str(ROOT / ".venv/bin/python"), "-m", "traffic", "fake-server", "--port", str(port)]
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            command += [f"--{name.replace('_', '-')}", str(one)]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        environ = {"PYTHONPATH": str(ROOT / "traffic/src")}
+        with _running(command, Path(folder), f"{url}/api/version", environ, "fake-server") as server:
+            yield server
+
+
+def engine(
+    url: str, model: str = "fake", slots: int = 2, kind: str = "ollama", name: str = "one"
+) -> dict[str, Any]:
+    """Return the gateway's settings for an engine with one model."""
+    return {
+        "name": name,
+        "kind": kind,
+        "url": url,
+        "models": [{"name": model, "slots": slots, "context": 4096}],
+    }
+
+
+@contextmanager
+def gateway(
+    engines: list[dict[str, Any]],
+    keys: list[dict[str, Any]],
+    **settings: Any,
+) -> Iterator[Server]:
+    """Run the gateway of this repository; each key's secret is in `Server.keys` under its alias."""
+    python = environment("gateway")
+    api, metrics = free_port(), free_port()
+    secrets = {key["alias"]: f"sk-bench-{key['alias']}-{'0' * 24}" for key in keys}
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        (folder / "state").mkdir()
+        hashed = [
+            {**key, "secrets": [{"sha256": hashlib.sha256(secrets[key["alias"]].encode()).hexdigest()}]}
+            for key in keys
+        ]
+        (folder / "keys.json").write_text(json.dumps({"schema": 2, "keys": hashed}))
+        document = {
+            "api": {"address": "127.0.0.1", "port": api},
+            "metrics": {"address": "127.0.0.1", "port": metrics},
+            "engines": engines,
+            "keys_file": str(folder / "keys.json"),
+            "state_dir": str(folder / "state"),
+            **settings,
+        }
+        (folder / "gateway.json").write_text(json.dumps(document, indent=1))
+        command = [str(python.parent / "bedplate-gateway"), str(folder / "gateway.json")]
+        environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        ready = f"http://127.0.0.1:{api}/health/readiness"
+        with _running(command, folder, ready, environ, "gateway") as server:
+            server.keys = secrets
+            server.metrics_url = f"http://127.0.0.1:{metrics}/metrics"
+            yield server
+
+
+STOCK_KEY = "sk-bench-master"
+
+
+@contextmanager
+def stock(
+    engine_url: str,
+    model: str = "fake",
+    *,
+    model_info: dict[str, Any] | None = None,
+    router: dict[str, Any] | None = None,
+    prometheus: bool = False,
+) -> Iterator[Server]:
+    """Run stock LiteLLM on an engine, which it offers as `openai` and as `ollama_chat` after its two ways.
+
+    `model_info` is added to both models' parameters (rpm, tpm), `router` is its router_settings.
+    """
+    python = environment("bench")
+    port = free_port()
+    ways = {
+        "openai": {"model": f"openai/{model}", "api_base": f"{engine_url}/v1", "api_key": "none"},
+        "ollama_chat": {"model": f"ollama_chat/{model}", "api_base": engine_url},
+    }
+    document: dict[str, Any] = {
+        "model_list": [
+            {"model_name": way, "litellm_params": parameters | (model_info or {})}
+            for way, parameters in ways.items()
+        ],
+        "general_settings": {"master_key": STOCK_KEY},
+        "router_settings": router or {},
+    }
+    if prometheus:
+        document["litellm_settings"] = {
+            "callbacks": ["prometheus"],
+            "require_auth_for_metrics_endpoint": False,
+        }
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        # JSON is YAML.
+        (folder / "config.yaml").write_text(json.dumps(document))
+        command = [str(python.parent / "litellm"), "--config", str(folder / "config.yaml")]
+        command += ["--host", "127.0.0.1", "--port", str(port)]
+        environ = {
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_MODE": "PRODUCTION",
+        }
+        url = f"http://127.0.0.1:{port}"
+        with _running(command, folder, f"{url}/health/readiness", environ, "stock LiteLLM") as server:
+            server.keys = {"": STOCK_KEY}
+            server.metrics_url = f"{url}/metrics/"
+            yield server
+
+
+@contextmanager
+def library(engine_url: str) -> Iterator[Server]:
+    """Run `library_app.py`: the LiteLLM library behind uvicorn, without LiteLLM's proxy."""
+    port = free_port()
+    command = [str(environment("gateway")), "-m", "uvicorn", "--no-access-log"]
+    command += ["--port", str(port), "library_app:app"]
+    environ = {
+        "PYTHONPATH": str(ROOT / "bench/gateway"),
+        "ENGINE_URL": engine_url,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        _running(
+            command, Path(folder), f"http://127.0.0.1:{port}/ready", environ, "LiteLLM library"
+        ) as server,
+    ):
+        yield server
+
+
+def _lab(*arguments: str, stdin: Any = None) -> str:
+    done = subprocess.run(
+        [str(ROOT / "lab/lab"), *arguments],
+        env={**os.environ, "BEDPLATE_LAB": LAB},
+        stdin=stdin or subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise BenchError(f"lab/lab {' '.join(arguments)} failed: {done.stderr[-1000:]}")
+    return done.stdout
+
+
+@contextmanager
+def real_engine(slots: int = 2) -> Iterator[str]:
+    """Boot a lab host with the real Ollama and a small model; yields its address, removes it afterwards."""
+    archive = json.loads(_lab("engine"))["archive"]
+    model = json.loads(_lab("model"))["path"]
+    _lab("up", ENGINE_HOST, "--groups", "")
+    try:
+        with subprocess.Popen(
+            ["zstd", "--decompress", "--stdout", archive], stdout=subprocess.PIPE
+        ) as unpacked:
+            _lab("exec", ENGINE_HOST, "tar", "--extract", "--directory", "/opt", stdin=unpacked.stdout)
+        with Path(model).open("rb") as content:
+            _lab("exec", ENGINE_HOST, "sh", "-c", "cat >/root/model.gguf", stdin=content)
+        with tempfile.TemporaryFile("w+") as modelfile:
+            modelfile.write(MODELFILE)
+            modelfile.seek(0)
+            _lab("exec", ENGINE_HOST, "sh", "-c", "cat >/root/Modelfile", stdin=modelfile)
+        _lab(
+            *("exec", ENGINE_HOST, "systemd-run", "--quiet", "--unit=ollama", "--setenv=HOME=/root"),
+            *("--setenv=OLLAMA_HOST=0.0.0.0:11434", f"--setenv=OLLAMA_NUM_PARALLEL={slots}"),
+            *("--setenv=OLLAMA_KEEP_ALIVE=-1", "/opt/bin/ollama", "serve"),
+        )
+        addresses = {host["name"]: host["address"] for host in json.loads(_lab("list", "--json"))}
+        url = f"http://{addresses[ENGINE_HOST]}:11434"
+        end = time.monotonic() + 30
+        while get(f"{url}/api/version")[0] != 200:
+            if time.monotonic() > end:
+                raise BenchError("the lab's Ollama did not start")
+            time.sleep(0.2)
+        create = "HOME=/root /opt/bin/ollama create"
+        _lab("exec", ENGINE_HOST, "sh", "-c", f"{create} {REAL_MODEL} -f /root/Modelfile")
+        # Loads the model.
+        question = {"model": REAL_MODEL, "prompt": "", "stream": False}
+        request = urllib.request.Request(f"{url}/api/generate", data=json.dumps(question).encode())
+        with urllib.request.urlopen(request, timeout=120):
+            yield url
+    finally:
+        _lab("down", ENGINE_HOST)
+
+
+def versions() -> str:
+    """Return what ran, in one line: Python, LiteLLM, cores, processor."""
+    python = subprocess.run(
+        [environment("gateway"), "-V"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    litellm = next(
+        line.split()[0].removeprefix("litellm==")
+        for line in (ROOT / "bench/requirements/bench.txt").read_text().replace("[proxy]", "").splitlines()
+        if line.startswith("litellm==")
+    )
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    processor = next(
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    return f"commit {commit}, {python}, LiteLLM {litellm}, {os.cpu_count()} cores of {processor}"
+
+
+if __name__ == "__main__":
+    print(environment(sys.argv[1]))

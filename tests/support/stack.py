@@ -1,0 +1,172 @@
+"""A lab host with the whole stack: API clients, playbook runs, and load on its gateway."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from tests.support.hosts import run_script, running_hosts, users_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+SOON_SECONDS = 20.0
+
+
+class Stack:
+    """The host `one` with the whole stack; `url` is the gateway's without /v1."""
+
+    def __init__(self, name: str, variables: dict[str, Any]) -> None:
+        self.name = name
+        self.url = f"http://{variables['bedplate_bind_address']}:8000"
+        self.metrics_url = "http://127.0.0.1:9464/metrics"
+        self.model = "smollm2:135m"
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        self.keys_file = home / "bedplate" / variables["bedplate_name"] / "keys.json"
+
+    def key(self, alias: str) -> str:
+        """Return the secret that `make key` prints."""
+        return str(json.loads(self.keys_file.read_text())["keys"][alias])
+
+    def __call__(self, script: str, *, fails: bool = False) -> str:
+        """Run a script on the host without SSH and return its output."""
+        return run_script(self.name, script, fails=fails)
+
+    def play(
+        self,
+        *arguments: str,
+        playbook: str = "site.yml",
+        settings: dict[str, Any] | None = None,
+        seconds: float = 600,
+    ) -> int:
+        """Run a playbook like a user; returns the number of changed tasks."""
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "ansible", "playbook", "--inventory=inventory/lab", playbook),
+                *arguments,
+                *([f"--extra-vars={json.dumps(settings)}"] if settings else []),
+            ],
+            cwd=ROOT,
+            env=users_environment(),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, output
+        return sum(int(number) for number in re.findall(r" changed=(\d+)", output))
+
+    def client(self, secret: str = "") -> httpx.Client:
+        """Return a client with a key and persistent connections; the timeout is 60 s."""
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
+    def chat(self, client: httpx.Client, **fields: Any) -> httpx.Response:
+        """Send one small chat request."""
+        body = {
+            "model": self.model,
+            "max_tokens": 1,
+            "messages": [{"role": "user", "content": "Count from one to a hundred."}],
+        }
+        return client.post("/v1/chat/completions", json=body | fields)
+
+    def key_status(self, secret: str) -> str:
+        """Return "ok" if the gateway accepts a key, else the error message of its 401."""
+        with self.client(secret) as client:
+            answer = client.get("/v1/models")
+        assert answer.status_code in (200, 401), answer.text
+        if answer.status_code == 200:
+            return "ok"
+        error = answer.json()["error"]
+        assert (error["code"], answer.headers["www-authenticate"]) == ("invalid_api_key", "Bearer")
+        return str(error["message"])
+
+    def main_pid(self) -> str:
+        """Return the process id of the gateway's main process."""
+        return self("systemctl show --property=MainPID --value bedplate-gateway").strip()
+
+
+def stack_of(scenario: str) -> Stack:
+    """Return the host `one` of a running scenario."""
+    hosts = running_hosts()
+    assert "one" in hosts, f"there is no host `one`: run molecule converge --scenario-name {scenario}"
+    return Stack("one", hosts["one"])
+
+
+class Outcome(NamedTuple):
+    """Result of one request under load: its status or error, and its duration in seconds."""
+
+    result: str
+    seconds: float
+
+
+class Load:
+    """Clients that send one chat request after the other, half of them on persistent connections.
+
+    An incomplete response counts as failed, also a stream without its [DONE].
+    """
+
+    def __init__(self, stack: Stack, clients: int, *, tokens: int = 4, stream: bool = False) -> None:
+        self._stack = stack
+        self._secret = stack.key("bench")
+        self._fields = {"max_tokens": tokens, "stream": stream}
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number % 2 == 0,)) for number in range(clients)
+        ]
+        self.outcomes: list[Outcome] = []
+
+    def _run(self, keep_alive: bool) -> None:
+        client = self._stack.client(self._secret)
+        while not self._stop.is_set():
+            started = time.monotonic()
+            try:
+                answer = self._stack.chat(client, **self._fields)
+                complete = not self._fields["stream"] or answer.text.endswith("data: [DONE]\n\n")
+                result = str(answer.status_code) if complete else "incomplete"
+            except httpx.HTTPError as error:
+                result = repr(error)
+            self.outcomes.append(Outcome(result, time.monotonic() - started))
+            if not keep_alive:
+                client.close()
+                client = self._stack.client(self._secret)
+        client.close()
+
+    def failed(self) -> list[str]:
+        """Return all results other than 200."""
+        return [outcome.result for outcome in self.outcomes if outcome.result != "200"]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Send requests for the duration of the block, then print a summary."""
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join()
+        longest = max(outcome.seconds for outcome in self.outcomes)
+        print(
+            f"\n{len(self.outcomes)} requests, {len(self.failed())} failed, the longest took {longest:.1f} s"
+        )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = SOON_SECONDS) -> float:
+    """Wait until the condition is true; returns the seconds that it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds} s"
+        time.sleep(0.2)
+    return time.monotonic() - started

@@ -1,0 +1,145 @@
+"""gateway_checks: results for a correct gateway, and for gateways with one defect each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.support.fake_gateway import MODEL, FakeGateway, running
+
+KEY, LIMIT_KEY = "sk-verify", "sk-verify-limit"
+LISTED = "the gateway lists every declared model"
+READY = "the gateway reports ready"
+WITHOUT_KEY = "a request without a key is refused"
+WRONG_KEY = "a request with a wrong key is refused"
+CLOSED = "internal paths return 404"
+OVER_LIMIT = "the request over the limit is refused"
+HEADERS = "responses report the remaining limits"
+
+
+@pytest.fixture
+def gateway() -> Iterator[FakeGateway]:
+    with running() as server:
+        server.keys = {KEY, LIMIT_KEY}
+        server.limits = {LIMIT_KEY: ("requests", 10)}
+        server.reported_limits = dict(server.limits)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def module(load_source: Callable[[str], ModuleType]) -> ModuleType:
+    return load_source("playbooks/library/gateway_checks.py")
+
+
+@pytest.fixture
+def checks(
+    module: ModuleType, run_module: Callable[..., dict[str, Any]], gateway: FakeGateway
+) -> Callable[..., dict[str, dict[str, Any]]]:
+    """Run the module against the fake and return its checks by name."""
+
+    def run(*models: str, url: str = "") -> dict[str, dict[str, Any]]:
+        params = {"url": url or gateway.url, "key": KEY, "limit_key": LIMIT_KEY, "models": models or [MODEL]}
+        entries = run_module(module, params)["checks"]
+        assert [sorted(check) for check in entries] == [["name", "next", "ok", "seen"]] * 7
+        return {check["name"]: check for check in entries}
+
+    return run
+
+
+Checks = Callable[..., dict[str, dict[str, Any]]]
+
+
+def failed(results: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return the observations of the failed checks by name."""
+    return {name: check["seen"] for name, check in results.items() if check["ok"] is False}
+
+
+def test_a_correct_gateway_passes_all_checks(checks: Checks, gateway: FakeGateway) -> None:
+    results = checks()
+    assert {check["ok"] for check in results.values()} == {True}
+    assert results[LISTED]["seen"] == MODEL
+    assert results[OVER_LIMIT]["seen"] == "10 passed, then 429 with Retry-After 60"
+    assert gateway.used[LIMIT_KEY] == 10
+
+
+def test_a_used_up_limit_is_not_waited_for(checks: Checks, gateway: FakeGateway) -> None:
+    gateway.used[LIMIT_KEY] = 4
+    gateway.retry_after = "12"
+    assert checks()[OVER_LIMIT]["seen"] == "6 passed, then 429 with Retry-After 12"
+    results = checks()
+    assert failed(results) == {}
+    assert results[OVER_LIMIT]["seen"] == "0 passed, then 429 with Retry-After 12"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "seen"),
+    [
+        ("limits", {LIMIT_KEY: ("requests", 11)}, "11 passed, then 429 with Retry-After 60"),
+        ("limits", {LIMIT_KEY: ("requests", 9)}, "9 passed, then 429 with Retry-After 60"),
+        ("retry_after", "61", "10 passed, then 429 with Retry-After 61"),
+        ("retry_after", "30", "10 passed, then 429 with Retry-After 30"),
+        ("retry_after", "soon", "10 passed, then 429 with Retry-After soon"),
+        ("chat_status", 502, "status 502 engine_error"),
+    ],
+)
+def test_an_inexact_limit_is_detected(
+    checks: Checks, gateway: FakeGateway, attribute: str, value: object, seen: str
+) -> None:
+    setattr(gateway, attribute, value)
+    results = checks()
+    assert results[OVER_LIMIT]["ok"] is False
+    assert results[OVER_LIMIT]["seen"] == seen
+
+
+def test_missing_headers_are_detected(checks: Checks, gateway: FakeGateway) -> None:
+    gateway.headers = False
+    assert failed(checks())[HEADERS] == (
+        "missing: x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
+    )
+
+
+def test_a_dead_engine_is_distinguished_from_an_old_configuration(
+    checks: Checks, gateway: FakeGateway
+) -> None:
+    gateway.models = []
+    gateway.ready = 503
+    results = checks()
+    assert failed(results) == {
+        LISTED: f"no model; {MODEL}: status 503 engine_unavailable",
+        READY: "status 503",
+    }
+    assert results[LISTED]["next"] == "journalctl -u bedplate-gateway -n 50"
+    assert [results[name]["ok"] for name in (OVER_LIMIT, HEADERS)] == [None, None]
+
+
+def test_one_of_two_models_is_enough(checks: Checks) -> None:
+    results = checks("gone:1b", MODEL)
+    assert failed(results) == {LISTED: f"{MODEL}; gone:1b: status 503 engine_unavailable"}
+
+
+def test_open_paths_are_detected(checks: Checks, gateway: FakeGateway) -> None:
+    gateway.open_paths = {"/metrics", "/v1/models"}
+    results = failed(checks())
+    assert results[CLOSED] == "/metrics: status 200"
+    assert (results[WITHOUT_KEY], results[WRONG_KEY]) == ("status 200", "status 200")
+
+
+def test_keys_that_the_host_does_not_have(checks: Checks, gateway: FakeGateway) -> None:
+    gateway.keys = {KEY}
+    results = checks()
+    assert failed(results)[OVER_LIMIT] == "the key `verify-limit` is refused with 401"
+    gateway.keys = {LIMIT_KEY}
+    results = checks()
+    assert failed(results)[LISTED] == "the key `verify` is refused with 401"
+    assert results[LISTED]["next"] == "ansible-playbook site.yml --tags keys"
+
+
+def test_a_stopped_gateway(checks: Checks, gateway: FakeGateway) -> None:
+    gateway.shutdown()
+    gateway.server_close()
+    results = failed(checks())
+    assert results.keys() == {LISTED, READY, WITHOUT_KEY, WRONG_KEY, CLOSED}
+    assert set(results.values()) == {f"the gateway does not respond at {gateway.url}"}

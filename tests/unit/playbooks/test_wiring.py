@@ -1,0 +1,310 @@
+"""The wiring in playbooks/group_vars: the complete expected values for each test inventory."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+from tests.support.rendering import ROOT, Stack
+
+SERVICE_KEYS = [
+    {"alias": "verify", "rpm": 60},
+    {"alias": "verify-limit", "rpm": 10},
+    {"alias": "dashboard", "rpm": 120},
+    {"alias": "canary", "rpm": 10},
+]
+SMALL = {"name": "smollm2:135m", "slots": 2, "context": 8192}
+# These depend on the checkout and the user's home, not on the inventory.
+PLACES = {
+    "bedplate_managed",
+    "bedplate_template_dir",
+    "bedplate_secrets_file",
+    "gateway_secrets_file",
+    "prometheus_password_file",
+    "prometheus_ca_file",
+}
+
+ON_CPU: dict[str, Any] = {
+    "ollama_gpu_backend": "cpu",
+    "ollama_gpu_parts": [],
+    "ollama_gpu_groups": [],
+    "exporter_gpus": {},
+}
+ON_GPU: dict[str, dict[str, Any]] = {
+    "gpu1": {
+        "ollama_gpu_backend": "cuda",
+        "ollama_gpu_parts": ["cuda_v13"],
+        "ollama_gpu_groups": [],
+        "exporter_gpus": {"nvidia": 2},
+    },
+    "gpu2": {
+        "ollama_gpu_backend": "rocm",
+        "ollama_gpu_parts": ["rocm"],
+        "ollama_gpu_groups": ["render", "video"],
+        "exporter_gpus": {"amd": 1},
+    },
+}
+
+
+def pins(gateway: str, *engines: str) -> list[dict[str, str]]:
+    """Return the versions that the playbooks install, read from their files."""
+    project = tomllib.loads((ROOT / "gateway/pyproject.toml").read_text())["project"]
+    (ollama,) = re.findall(
+        r"^ollama_version: (\S+)$", (ROOT / "roles/ollama/defaults/main.yml").read_text(), re.MULTILINE
+    )
+    return [
+        *({"component": "Ollama", "host": host, "version": ollama} for host in engines),
+        {"component": "Gateway", "host": gateway, "version": project["version"]},
+    ]
+
+
+def all_hosts(address: str, clients: list[str], **more: Any) -> dict[str, Any]:
+    """Return the variables of every host."""
+    return {
+        "bedplate_download_environment": {},
+        "node_exporter_listen_address": address,
+        "node_exporter_allowed_clients": clients,
+        "node_exporter_own_certificates": [],
+        **more,
+    }
+
+
+def engine(name: str, url: str, *models: dict[str, Any], loaded: int = 1) -> dict[str, Any]:
+    """Return the gateway's settings for an inference host."""
+    return {"name": name, "kind": "ollama", "url": url, "models_at_once": loaded, "models": list(models)}
+
+
+def canary(api: str, metrics: str, *models: str) -> dict[str, Any]:
+    """Return the canary's variables; its key is not generated yet."""
+    return {
+        "traffic_canary_url": f"http://{api}/v1",
+        "traffic_canary_metrics_url": f"http://{metrics}/metrics",
+        "traffic_canary_models": list(models),
+        "traffic_canary_key": "",
+    }
+
+
+EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
+    "one-box": {
+        "box": {
+            **all_hosts("127.0.0.1", []),
+            "ollama_listen_address": "127.0.0.1",
+            "ollama_allowed_clients": [],
+            "ollama_url": "http://127.0.0.1:11434",
+            "exporter_listen_address": "127.0.0.1",
+            "exporter_allowed_clients": [],
+            "exporter_ollama_url": "http://127.0.0.1:11434",
+            "gpu_driver_engine_url": "http://127.0.0.1:11434",
+            "gpu_driver_engine_models": ["smollm2:135m"],
+            **ON_CPU,
+            "gateway_listen_address": "127.0.0.1",
+            "gateway_url": "http://127.0.0.1:8000",
+            "gateway_metrics_listen_address": "127.0.0.1",
+            "gateway_metrics_allowed_clients": ["127.0.0.1"],
+            "gateway_engines": [engine("box", "http://127.0.0.1:11434", SMALL)],
+            "gateway_service_keys": SERVICE_KEYS,
+            **canary("127.0.0.1:8000", "127.0.0.1:9464", "smollm2:135m"),
+            "prometheus_listen_address": "127.0.0.1",
+            "prometheus_url": "http://127.0.0.1:9090",
+            "prometheus_password": "",
+            "prometheus_ca": "",
+            "prometheus_targets": [
+                {"job": "gateway", "host": "box", "address": "127.0.0.1:9464"},
+                {"job": "ollama", "host": "box", "address": "127.0.0.1:9101"},
+                {"job": "prometheus", "host": "box", "address": "127.0.0.1:9090"},
+                {"job": "dashboard", "host": "box", "address": "127.0.0.1:3001"},
+                {"job": "node", "host": "box", "address": "127.0.0.1:9100"},
+            ],
+            "prometheus_alertmanagers": [],
+            "alertmanager_listen_address": "127.0.0.1",
+            "dashboard_name": "bedplate",
+            "dashboard_listen_address": "127.0.0.1",
+            "dashboard_gateway_url": "http://127.0.0.1:8000",
+            "dashboard_gateway_host": "box",
+            "dashboard_gateway_metrics_url": "http://127.0.0.1:9464",
+            "dashboard_scrape_seconds": 15,
+            "dashboard_other_models": [],
+            "dashboard_node_exporters": [{"name": "box", "url": "http://127.0.0.1:9100"}],
+            "dashboard_pinned_versions": pins("box", "box"),
+            "dashboard_prometheus_url": "http://127.0.0.1:9090",
+            "dashboard_prometheus_password": "",
+            "dashboard_prometheus_ca": "",
+            "dashboard_inference_hosts": [
+                {"name": "box", "exporter_url": "http://127.0.0.1:9101", "models": ["smollm2:135m"]}
+            ],
+            "dashboard_gateway_key": "",
+        }
+    },
+    "three-hosts": {
+        "gpu1": {
+            **all_hosts("10.1.0.1", ["10.1.0.3", "10.1.0.1"]),
+            "ollama_listen_address": "10.1.0.1",
+            "ollama_allowed_clients": ["10.1.0.2", "10.1.0.1"],
+            "ollama_url": "http://10.1.0.1:11434",
+            "exporter_listen_address": "10.1.0.1",
+            "exporter_allowed_clients": ["10.1.0.3", "10.1.0.1"],
+            "exporter_ollama_url": "http://10.1.0.1:11434",
+            "gpu_driver_engine_url": "http://10.1.0.1:11434",
+            "gpu_driver_engine_models": ["smollm2:135m"],
+            **ON_CPU,
+        },
+        "gateway1": {
+            **all_hosts("10.1.0.2", ["10.1.0.3", "10.1.0.2"]),
+            "gateway_listen_address": "10.1.0.2",
+            "gateway_url": "http://10.1.0.2:8000",
+            "gateway_metrics_listen_address": "10.1.0.2",
+            "gateway_metrics_allowed_clients": ["127.0.0.1", "10.1.0.3", "10.1.0.2"],
+            "gateway_engines": [
+                engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})
+            ],
+            "gateway_service_keys": SERVICE_KEYS,
+            **canary("10.1.0.2:8000", "10.1.0.2:9464", "smollm2:135m"),
+        },
+        "monitor1": {
+            **all_hosts("127.0.0.1", []),
+            "prometheus_listen_address": "127.0.0.1",
+            "prometheus_url": "http://127.0.0.1:9090",
+            "prometheus_password": "",
+            "prometheus_ca": "",
+            "prometheus_targets": [
+                {"job": "gateway", "host": "gateway1", "address": "10.1.0.2:9464"},
+                {"job": "ollama", "host": "gpu1", "address": "10.1.0.1:9101"},
+                {"job": "prometheus", "host": "monitor1", "address": "127.0.0.1:9090"},
+                {"job": "dashboard", "host": "monitor1", "address": "127.0.0.1:3001"},
+                {"job": "node", "host": "gpu1", "address": "10.1.0.1:9100"},
+                {"job": "node", "host": "gateway1", "address": "10.1.0.2:9100"},
+                {"job": "node", "host": "monitor1", "address": "127.0.0.1:9100"},
+            ],
+            "prometheus_alertmanagers": [],
+            "alertmanager_listen_address": "127.0.0.1",
+            "dashboard_name": "rack",
+            "dashboard_listen_address": "127.0.0.1",
+            "dashboard_gateway_url": "http://10.1.0.2:8000",
+            "dashboard_gateway_host": "gateway1",
+            "dashboard_gateway_metrics_url": "http://10.1.0.2:9464",
+            "dashboard_scrape_seconds": 15,
+            "dashboard_other_models": [],
+            "dashboard_node_exporters": [
+                {"name": "gpu1", "url": "http://10.1.0.1:9100"},
+                {"name": "gateway1", "url": "http://10.1.0.2:9100"},
+                {"name": "monitor1", "url": "http://127.0.0.1:9100"},
+            ],
+            "dashboard_pinned_versions": pins("gateway1", "gpu1"),
+            "dashboard_prometheus_url": "http://127.0.0.1:9090",
+            "dashboard_prometheus_password": "",
+            "dashboard_prometheus_ca": "",
+            "dashboard_inference_hosts": [
+                {"name": "gpu1", "exporter_url": "http://10.1.0.1:9101", "models": ["smollm2:135m"]}
+            ],
+            "dashboard_gateway_key": "",
+        },
+    },
+    "two-engines": {
+        **{
+            name: {
+                **all_hosts(address, ["10.2.0.3", address]),
+                "bedplate_download_environment": {"https_proxy": "http://10.2.0.9:3128"},
+                "ollama_listen_address": address,
+                "ollama_allowed_clients": ["10.2.0.3", address],
+                "ollama_url": f"http://{address}:21434",
+                "exporter_listen_address": address,
+                "exporter_allowed_clients": ["10.2.0.3", address],
+                "exporter_ollama_url": f"http://{address}:21434",
+                "gpu_driver_engine_url": f"http://{address}:21434",
+                "gpu_driver_engine_models": models,
+                **ON_GPU[name],
+            }
+            for name, address, models in (
+                ("gpu1", "10.2.0.1", ["smollm2:135m", "llama3.2:3b"]),
+                ("gpu2", "10.2.0.2", ["smollm2:135m"]),
+            )
+        },
+        "front": {
+            **all_hosts("127.0.0.1", []),
+            "bedplate_download_environment": {"https_proxy": "http://10.2.0.9:3128"},
+            "gateway_listen_address": "10.2.0.3",
+            "gateway_url": "http://10.2.0.3:18000",
+            "gateway_metrics_listen_address": "127.0.0.1",
+            "gateway_metrics_allowed_clients": ["127.0.0.1"],
+            "gateway_engines": [
+                engine("gpu1", "http://10.2.0.1:21434", SMALL, {**SMALL, "name": "llama3.2:3b"}, loaded=2),
+                engine("gpu2", "http://10.2.0.2:21434", SMALL),
+                {
+                    "name": "rack9",
+                    "kind": "openai",
+                    "url": "http://10.2.0.8:8000",
+                    "api_key": "sk-of-another-server",
+                    "models": [{"name": "other", "slots": 16, "context": 32768}],
+                },
+                {
+                    "name": "rack10",
+                    "kind": "openai",
+                    "url": "https://10.2.0.9/llm",
+                    "models": [{"name": "more", "slots": 4}],
+                },
+            ],
+            "gateway_service_keys": SERVICE_KEYS,
+            **canary("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "more"),
+            "prometheus_listen_address": "10.2.0.3",
+            "node_exporter_own_certificates": ["/etc/bedplate/prometheus/server.pem"],
+            "prometheus_url": "https://10.2.0.3:19090",
+            # Read only if their files exist.
+            "prometheus_password": "",
+            "prometheus_ca": "",
+            "prometheus_targets": [
+                {"job": "gateway", "host": "front", "address": "127.0.0.1:19464"},
+                {"job": "ollama", "host": "gpu1", "address": "10.2.0.1:19101"},
+                {"job": "ollama", "host": "gpu2", "address": "10.2.0.2:19101"},
+                {"job": "prometheus", "host": "front", "address": "10.2.0.3:19090"},
+                {"job": "dashboard", "host": "front", "address": "10.2.0.3:13001"},
+                {"job": "node", "host": "gpu1", "address": "10.2.0.1:19100"},
+                {"job": "node", "host": "gpu2", "address": "10.2.0.2:19100"},
+                {"job": "node", "host": "front", "address": "127.0.0.1:19100"},
+                {"job": "alertmanager", "host": "front", "address": "127.0.0.1:19093"},
+                {"job": "other", "host": "tenth", "address": "10.2.0.10:9100"},
+            ],
+            "prometheus_alertmanagers": ["127.0.0.1:19093"],
+            "alertmanager_listen_address": "127.0.0.1",
+            "dashboard_name": "bedplate",
+            "dashboard_listen_address": "10.2.0.3",
+            "dashboard_gateway_url": "http://10.2.0.3:18000",
+            "dashboard_gateway_host": "front",
+            "dashboard_gateway_metrics_url": "http://127.0.0.1:19464",
+            "dashboard_scrape_seconds": 15,
+            "dashboard_other_models": ["other", "more"],
+            "dashboard_node_exporters": [
+                {"name": "gpu1", "url": "http://10.2.0.1:19100"},
+                {"name": "gpu2", "url": "http://10.2.0.2:19100"},
+                {"name": "front", "url": "http://127.0.0.1:19100"},
+            ],
+            "dashboard_pinned_versions": pins("front", "gpu1", "gpu2"),
+            "dashboard_prometheus_url": "https://10.2.0.3:19090",
+            "dashboard_prometheus_password": "",
+            "dashboard_prometheus_ca": "",
+            "dashboard_inference_hosts": [
+                {
+                    "name": "gpu1",
+                    "exporter_url": "http://10.2.0.1:19101",
+                    "models": ["smollm2:135m", "llama3.2:3b"],
+                },
+                {"name": "gpu2", "exporter_url": "http://10.2.0.2:19101", "models": ["smollm2:135m"]},
+            ],
+            "dashboard_gateway_key": "",
+        },
+    },
+}
+
+
+def test_wiring_of_each_host(stack: Stack) -> None:
+    actual = {
+        host: {name: value for name, value in rendered.wiring.items() if name not in PLACES}
+        for host, rendered in stack.hosts.items()
+    }
+    assert actual == EXPECTED[stack.name]
+
+
+def test_the_keys_of_each_stack_are_in_a_directory_of_its_name(stack: Stack) -> None:
+    name = "rack" if stack.name == "three-hosts" else "bedplate"
+    for rendered in stack.hosts.values():
+        assert rendered.wiring["bedplate_secrets_file"].endswith(f"/config/bedplate/{name}/keys.json")

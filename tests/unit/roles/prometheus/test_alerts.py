@@ -1,0 +1,331 @@
+"""Rules and alerts under `promtool test rules`: each alert fires above its threshold, and not just below."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from tests.support.rendering import Stack
+
+ONE_BOX = pytest.mark.parametrize("stack", ["one-box"], indirect=True)
+FILES = ("recording.rules.yml", "alerts.rules.yml")
+MODEL = 'model="m:1"'
+
+
+class Case(NamedTuple):
+    """Samples, one per minute, and the alerts with severities that fire at a time, if any."""
+
+    story: str
+    series: dict[str, str]
+    at: str
+    fires: tuple[str, ...] = ()
+    about: str = ""
+    """The alert that just does not fire in this case."""
+
+
+def unit(name: str, state: str = "active") -> str:
+    """Return the series of one unit's state."""
+    return f'node_systemd_unit_state{{host="box", name="{name}.service", state="{state}"}}'
+
+
+def requests(status: str) -> str:
+    """Return the series of requests with a status."""
+    return f'bedplate_gateway_requests_total{{alias="a", {MODEL}, status="{status}", host="box"}}'
+
+
+def first_token(le: str) -> str:
+    """Return the series of one bucket of the time to first token."""
+    labels = f'class="normal", {MODEL}, host="box"'
+    if le == "count":
+        return f"bedplate_gateway_time_to_first_token_seconds_count{{{labels}}}"
+    return f'bedplate_gateway_time_to_first_token_seconds_bucket{{{labels}, le="{le}"}}'
+
+
+UP = 'up{job="ollama", host="box"}'
+RESTARTS = 'node_systemd_service_restart_total{host="box", name="bedplate-gateway.service"}'
+SERVES = f'bedplate_gateway_engine_serves{{engine="box", {MODEL}}}'
+IN_GPU = f'bedplate_ollama_model_gpu_memory_bytes{{host="box", {MODEL}}}'
+IN_ALL = f'bedplate_ollama_model_memory_bytes{{host="box", {MODEL}}}'
+GPUS = 'bedplate_gpu_devices{host="box", vendor="nvidia"}'
+EXPECTED_GPUS = 'bedplate_gpu_expected{host="box", vendor="nvidia"}'
+NO_GPUS = 'bedplate_gpu_devices{host="box", vendor="amd"}'
+GPU_FAILED = 'bedplate_gpu_failed{host="box", vendor="nvidia"}'
+DRIVER = 'bedplate_gpu_driver_matches{host="box", vendor="nvidia"}'
+WAITS = 'bedplate_gateway_queue_oldest_wait_seconds{host="box", class="normal"}'
+WAITS_LOW = 'bedplate_gateway_queue_oldest_wait_seconds{host="box", class="low"}'
+FULL = 'bedplate_gateway_refusals_total{host="box", reason="queue_full"}'
+LIMITED = 'bedplate_gateway_refusals_total{host="box", reason="key_requests"}'
+AVAILABLE = 'node_filesystem_avail_bytes{host="box", mountpoint="/", fstype="ext4"}'
+SIZE = 'node_filesystem_size_bytes{host="box", mountpoint="/", fstype="ext4"}'
+STALLED = 'node_pressure_memory_stalled_seconds_total{host="box"}'
+FREE = 'node_memory_MemAvailable_bytes{host="box"}'
+MEMORY = 'node_memory_MemTotal_bytes{host="box"}'
+CLOCK = 'node_time_seconds{host="box"}'
+CERTIFICATE = 'bedplate_host_certificate_expiry_timestamp_seconds{host="box", path="/a.pem"}'
+VERIFY = 'bedplate_dashboard_verify_ok{host="box"}'
+CANARY = 'bedplate_traffic_canary_success{host="box"}'
+DAY = 1440
+
+CASES = [
+    Case("a target is gone", {UP: "1 0x5"}, "4m", ("TargetDown warning",)),
+    Case("a target missed one scrape", {UP: "1 0 1x5"}, "4m", about="TargetDown"),
+    Case("an engine is stopped", {unit("ollama"): "1 0x5"}, "3m", ("ServiceDown critical",)),
+    Case("a page is stopped", {unit("bedplate-dashboard"): "0x5"}, "2m", ("ServiceDown warning",)),
+    Case("a service starts", {unit("ollama"): "0 1x5"}, "3m", about="ServiceDown"),
+    Case("a oneshot has ended", {unit("host-facts"): "0x5"}, "5m", about="ServiceDown"),
+    Case("a service dies twice", {RESTARTS: "0x3 1x3 2x9"}, "10m", ("ServiceRestarting warning",)),
+    Case("a service died once", {RESTARTS: "0x3 1x12"}, "10m", about="ServiceRestarting"),
+    Case("a model is gone", {SERVES: "1 0x5"}, "4m", ("ModelUnavailable critical",)),
+    Case("a model is loaded", {SERVES: "0 1x5"}, "4m", about="ModelUnavailable"),
+    Case(
+        "one of ten requests ends with 503",
+        {requests("200"): "0+9x20", requests("503"): "0+1x20"},
+        "15m",
+        ("RequestsFailing critical",),
+    ),
+    Case(
+        "requests are refused for their key's limit",
+        {requests("200"): "0+1x20", requests("429"): "0+9x20"},
+        "15m",
+        about="RequestsFailing",
+    ),
+    Case(
+        "half of the model is in main memory",
+        {IN_GPU: "50x5", IN_ALL: "100x5", GPUS: "1x5", NO_GPUS: "0x5"},
+        "4m",
+        ("EngineOnCpu warning",),
+    ),
+    Case(
+        "there is no GPU",
+        {IN_GPU: "0x5", IN_ALL: "100x5", GPUS: "0x5", NO_GPUS: "0x5"},
+        "4m",
+        about="EngineOnCpu",
+    ),
+    Case(
+        "a driver never came up, and the engine computes on the CPU",
+        {IN_GPU: "0x5", IN_ALL: "100x5", GPUS: "0x5", EXPECTED_GPUS: "1x5"},
+        "4m",
+        ("EngineOnCpu warning", "GpuLost critical"),
+    ),
+    Case("all GPUs answer", {GPUS: "2x5", EXPECTED_GPUS: "2x5"}, "4m", about="GpuLost"),
+    Case("one of two GPUs falls off", {GPUS: "2x5 1x5"}, "8m", ("GpuLost critical",)),
+    Case("the driver does not answer", {GPU_FAILED: "0 1x5"}, "4m", ("GpuLost critical",)),
+    Case("a GPU was added", {GPUS: "1x5 2x5", GPU_FAILED: "0x10"}, "8m", about="GpuLost"),
+    Case("the library was updated", {DRIVER: "1 0x5"}, "4m", ("GpuDriverMismatch critical",)),
+    Case("driver and library agree", {DRIVER: "1x5"}, "4m", about="GpuDriverMismatch"),
+    Case("requests wait for a minute", {WAITS: "60x5"}, "4m", ("QueueSaturated warning",)),
+    Case("night work waits", {WAITS_LOW: "600x5", WAITS: "5x5"}, "4m", about="QueueSaturated"),
+    Case("the queue is full", {FULL: "0 0+10x9"}, "8m", ("RequestsRefused warning",)),
+    Case("a key is at its limit", {LIMITED: "0 0+10x9"}, "8m", about="RequestsRefused"),
+    Case(
+        "nearly all streams begin late",
+        {first_token("10.0"): "0+1x120", first_token("count"): "0+10x120"},
+        "70m",
+        # Both the fast and the slow burn rate exceed their thresholds.
+        ("FirstTokenSlow critical", "FirstTokenSlow warning"),
+    ),
+    Case(
+        "four of ten streams begin late for half a day",
+        {first_token("10.0"): "0+6x720", first_token("count"): "0+10x720"},
+        "12h",
+        ("FirstTokenSlow warning",),
+    ),
+    Case(
+        "five of a hundred streams begin late",
+        {first_token("10.0"): "0+95x720", first_token("count"): "0+100x720"},
+        "12h",
+        about="FirstTokenSlow",
+    ),
+    Case(
+        "it was slow, and is well again",
+        {first_token("10.0"): "0+1x60 70+10x30", first_token("count"): "0+10x60 610+10x30"},
+        "75m",
+        # The 30-minute window is still above its threshold, the fast burn rate no longer.
+        ("FirstTokenSlow warning",),
+    ),
+    Case("a disk is full", {AVAILABLE: "4x5", SIZE: "100x5"}, "4m", ("DiskFull critical",)),
+    Case("a disk is nearly full", {AVAILABLE: "6x5", SIZE: "100x5"}, "4m", about="DiskFull"),
+    Case(
+        "a disk fills by a tenth a day",
+        {AVAILABLE: f"300000-70x{DAY}", SIZE: f"1000000x{DAY}"},
+        "12h",
+        ("DiskFullSoon warning",),
+    ),
+    Case(
+        "a disk fills slowly",
+        {AVAILABLE: f"300000-7x{DAY}", SIZE: f"1000000x{DAY}"},
+        "12h",
+        about="DiskFullSoon",
+    ),
+    Case("all stand still for memory", {STALLED: "0+12x20"}, "15m", ("MemoryPressure critical",)),
+    Case("memory is gone", {FREE: "4x20", MEMORY: "100x20"}, "8m", ("MemoryPressure critical",)),
+    Case(
+        "memory is scarce",
+        {FREE: "6x20", MEMORY: "100x20", STALLED: "0+3x20"},
+        "15m",
+        about="MemoryPressure",
+    ),
+    Case("a clock is a minute late", {CLOCK: "-60+60x20"}, "10m", ("ClockOff warning",)),
+    Case("a clock is a second late", {CLOCK: "-1+60x20"}, "10m", about="ClockOff"),
+    # promtool's time begins at 0.
+    Case(
+        "a certificate ends in ten days", {CERTIFICATE: f"{10 * 86400}x5"}, "1m", ("CertificateEnds warning",)
+    ),
+    Case("a certificate cannot be read", {CERTIFICATE: "0x5"}, "1m", ("CertificateEnds warning",)),
+    Case("a certificate ends in a month", {CERTIFICATE: f"{30 * 86400}x5"}, "1m", about="CertificateEnds"),
+    Case("verify failed", {VERIFY: "1 0x5"}, "2m", ("VerifyFailed warning",)),
+    Case("verify passed", {VERIFY: "0 1x5"}, "2m", about="VerifyFailed"),
+    Case("the canary gets no answer", {CANARY: "1 0x30"}, "25m", ("CanaryFailing critical",)),
+    Case("the canary failed once", {CANARY: "1x10 0x5 1x20"}, "16m", about="CanaryFailing"),
+]
+
+RECORDED = {
+    "bedplate:limit_used:ratio": (
+        {
+            'bedplate_gateway_limit{scope="key", name="a", unit="requests"}': "100x9",
+            'bedplate_gateway_limit_used{scope="key", name="a", unit="requests"}': "25x9",
+        },
+        0.25,
+    ),
+    "bedplate:slots_busy:ratio": (
+        {
+            'bedplate_gateway_slots{engine="box", model="m:1"}': "4x9",
+            'bedplate_gateway_slots_busy{engine="box", model="m:1"}': "3x9",
+        },
+        0.75,
+    ),
+    "bedplate:requests:rate5m": ({requests("200"): "0+60x9"}, 1),
+    "bedplate:success:ratio5m": ({requests("200"): "0+60x9"}, 1),
+    "bedplate:refusals:rate5m": ({FULL: "0+30x9"}, 0.5),
+    "bedplate:prompt_tokens:rate5m": (
+        {f'bedplate_gateway_prompt_tokens_total{{alias="a", {MODEL}}}': "0+120x9"},
+        2,
+    ),
+    "bedplate:completion_tokens:rate5m": (
+        {f'bedplate_gateway_completion_tokens_total{{alias="a", {MODEL}}}': "0+600x9"},
+        10,
+    ),
+    **{
+        f"bedplate:{name}:{quantile}_5m": (
+            {
+                f'bedplate_gateway_{name}_bucket{{class="high", {MODEL}, le="{le}"}}': "0+60x9"
+                for le in ("1.0", "+Inf")
+            },
+            value,
+        )
+        for name, quantile, value in (
+            ("time_to_first_token_seconds", "p50", 0.5),
+            ("time_to_first_token_seconds", "p95", 0.95),
+            ("request_seconds", "p50", 0.5),
+            ("request_seconds", "p95", 0.95),
+            ("wait_seconds", "p95", 0.95),
+        )
+    },
+    **{
+        f"bedplate:first_token_late:ratio{window}": (
+            {first_token("10.0"): "0+3x9", first_token("count"): "0+4x9"},
+            0.25,
+        )
+        for window in ("5m", "30m", "1h", "6h")
+    },
+}
+
+
+def rules(stack: Stack) -> dict[str, list[dict[str, Any]]]:
+    """Return the rules of each file."""
+    (files,) = (host.files for host in stack.hosts.values() if FILES[0] in host.files)
+    return {
+        name: [rule for group in yaml.safe_load(files[name])["groups"] for rule in group["rules"]]
+        for name in FILES
+    }
+
+
+def promtool(stack: Stack, folder: Path, root: Path, tests: list[dict[str, Any]]) -> tuple[int, str]:
+    """Run promtool's tests of the stack's rules; returns its exit status and output."""
+    (files,) = (host.files for host in stack.hosts.values() if FILES[0] in host.files)
+    for name in FILES:
+        (folder / name).write_text(files[name])
+    written = {"rule_files": list(FILES), "evaluation_interval": "1m", "tests": tests}
+    (folder / "tests.yml").write_text(yaml.safe_dump(written))
+    command = [str(root / "tests/tools/promtool"), "test", "rules", str(folder / "tests.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def as_test(story: str, series: dict[str, str], *queries: dict[str, Any]) -> dict[str, Any]:
+    """Return one test in promtool's format."""
+    return {
+        "name": story,
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": list(queries),
+    }
+
+
+def firing(case: Case) -> dict[str, Any]:
+    """Return the query for firing alerts with the expected result."""
+    expected = [
+        {"labels": '{{alertname="{}", severity="{}"}}'.format(*alert.split()), "value": 1}
+        for alert in case.fires
+    ]
+    expr = 'count by (alertname, severity) (ALERTS{alertstate="firing"})'
+    return {"expr": expr, "eval_time": case.at, "exp_samples": expected}
+
+
+@ONE_BOX
+def test_each_alert_fires_only_above_its_threshold(stack: Stack, tmp_path: Path, repo_root: Path) -> None:
+    status, output = promtool(
+        stack, tmp_path, repo_root, [as_test(case.story, case.series, firing(case)) for case in CASES]
+    )
+    assert status == 0, output
+
+
+@ONE_BOX
+def test_a_wrong_expectation_fails(stack: Stack, tmp_path: Path, repo_root: Path) -> None:
+    case = CASES[0]._replace(fires=())
+    status, _ = promtool(stack, tmp_path, repo_root, [as_test(case.story, case.series, firing(case))])
+    assert status != 0
+
+
+@ONE_BOX
+def test_every_alert_has_both_cases_and_a_next_command(stack: Stack) -> None:
+    alerts = rules(stack)["alerts.rules.yml"]
+    declared = {f"{rule['alert']} {rule['labels']['severity']}" for rule in alerts}
+    assert {alert for case in CASES for alert in case.fires} == declared
+    assert {case.about for case in CASES if case.about} == {rule["alert"] for rule in alerts}
+    for rule in alerts:
+        assert rule["annotations"].keys() == {"summary", "meaning", "next"}, rule["alert"]
+        assert rule["labels"]["severity"] in ("critical", "warning")
+
+
+@ONE_BOX
+def test_every_recording_rule_records(stack: Stack, tmp_path: Path, repo_root: Path) -> None:
+    records = {rule["record"] for rule in rules(stack)["recording.rules.yml"]}
+    assert RECORDED.keys() == records
+    tests = [
+        as_test(
+            name,
+            series,
+            # round() keeps the labels and tolerates the last digit.
+            {
+                "expr": f"sum(round({name}, 0.0001))",
+                "eval_time": "8m",
+                "exp_samples": [{"labels": "{}", "value": value}],
+            },
+        )
+        for name, (series, value) in RECORDED.items()
+    ]
+    status, output = promtool(stack, tmp_path, repo_root, tests)
+    assert status == 0, output
+
+
+@ONE_BOX
+def test_alerts_use_what_rules_record(stack: Stack) -> None:
+    got = rules(stack)
+    used = {name for rule in got["alerts.rules.yml"] for name in re.findall(r"bedplate:[\w:]+", rule["expr"])}
+    assert used <= {rule["record"] for rule in got["recording.rules.yml"]}
