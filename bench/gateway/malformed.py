@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / part) for part in ("gateway/src", "gateway/tests", "traffic/src")]
 
-from test_gateway_malformed import examine  # noqa: E402 - found by the line above
+from test_malformed import examine  # noqa: E402 - found by the line above
 
 REQUESTS = 240 if "--quick" in sys.argv else 2000
 
