@@ -13,8 +13,9 @@ from bedplate_gateway.access_log import AccessRecord
 from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.usage_log import UsageLog
-from bedplate_gateway.api import responses
-from bedplate_gateway.api.schema import Request, parse_request
+from bedplate_gateway.api.adapter import Adapter, PassThrough
+from bedplate_gateway.api.responses import ResponsesAdapter, load_translator
+from bedplate_gateway.api.schema import Request
 from bedplate_gateway.engines.health import Engines
 from bedplate_gateway.engines.request import Upstream
 from bedplate_gateway.errors import ApiError, ClientDisconnected
@@ -62,7 +63,7 @@ class Gateway:
     async def start(self) -> None:
         """Poll the engines once, then regularly; returns when requests can be served."""
         # Importing takes seconds, and only /v1/responses needs it.
-        self._translator = asyncio.create_task(asyncio.to_thread(responses.load_translator))
+        self._translator = asyncio.create_task(asyncio.to_thread(load_translator))
         await self.engines.start()
         self._ticker = asyncio.create_task(self._tick())
 
@@ -180,12 +181,8 @@ class Gateway:
         key = self.keys.authenticate(client.header("authorization"))
         record.alias = key.alias
         raw = await client.body(self.settings.max_body_bytes)
-        translation: responses.ResponsesContext | None = None
-        if record.path == RESPONSES:
-            await self.translator_loaded()
-            translation, raw = responses.to_chat(raw)
-        path = "/v1/chat/completions" if translation else record.path
-        request = parse_request(path, raw, default_max_output=self._max_output)
+        adapter = await self._adapter(record.path)
+        request = adapter.decode_request(raw)
         if request.model not in self._models or not key.may_use(request.model):
             raise errors.model_not_found(request.model)
         self._check_capabilities(request)
@@ -196,11 +193,17 @@ class Gateway:
         try:
             lease = await acquire(self.admission, admission_request, client.on_disconnect)
             try:
-                await self._run(client, record, request, lease, translation)
+                await self._run(client, record, request, lease, adapter)
             finally:
                 lease.release()
         finally:
             watcher.cancel()
+
+    async def _adapter(self, path: str) -> Adapter:
+        if path == RESPONSES:
+            await self.translator_loaded()
+            return ResponsesAdapter(self._max_output)
+        return PassThrough(path, self._max_output)
 
     async def _run(
         self,
@@ -208,7 +211,7 @@ class Gateway:
         record: AccessRecord,
         request: Request,
         lease: Lease,
-        translation: responses.ResponsesContext | None,
+        adapter: Adapter,
     ) -> None:
         started = time.monotonic()
         record.wait, record.engine = lease.waited, lease.engine.name
@@ -222,13 +225,9 @@ class Gateway:
                 answer.headers | lease.headers | {"x-bedplate-queue-ms": str(round(lease.waited * 1000))}
             )
             if answer.body is not None:
-                body = responses.from_chat(translation, answer.body) if translation else answer.body
-                await client.respond(answer.status, body, headers)
+                await client.respond(answer.status, adapter.encode_response(answer.body), headers)
             else:
-                events = answer.events()
-                if translation:
-                    events = responses.stream_from_chat(translation, events)
-                await self._stream(client, headers, events)
+                await self._stream(client, headers, adapter.encode_stream(answer.events()))
         finally:
             # It keeps the slot until the engine is free, which can be after the client has disconnected.
             await engine_request.close()

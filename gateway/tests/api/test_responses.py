@@ -18,7 +18,7 @@ from bedplate_gateway.api.responses import (
     stream_from_chat,
     to_chat,
 )
-from bedplate_gateway.api.schema import Request, parse_request
+from bedplate_gateway.api.schema import Request, build_request
 from bedplate_gateway.errors import ApiError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,7 +53,7 @@ STREAM_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 def translated(**fields: Any) -> tuple[ResponsesContext, Request]:
     """Return what becomes of a request, checked as the chat that it is then."""
     context, chat = to_chat(json.dumps(MINIMAL | fields).encode())
-    return context, parse_request("/v1/chat/completions", chat, default_max_output=lambda _model: None)
+    return context, build_request("/v1/chat/completions", chat, default_max_output=lambda _model: None)
 
 
 def messages(*items: dict[str, Any], **fields: Any) -> list[dict[str, Any]]:
@@ -346,7 +346,7 @@ def test_any_request_is_translated_or_refused(some: list[dict[str, Any]], fields
         _, chat = to_chat(raw)
     except ApiError:
         return
-    parse_request("/v1/chat/completions", chat, default_max_output=lambda _model: None)
+    build_request("/v1/chat/completions", chat, default_max_output=lambda _model: None)
 
 
 # And back
@@ -470,7 +470,7 @@ def test_openai_package_reads_it() -> None:
     async def ask() -> None:
         def handle(request: httpx.Request) -> httpx.Response:
             context, chat = to_chat(request.content)
-            if not json.loads(chat).get("stream"):
+            if not chat.get("stream"):
                 return httpx.Response(200, content=from_chat(context, chat_answer(ANSWER)))
 
             async def chunks() -> AsyncIterator[bytes]:

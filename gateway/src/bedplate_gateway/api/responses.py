@@ -19,6 +19,7 @@ from typing import Any, Final
 from bedplate_gateway import errors
 from bedplate_gateway.api.fields import read_json, refuse, validated
 from bedplate_gateway.api.responses_schema import REFUSED, RESPONSES
+from bedplate_gateway.api.schema import MaxOutput, Request, build_request
 from bedplate_gateway.errors import ApiError, bad_request
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,8 @@ def load_translator() -> _Translator:
     )
 
 
-def to_chat(raw: bytes) -> tuple[ResponsesContext, bytes]:
-    """Return the context for the response, and the chat request for a body; raises ApiError 400."""
+def to_chat(raw: bytes) -> tuple[ResponsesContext, dict[str, Any]]:
+    """Return the context for the response, and the body of the chat request; raises ApiError 400."""
     body = read_json(raw)
     refuse(body, REFUSED)
     request = validated(RESPONSES, body)
@@ -128,7 +129,7 @@ def to_chat(raw: bytes) -> tuple[ResponsesContext, bytes]:
             message["reasoning"] = message.pop("reasoning_content")
         if message.get("content") is None and not message.get("tool_calls"):
             message["content"] = ""
-    return ResponsesContext(request), json.dumps(chat).encode()
+    return ResponsesContext(request), chat
 
 
 def from_chat(context: ResponsesContext, body: bytes) -> bytes:
@@ -159,6 +160,26 @@ async def stream_from_chat(context: ResponsesContext, events: AsyncIterator[byte
     if not writer.ended:
         for data in writer.failed(error):
             yield data
+
+
+class ResponsesAdapter:
+    """POST /v1/responses as a chat request; see `Adapter`. Use one per request, after `load_translator`."""
+
+    def __init__(self, default_max_output: MaxOutput) -> None:
+        self._default_max_output = default_max_output
+
+    def decode_request(self, raw: bytes) -> Request:
+        """Return the checked chat request for a body; raises ApiError 400."""
+        self._context, chat = to_chat(raw)
+        return build_request("/v1/chat/completions", chat, default_max_output=self._default_max_output)
+
+    def encode_response(self, body: bytes) -> bytes:
+        """Return the response for the chat's answer."""
+        return from_chat(self._context, body)
+
+    def encode_stream(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Return the events of the response for those of the chat."""
+        return stream_from_chat(self._context, events)
 
 
 class _Writer:
