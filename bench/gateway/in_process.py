@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from bedplate_gateway.admission import AdmissionRequest
+from bedplate_gateway.admission.interface import AdmissionRequest
 from bedplate_gateway.app import Gateway
-from bedplate_gateway.engine_request import Answer
+from bedplate_gateway.engines.request import Answer
 from bedplate_gateway.keys import Keys, KeysFile
 from bedplate_gateway.settings import Engine, Settings
 

@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gateway.tests.test_gateway_malformed import examine
+from gateway.tests.test_malformed import examine
 
 REQUESTS = 240 if "--quick" in sys.argv else 2000
 

@@ -132,21 +132,16 @@ async def run(*, quick: bool) -> Result:
 
 # What a frame of a stack belongs to; the innermost one that is known counts. Without a match: Python itself.
 GROUPS = (
-    ("bedplate_gateway/schema", "gateway: checking and rebuilding the body"),
+    ("bedplate_gateway/api", "gateway: checking and rebuilding the body"),
     ("pydantic", "gateway: checking and rebuilding the body"),
     ("bedplate_gateway/metrics", "gateway: metrics and journal line"),
     ("bedplate_gateway/access_log", "gateway: metrics and journal line"),
     ("prometheus_client", "gateway: metrics and journal line"),
     ("logging/", "gateway: metrics and journal line"),
-    *(
-        (f"bedplate_gateway/{name}", "gateway: keys, limits, queue, slots")
-        for name in ("admission", "scheduler")
-    ),
-    *(
-        (f"bedplate_gateway/{name}", "gateway: keys, limits, queue, slots")
-        for name in ("limits", "usage_log", "keys")
-    ),
-    *((f"bedplate_gateway/{name}", "gateway: the app and its protocol class") for name in ("app", "server")),
+    ("bedplate_gateway/admission", "gateway: keys, limits, queue, slots"),
+    ("bedplate_gateway/keys", "gateway: keys, limits, queue, slots"),
+    ("bedplate_gateway/app", "gateway: the app and its protocol class"),
+    ("bedplate_gateway/http", "gateway: the app and its protocol class"),
     ("bedplate_gateway/", "gateway: calling the engine and relaying its answer"),
     ("uvicorn", "uvicorn and httptools, towards the client"),
     ("httptools", "uvicorn and httptools, towards the client"),

@@ -5,26 +5,26 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from bedplate_gateway import errors, responses
+from bedplate_gateway import errors
 from bedplate_gateway.access_log import AccessRecord
-from bedplate_gateway.admission import Admission, AdmissionRequest, Lease, LocalAdmission, acquire
-from bedplate_gateway.engine_request import Upstream
-from bedplate_gateway.engines import Engines
+from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire
+from bedplate_gateway.admission.local import LocalAdmission
+from bedplate_gateway.admission.usage_log import UsageLog
+from bedplate_gateway.api.adapter import Adapter, PassThrough
+from bedplate_gateway.api.responses import ResponsesAdapter, load_translator
+from bedplate_gateway.api.schema import Request
+from bedplate_gateway.engines.health import Engines
+from bedplate_gateway.engines.request import Upstream
 from bedplate_gateway.errors import ApiError, ClientDisconnected
+from bedplate_gateway.http.request import ClientRequest, Receive, Scope, Send
 from bedplate_gateway.keys import Key, Keys
 from bedplate_gateway.metrics import CONTENT_TYPE, Metrics
-from bedplate_gateway.schema import Request, parse_request
 from bedplate_gateway.settings import PRIORITY_CLASSES, PriorityClass, Settings
-from bedplate_gateway.usage_log import UsageLog
 
 log = logging.getLogger(__name__)
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 TICK_SECONDS = 0.25
 RESPONSES = "/v1/responses"
@@ -34,78 +34,6 @@ LIVELINESS, READINESS = "/health/liveliness", "/health/readiness"
 MOVED = {"/health": READINESS, "/metrics": "port 9464, from a monitoring host"}
 STATUS_CLIENT_DISCONNECTED = 499
 """nginx's status for a client that closed the connection; it is only counted and logged."""
-
-
-class Client:
-    """One ASGI request and its response."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.path: str = scope["path"]
-        self.method: str = scope["method"]
-        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
-        self._receive = receive
-        self._send = send
-        self._on_disconnect: Callable[[], None] = lambda: None
-        self.disconnected = asyncio.Event()
-        self.started = False
-        self.extra_headers: dict[str, str] = {}
-
-    def header(self, name: str) -> str | None:
-        """Return a request header, the first where it was sent twice."""
-        lower = name.encode()
-        return next((value.decode("latin-1") for key, value in self._headers if key == lower), None)
-
-    async def body(self, max_bytes: int) -> bytes:
-        """Return the body; raises ApiError 413 over `max_bytes`, or ClientDisconnected."""
-        length = self.header("content-length") or ""
-        if length.isdecimal() and int(length) > max_bytes:
-            raise errors.request_too_large(max_bytes)
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnected
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > max_bytes:
-                raise errors.request_too_large(max_bytes)
-            if not message.get("more_body"):
-                return b"".join(parts)
-
-    async def watch(self) -> None:
-        """Wait until the client disconnects, and report it; read the body before."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.disconnected.set()
-        self._on_disconnect()
-
-    def on_disconnect(self, call: Callable[[], None]) -> None:
-        """Call something when the client disconnects, in place of an earlier callback."""
-        self._on_disconnect = call
-        if self.disconnected.is_set():
-            call()
-
-    async def start(self, status: int, headers: dict[str, str]) -> None:
-        """Send status and headers of the response."""
-        self.started = True
-        pairs = [
-            (name.encode(), value.encode("latin-1", "replace"))
-            for name, value in (headers | self.extra_headers).items()
-        ]
-        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
-
-    async def write(self, chunk: bytes, *, more: bool = True) -> None:
-        """Send a chunk of the response."""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
-
-    async def respond(
-        self, status: int, body: bytes, headers: dict[str, str], content_type: str = "application/json"
-    ) -> None:
-        """Send a whole response."""
-        fixed = {"content-type": content_type, "content-length": str(len(body))}
-        await self.start(status, headers | fixed)
-        await self.write(body, more=False)
 
 
 class Gateway:
@@ -135,7 +63,7 @@ class Gateway:
     async def start(self) -> None:
         """Poll the engines once, then regularly; returns when requests can be served."""
         # Importing takes seconds, and only /v1/responses needs it.
-        self._translator = asyncio.create_task(asyncio.to_thread(responses.load_translator))
+        self._translator = asyncio.create_task(asyncio.to_thread(load_translator))
         await self.engines.start()
         self._ticker = asyncio.create_task(self._tick())
 
@@ -159,7 +87,7 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request on the API's port."""
-        client = Client(scope, receive, send)
+        client = ClientRequest(scope, receive, send)
         record = AccessRecord(f"req_{secrets.token_hex(12)}", time.monotonic())
         client.extra_headers = {"x-request-id": record.id}
         self.in_flight += 1
@@ -186,7 +114,7 @@ class Gateway:
 
     async def metrics_app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request on the metrics port, from an allowed client."""
-        client = Client(scope, receive, send)
+        client = ClientRequest(scope, receive, send)
         allowed = self.settings.metrics.allowed_clients
         if allowed and scope["client"][0] not in allowed:
             error = errors.metrics_forbidden()
@@ -197,7 +125,7 @@ class Gateway:
             return
         await client.respond(error.status, error.body(), {})
 
-    async def _route(self, client: Client, record: AccessRecord) -> None:
+    async def _route(self, client: ClientRequest, record: AccessRecord) -> None:
         path = client.path
         if path in INFERENCE:
             _only("POST", client)
@@ -224,7 +152,7 @@ class Gateway:
 
     async def _respond_json(
         self,
-        client: Client,
+        client: ClientRequest,
         record: AccessRecord,
         document: dict[str, Any],
         headers: dict[str, str] | None = None,
@@ -249,16 +177,12 @@ class Gateway:
 
     # Inference
 
-    async def _infer(self, client: Client, record: AccessRecord) -> None:
+    async def _infer(self, client: ClientRequest, record: AccessRecord) -> None:
         key = self.keys.authenticate(client.header("authorization"))
         record.alias = key.alias
         raw = await client.body(self.settings.max_body_bytes)
-        translation: responses.ResponsesContext | None = None
-        if record.path == RESPONSES:
-            await self.translator_loaded()
-            translation, raw = responses.to_chat(raw)
-        path = "/v1/chat/completions" if translation else record.path
-        request = parse_request(path, raw, default_max_output=self._max_output)
+        adapter = await self._adapter(record.path)
+        request = adapter.decode_request(raw)
         if request.model not in self._models or not key.may_use(request.model):
             raise errors.model_not_found(request.model)
         self._check_capabilities(request)
@@ -269,19 +193,25 @@ class Gateway:
         try:
             lease = await acquire(self.admission, admission_request, client.on_disconnect)
             try:
-                await self._run(client, record, request, lease, translation)
+                await self._run(client, record, request, lease, adapter)
             finally:
                 lease.release()
         finally:
             watcher.cancel()
 
+    async def _adapter(self, path: str) -> Adapter:
+        if path == RESPONSES:
+            await self.translator_loaded()
+            return ResponsesAdapter(self._max_output)
+        return PassThrough(path, self._max_output)
+
     async def _run(
         self,
-        client: Client,
+        client: ClientRequest,
         record: AccessRecord,
         request: Request,
         lease: Lease,
-        translation: responses.ResponsesContext | None,
+        adapter: Adapter,
     ) -> None:
         started = time.monotonic()
         record.wait, record.engine = lease.waited, lease.engine.name
@@ -295,13 +225,9 @@ class Gateway:
                 answer.headers | lease.headers | {"x-bedplate-queue-ms": str(round(lease.waited * 1000))}
             )
             if answer.body is not None:
-                body = responses.from_chat(translation, answer.body) if translation else answer.body
-                await client.respond(answer.status, body, headers)
+                await client.respond(answer.status, adapter.encode_response(answer.body), headers)
             else:
-                events = answer.events()
-                if translation:
-                    events = responses.stream_from_chat(translation, events)
-                await self._stream(client, headers, events)
+                await self._stream(client, headers, adapter.encode_stream(answer.events()))
         finally:
             # It keeps the slot until the engine is free, which can be after the client has disconnected.
             await engine_request.close()
@@ -316,7 +242,9 @@ class Gateway:
         if engine_request.error is not None:
             record.reason = engine_request.error.reason
 
-    async def _stream(self, client: Client, headers: dict[str, str], events: AsyncIterator[bytes]) -> None:
+    async def _stream(
+        self, client: ClientRequest, headers: dict[str, str], events: AsyncIterator[bytes]
+    ) -> None:
         stream_headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         await client.start(200, headers | stream_headers)
         async for chunk in events:
@@ -348,12 +276,12 @@ def _model_object(model: str) -> dict[str, Any]:
     return {"id": model, "object": "model", "created": 0, "owned_by": "bedplate"}
 
 
-def _only(method: str, client: Client) -> None:
+def _only(method: str, client: ClientRequest) -> None:
     if client.method != method:
         raise errors.method_not_supported(client.path, method, client.method)
 
 
-def _unknown_url(client: Client) -> ApiError:
+def _unknown_url(client: ClientRequest) -> ApiError:
     known = {path.removeprefix("/v1") for path in (*INFERENCE, MODELS)}
     suggestion = (
         f"/v1{client.path}"

@@ -13,10 +13,10 @@ from pathlib import Path
 import uvloop
 
 from bedplate_gateway.app import Gateway
-from bedplate_gateway.handover import InheritedSockets, Offer, Predecessor, connect, take_over
+from bedplate_gateway.http.server import ClientLimits, HttpServer, StartError, is_bound_to, listen
 from bedplate_gateway.keys import Keys, read_keys
-from bedplate_gateway.sd_notify import notify, store_socket, stored_sockets
-from bedplate_gateway.server import ClientLimits, HttpServer, StartError, is_bound_to, listen
+from bedplate_gateway.reload.handover import InheritedSockets, Offer, Predecessor, connect, take_over
+from bedplate_gateway.reload.sd_notify import notify, store_socket, stored_sockets
 from bedplate_gateway.settings import Listener, Settings, SettingsError, read_settings
 
 log = logging.getLogger(__name__)

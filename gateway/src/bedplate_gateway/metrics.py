@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from bedplate_gateway import __version__
 from bedplate_gateway.access_log import NONE, AccessRecord
-from bedplate_gateway.admission import LocalAdmission
+from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.settings import PRIORITY_CLASSES
 
 # They would double the series, and nothing reads them.

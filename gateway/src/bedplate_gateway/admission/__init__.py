@@ -1,0 +1,1 @@
+"""Which request may start, and when."""

@@ -1,0 +1,1 @@
+"""The endpoints' bodies: what a client may send, and what it gets in return."""

@@ -1,0 +1,198 @@
+"""What all endpoints share: types of fields, reading of JSON, refusals, and errors in OpenAI's wording."""
+
+import binascii
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Final, Literal, Required
+
+from pydantic import AfterValidator, Discriminator, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError, from_json
+from typing_extensions import TypedDict
+
+from bedplate_gateway.errors import ApiError, bad_request
+
+
+def _check_image(url: str) -> str:
+    head, _, data = url.partition(",")
+    if head not in _IMAGE_HEADS:
+        raise PydanticCustomError(
+            "value", "images are not fetched: send a data: URL with a PNG, JPEG or WebP in base64"
+        )
+    try:
+        binascii.a2b_base64(data, strict_mode=True)
+    except ValueError:
+        raise PydanticCustomError("value", "its base64 is not valid: encode the image again") from None
+    return url
+
+
+def _check_arguments(text: str) -> str:
+    try:
+        if isinstance(from_json(text, allow_inf_nan=False), dict):
+            return text
+    except ValueError:
+        pass
+    raise PydanticCustomError("value", "expected the text of a JSON object")
+
+
+# A union's tag starts with #, so that the path of an error can leave it out.
+def _text_or_list(value: object) -> str | None:
+    return "#text" if isinstance(value, str) else "#list" if isinstance(value, list) else None
+
+
+def by_field(field: str, *supported: str, absent: str | None = None) -> Discriminator:
+    """Choose among types of objects by a field, by default `absent`; a type's tag is # and the value."""
+    return Discriminator(
+        lambda value: f"#{value.get(field, absent)}" if isinstance(value, dict) else None,
+        custom_error_type="by_field",
+        # An error context would make the type unhashable, so the message carries both.
+        custom_error_message=f"{field}|" + ", ".join(f"'{value}'" for value in supported),
+    )
+
+
+def text_or(expected: str) -> Discriminator:
+    """Choose between a text, tagged #text, and a list, tagged #list; `expected` names both in the error."""
+    return Discriminator(_text_or_list, custom_error_type="text_or", custom_error_message=expected)
+
+
+def text_or_object() -> Discriminator:
+    """Choose between a text, tagged #text, and an object, tagged #object."""
+    return Discriminator(
+        lambda value: "#text" if isinstance(value, str) else "#object" if isinstance(value, dict) else None,
+        custom_error_type="text_or",
+        custom_error_message="a string or an object",
+    )
+
+
+_IMAGE_HEADS: Final = frozenset(f"data:image/{kind};base64" for kind in ("png", "jpeg", "jpg", "webp"))
+NonEmpty = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(ge=0, le=1)]
+ToolChoice = Literal["auto", "none", "required"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Arguments = Annotated[str, AfterValidator(_check_arguments)]
+ImageUrl = Annotated[str, AfterValidator(_check_image)]
+
+
+class Common(TypedDict, total=False):
+    """Fields of every request. The last two lower its class, and are not sent to the engine."""
+
+    model: Required[ModelName]
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None
+    priority: Annotated[int, Field(ge=0)] | None
+
+
+class PlainFormat(TypedDict):
+    """An answer as text, or as any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+# Reading a body
+
+Refused = Mapping[str, tuple[Collection[object], str]]
+"""Fields that engines silently ignore: the values without effect, and the remedy for all others."""
+
+
+def read_json(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body; raises ApiError 400. Nesting is bounded, surrogates are paired."""
+    try:
+        body = from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise bad_request(f"The body is not valid JSON ({error}): send a JSON object in UTF-8.") from None
+    if not isinstance(body, dict):
+        raise bad_request(f"The body is {_JSON_NAMES[type(body)]}: send a JSON object.")
+    return body
+
+
+def refuse(body: Mapping[str, Any], refused: Refused) -> None:
+    """Raise ApiError 400 for the first field that requests what no engine does."""
+    for name, (harmless, remedy) in refused.items():
+        if name in body and body[name] not in harmless:
+            raise bad_request(f"Unsupported parameter: '{name}': {remedy}", name, "unsupported_parameter")
+
+
+def validated(adapter: TypeAdapter[Any], body: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the type, without nulls; raises ApiError 400 that names the invalid field."""
+    try:
+        checked = adapter.validate_python(body, strict=True)
+    except ValidationError as error:
+        raise _to_openai_error(error.errors(include_url=False)[0]) from None
+    return {name: value for name, value in checked.items() if value is not None}
+
+
+# OpenAI's wording
+
+_JSON_NAMES: Final[Mapping[type, str]] = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a decimal",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+}
+_EXPECTED: Final[Mapping[str, str]] = {
+    "bool_type": "a boolean",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "string_type": "a string",
+    "list_type": "an array",
+    "dict_type": "an object",
+}
+
+
+# The expectation, and the end of OpenAI's code; the code starts with the type of the value.
+_BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
+    "greater_than_equal": ("a value >= {ge}", "below_min_value"),
+    "less_than_equal": ("a value <= {le}", "above_max_value"),
+    "too_short": ("a minimum length of {min_length}", "below_min_length"),
+    "too_long": ("a maximum length of {max_length}", "above_max_length"),
+    "string_too_short": ("a minimum length of {min_length}", "below_min_length"),
+    "string_too_long": ("a maximum length of {max_length}", "above_max_length"),
+    "string_pattern_mismatch": ("a string that matches {pattern}", "does_not_match_pattern"),
+}
+
+
+def _to_openai_error(error: ErrorDetails) -> ApiError:
+    """Return an error of pydantic's in OpenAI's wording."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    param = _param(error["loc"])
+    if kind == "missing":
+        return missing_field(param)
+    if kind == "literal_error":
+        return _unsupported(param, value, context["expected"])
+    if kind == "by_field" and isinstance(value, dict):
+        field, _, supported = error["msg"].partition("|")
+        param = f"{param}.{field}"
+        return _unsupported(param, value[field], supported) if field in value else missing_field(param)
+    if kind in _BOUNDS:
+        expected, code = _BOUNDS[kind]
+        code = f"{_JSON_NAMES[type(value)].split()[-1]}_{code}"
+        return bad_request(f"Invalid '{param}': expected {expected.format(**context)}.", param, code)
+    if kind == "value":
+        return bad_request(f"Invalid '{param}': {error['msg']}.", param, "invalid_value")
+    expected = error["msg"] if kind == "text_or" else _EXPECTED.get(kind, "an object")
+    message = f"Invalid type for '{param}': expected {expected}, but got {_JSON_NAMES[type(value)]} instead."
+    return bad_request(message, param, "invalid_type")
+
+
+def _param(loc: tuple[int | str, ...]) -> str:
+    """Return the path of an error as OpenAI writes it: messages[0].content."""
+    parts = [
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc if not str(part).startswith("#")
+    ]
+    return "".join(parts).removeprefix(".")
+
+
+def missing_field(param: str) -> ApiError:
+    """Return the 400 for a required field."""
+    return bad_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+
+
+def _unsupported(param: str, value: object, supported: str) -> ApiError:
+    shown = _JSON_NAMES[type(value)] if isinstance(value, list | dict) else f"'{str(value)[:40]}'"
+    return bad_request(
+        f"Invalid value for '{param}': {shown}. Supported: {supported}.", param, "invalid_value"
+    )

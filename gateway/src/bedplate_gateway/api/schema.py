@@ -1,0 +1,398 @@
+"""Check a request's body and rebuild it from OpenAI's fields, before it costs anything.
+
+Known fields are checked. Fields that an engine would silently ignore are refused with a remedy. Unknown
+fields are dropped: nothing that a client sends reaches an engine unchecked. The types are the allow-list.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, Required
+
+from pydantic import Field, Tag, TypeAdapter
+from typing_extensions import TypedDict
+
+from bedplate_gateway.api.fields import (
+    Arguments,
+    Common,
+    Effort,
+    ImageUrl,
+    Name,
+    NonEmpty,
+    PlainFormat,
+    Refused,
+    Temperature,
+    Tokens,
+    ToolChoice,
+    TopP,
+    by_field,
+    missing_field,
+    read_json,
+    refuse,
+    text_or,
+    text_or_object,
+    validated,
+)
+from bedplate_gateway.errors import bad_request
+from bedplate_gateway.settings import PriorityClass
+
+MaxOutput = Callable[[str], int | None]
+"""Returns the maximum tokens of a model's answer; None: no limit is set."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request. `body` goes to the engine; `prompt_bytes` is its text in UTF-8, without images."""
+
+    path: str
+    model: str
+    stream: bool
+    want_usage: bool
+    """Whether the client requested the usage of a stream; the gateway always requests it from the engine."""
+    lower_to: PriorityClass | None
+    """The class that the request lowers itself to; ignored where its key's class is lower."""
+    body: dict[str, Any]
+    prompt_bytes: int
+    has_tools: bool
+    has_images: bool
+
+
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class StreamOptions(TypedDict, total=False):
+    """What a stream carries in addition to the answer."""
+
+    include_usage: bool | None
+
+
+class _ImageUrlField(TypedDict, total=False):
+    url: Required[ImageUrl]
+    detail: Literal["auto", "low", "high"] | None
+
+
+class _TextPart(TypedDict):
+    type: Literal["text"]
+    text: str
+
+
+class _ImagePart(TypedDict):
+    type: Literal["image_url"]
+    image_url: _ImageUrlField
+
+
+_Part = Annotated[
+    Annotated[_TextPart, Tag("#text")] | Annotated[_ImagePart, Tag("#image_url")],
+    by_field("type", "text", "image_url"),
+]
+_Texts = Annotated[
+    Annotated[str, Tag("#text")] | Annotated[list[_TextPart], Field(fail_fast=True), Tag("#list")],
+    text_or("a string or an array of text parts"),
+]
+_TextsAndImages = Annotated[
+    Annotated[str, Tag("#text")] | Annotated[list[_Part], Field(fail_fast=True), Tag("#list")],
+    text_or("a string or an array of text and image_url parts"),
+]
+
+
+class _Call(TypedDict):
+    name: NonEmpty
+    arguments: Arguments
+
+
+class _ToolCall(TypedDict):
+    id: NonEmpty
+    type: Literal["function"]
+    function: _Call
+
+
+class _SystemMessage(TypedDict, total=False):
+    role: Required[Literal["system", "developer"]]
+    content: Required[_Texts]
+    name: str | None
+
+
+class _UserMessage(TypedDict, total=False):
+    role: Required[Literal["user"]]
+    content: Required[_TextsAndImages]
+    name: str | None
+
+
+class _AssistantMessage(TypedDict, total=False):
+    role: Required[Literal["assistant"]]
+    content: _Texts | None
+    name: str | None
+    tool_calls: Annotated[list[_ToolCall], Field(fail_fast=True)] | None
+    # Not OpenAI's: engines return it, and need it back between calls of a tool.
+    reasoning: str | None
+
+
+class _ToolMessage(TypedDict, total=False):
+    role: Required[Literal["tool"]]
+    content: Required[_Texts]
+    tool_call_id: Required[NonEmpty]
+
+
+_Message = Annotated[
+    Annotated[_SystemMessage, Tag("#system")]
+    | Annotated[_SystemMessage, Tag("#developer")]
+    | Annotated[_UserMessage, Tag("#user")]
+    | Annotated[_AssistantMessage, Tag("#assistant")]
+    | Annotated[_ToolMessage, Tag("#tool")],
+    by_field("role", "system", "developer", "user", "assistant", "tool"),
+]
+
+
+class _Function(TypedDict, total=False):
+    name: Required[Name]
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: bool | None
+
+
+class _Tool(TypedDict):
+    type: Literal["function"]
+    function: _Function
+
+
+class _FunctionName(TypedDict):
+    name: Name
+
+
+class _NamedTool(TypedDict):
+    type: Literal["function"]
+    function: _FunctionName
+
+
+class _JsonSchema(TypedDict, total=False):
+    name: Required[Name]
+    description: str | None
+    schema: Required[dict[str, Any]]
+    strict: bool | None
+
+
+class _SchemaFormat(TypedDict):
+    type: Literal["json_schema"]
+    json_schema: _JsonSchema
+
+
+_ResponseFormat = Annotated[
+    Annotated[PlainFormat, Tag("#text")]
+    | Annotated[PlainFormat, Tag("#json_object")]
+    | Annotated[_SchemaFormat, Tag("#json_schema")],
+    by_field("type", "text", "json_object", "json_schema"),
+]
+_Stop = Annotated[
+    Annotated[NonEmpty, Tag("#text")]
+    | Annotated[list[NonEmpty], Field(max_length=4, fail_fast=True), Tag("#list")],
+    text_or("a string or an array of strings"),
+]
+_Input = Annotated[
+    Annotated[NonEmpty, Tag("#text")]
+    | Annotated[list[NonEmpty], Field(min_length=1, max_length=2048, fail_fast=True), Tag("#list")],
+    text_or("a string or an array of strings"),
+]
+
+
+class _Generation(Common, total=False):
+    stream: bool | None
+    stream_options: StreamOptions | None
+    max_tokens: Tokens | None
+    temperature: Temperature | None
+    top_p: TopP | None
+    frequency_penalty: _Penalty | None
+    presence_penalty: _Penalty | None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None
+    stop: _Stop | None
+
+
+class _Chat(_Generation, total=False):
+    messages: Required[Annotated[list[_Message], Field(min_length=1, fail_fast=True)]]
+    max_completion_tokens: Tokens | None
+    response_format: _ResponseFormat | None
+    tools: Annotated[list[_Tool], Field(fail_fast=True)] | None
+    tool_choice: (
+        Annotated[
+            Annotated[ToolChoice, Tag("#text")] | Annotated[_NamedTool, Tag("#object")], text_or_object()
+        ]
+        | None
+    )
+    parallel_tool_calls: bool | None
+    logprobs: bool | None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None
+    reasoning_effort: Effort | None
+
+
+class _Completion(_Generation, total=False):
+    prompt: Required[NonEmpty]
+    suffix: str | None
+
+
+class _Embeddings(Common, total=False):
+    input: Required[_Input]
+    encoding_format: Literal["float", "base64"] | None
+    dimensions: Tokens | None
+
+
+_ONE_ANSWER: Final = "a request gets one answer: send one request per answer."
+_LEAVE_OUT: Final = "engines ignore it: leave it out."
+_REFUSED: Final[Mapping[str, Refused]] = {
+    "/v1/chat/completions": {
+        "n": ((None, 1), _ONE_ANSWER),
+        "logit_bias": ((None, {}), _LEAVE_OUT),
+        "functions": ((None, []), "OpenAI has deprecated it: use 'tools'."),
+        "function_call": ((None, "auto", "none"), "OpenAI has deprecated it: use 'tool_choice'."),
+        "modalities": ((None, ["text"]), "answers are text: leave it out."),
+        "audio": ((None,), "answers are text: leave it out."),
+        "web_search_options": ((None,), "there is no web search: leave it out."),
+    },
+    "/v1/completions": {
+        "n": ((None, 1), _ONE_ANSWER),
+        "best_of": ((None, 1), _ONE_ANSWER),
+        "logit_bias": ((None, {}), _LEAVE_OUT),
+        "echo": ((None, False), "engines ignore it: put the prompt before the answer yourself."),
+        "logprobs": ((None,), "engines ignore it: use /v1/chat/completions."),
+    },
+    "/v1/embeddings": {},
+}
+_ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
+    "/v1/chat/completions": TypeAdapter(_Chat),
+    "/v1/completions": TypeAdapter(_Completion),
+    "/v1/embeddings": TypeAdapter(_Embeddings),
+}
+# Ollama refuses OpenAI's lowest and highest effort.
+_EFFORTS: Final[Mapping[str, str]] = {"minimal": "low", "xhigh": "high"}
+
+
+def parse_request(path: str, raw: bytes, *, default_max_output: MaxOutput) -> Request:
+    """Return the checked request in `raw`; raises ApiError 400. Whether its model exists is not checked."""
+    return build_request(path, read_json(raw), default_max_output=default_max_output)
+
+
+def build_request(path: str, body: dict[str, Any], *, default_max_output: MaxOutput) -> Request:
+    """Return the checked request for a parsed body; raises ApiError 400."""
+    refuse(body, _REFUSED[path])
+    if path == "/v1/completions":
+        body = _with_single_prompt(body)
+    elif path == "/v1/embeddings":
+        _refuse_token_ids("input", body.get("input"))
+    checked = validated(_ADAPTERS[path], body)
+    lower_to = _lower_to(checked.pop("service_tier", None), checked.pop("priority", 0))
+    want_usage = False
+    if path != "/v1/embeddings":
+        want_usage = _normalise_stream(checked)
+        _limit_output(checked, default_max_output(checked["model"]))
+    if path == "/v1/chat/completions":
+        _normalise_tools(checked)
+        prompt_bytes = _normalise_chat(checked)
+    else:
+        prompt_bytes = _text_bytes(checked)
+    return Request(
+        path=path,
+        model=checked["model"],
+        stream=checked.get("stream", False),
+        want_usage=want_usage,
+        lower_to=lower_to,
+        body=checked,
+        prompt_bytes=prompt_bytes,
+        has_tools="tools" in checked,
+        has_images=any(isinstance(message["content"], list) for message in checked.get("messages", ())),
+    )
+
+
+def _lower_to(service_tier: str | None, priority: int) -> PriorityClass | None:
+    if service_tier == "flex" or priority >= 100:
+        return "low"
+    return "normal" if priority else None
+
+
+def _normalise_stream(checked: dict[str, Any]) -> bool:
+    """Request a stream's usage from the engine; return whether the client requested it."""
+    options = checked.pop("stream_options", None)
+    if checked.setdefault("stream", False):
+        checked["stream_options"] = {"include_usage": True}
+        return bool(options and options.get("include_usage"))
+    if options is not None:
+        raise bad_request(
+            "The 'stream_options' parameter is only allowed when 'stream' is true.", "stream_options"
+        )
+    return False
+
+
+def _limit_output(checked: dict[str, Any], bound: int | None) -> None:
+    bounds = (checked.pop("max_completion_tokens", None), checked.get("max_tokens"), bound)
+    if known := [tokens for tokens in bounds if tokens is not None]:
+        checked["max_tokens"] = min(known)
+
+
+def _normalise_tools(chat: dict[str, Any]) -> None:
+    # Ollama would offer the tools nevertheless.
+    if not chat.get("tools") or chat.get("tool_choice") == "none":
+        for name in ("tools", "tool_choice", "parallel_tool_calls"):
+            chat.pop(name, None)
+
+
+def _normalise_chat(chat: dict[str, Any]) -> int:
+    """Check and normalise what depends on several fields; return the bytes of the prompt."""
+    if chat.get("top_logprobs") and not chat.get("logprobs"):
+        raise bad_request(
+            "The 'top_logprobs' parameter is only allowed when 'logprobs' is true.", "top_logprobs"
+        )
+    if effort := chat.get("reasoning_effort"):
+        chat["reasoning_effort"] = _EFFORTS.get(effort, effort)
+    _json_bytes(chat.get("response_format"), "response_format")
+    chat["messages"] = [_normalise_message(message, index) for index, message in enumerate(chat["messages"])]
+    tools = _json_bytes(chat["tools"], "tools") if "tools" in chat else 0
+    return tools + sum(_message_bytes(message) for message in chat["messages"])
+
+
+def _normalise_message(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """Return a message in the form that every engine accepts."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    if content is None and not calls:
+        raise missing_field(f"messages[{index}].content")
+    if isinstance(content, list) and all(part["type"] == "text" for part in content):
+        # Ollama would make a message of each part, lose a tool's id, and join them with an empty line.
+        content = "\n\n".join(part["text"] for part in content)
+    # Chat templates have no developer role and would drop the message.
+    role = "system" if message["role"] == "developer" else message["role"]
+    return {name: value for name, value in message.items() if value} | {"role": role, "content": content}
+
+
+def _message_bytes(message: dict[str, Any]) -> int:
+    content = message["content"]
+    texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content or ()]
+    texts += [text for call in message.get("tool_calls", ()) for text in call["function"].values()]
+    texts.append(message.get("reasoning", ""))
+    return sum(len(text.encode()) for text in texts)
+
+
+def _text_bytes(checked: dict[str, Any]) -> int:
+    text = checked["input"] if "input" in checked else checked["prompt"] + checked.get("suffix", "")
+    return sum(len(part.encode()) for part in ([text] if isinstance(text, str) else text))
+
+
+def _json_bytes(value: object, param: str) -> int:
+    try:
+        return len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError:
+        raise bad_request(
+            f"Invalid '{param}': it contains a number that is too large.", param, "invalid_value"
+        ) from None
+
+
+def _with_single_prompt(body: dict[str, Any]) -> dict[str, Any]:
+    prompt = body.get("prompt")
+    _refuse_token_ids("prompt", prompt)
+    if not isinstance(prompt, list):
+        return body
+    if len(prompt) != 1:
+        raise bad_request("Invalid 'prompt': send one text per request.", "prompt", "invalid_value")
+    return body | {"prompt": prompt[0]}
+
+
+def _refuse_token_ids(param: str, value: object) -> None:
+    if isinstance(value, list) and value and isinstance(value[0], int | list):
+        raise bad_request(
+            f"Invalid type for '{param}': token ids are not supported: send text.", param, "invalid_type"
+        )

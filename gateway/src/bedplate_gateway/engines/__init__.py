@@ -1,0 +1,1 @@
+"""The engines: their state, the requests to them, and their answers."""

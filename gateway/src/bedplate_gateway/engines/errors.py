@@ -1,0 +1,83 @@
+"""How an engine failed: the error for the client, without the engine's address, and if a retry may help."""
+
+import json
+import re
+from urllib.parse import urlsplit
+
+from bedplate_gateway import errors
+from bedplate_gateway.api.schema import Request
+from bedplate_gateway.engines.context import CONTEXT_ERROR
+from bedplate_gateway.engines.sse import error_message
+from bedplate_gateway.errors import ApiError
+from bedplate_gateway.settings import Engine
+
+MAX_TEXT_LENGTH = 300
+ADDRESS = re.compile(r"""https?://[^\s"'<>]+|\[[0-9a-fA-F:]+\](:\d+)?|\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b""")
+PROMPT_FIELDS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/embeddings": "input"}
+
+
+class EngineError(Exception):
+    """An engine failed: the client's `error` if no retry helps, and which retry may help.
+
+    `again`: the same engine may succeed a little later; `elsewhere`: another engine may succeed.
+    """
+
+    def __init__(self, error: ApiError, *, again: bool = False, elsewhere: bool = False) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.again = again
+        self.elsewhere = elsewhere or again
+
+
+def unreachable(model: str) -> EngineError:
+    """Return the error for an engine that refuses connections."""
+    return EngineError(errors.engine_unavailable(model), again=True)
+
+
+def failed(text: str, *, again: bool = False) -> EngineError:
+    """Return the error for an engine that failed; `text` says how."""
+    return EngineError(errors.engine_error(text), again=again)
+
+
+def from_response(
+    status: int, body: bytes, request: Request, engine: Engine, context: int | None
+) -> EngineError:
+    """Return the error for a response other than 200; `context` is the model's, in tokens."""
+    text = error_text(body, engine)
+    if "invalid JSON schema" in text:
+        # Ollama reports it with a 500.
+        return EngineError(errors.json_schema_unsupported(text))
+    if status in {400, 413, 422}:
+        if CONTEXT_ERROR.search(text):
+            param = PROMPT_FIELDS[request.path]
+            return EngineError(
+                errors.context_length_exceeded(request.model, request.prompt_bytes, context, param)
+            )
+        return EngineError(errors.engine_refused(text))
+    if status == 404:
+        return EngineError(errors.engine_unavailable(request.model), elsewhere=True)
+    if status in {429, 503}:
+        return EngineError(errors.engine_unavailable(request.model), again=True)
+    return failed(f"HTTP {status}: {text}", again=status >= 500)
+
+
+def error_text(body: bytes, engine: Engine) -> str:
+    """Return the message in an engine's error response, as one short line without the engine's address."""
+    text = body.decode(errors="replace")
+    try:
+        document = json.loads(text)
+    except ValueError:
+        document = None
+    if isinstance(document, dict):
+        text = error_message(document) or text
+    return redact_address(text, engine)
+
+
+def redact_address(text: str, engine: Engine) -> str:
+    """Return an engine's message on one line, shortened, with every address replaced."""
+    # Ollama puts its registry before the name of a model.
+    text = " ".join(text.replace("registry.ollama.ai/library/", "").split())
+    text = ADDRESS.sub("(address)", text)
+    if host := urlsplit(engine.url).hostname:
+        text = re.sub(rf"\b{re.escape(host)}(:\d+)?\b", "(address)", text)
+    return text if len(text) <= MAX_TEXT_LENGTH else text[: MAX_TEXT_LENGTH - 1] + "…"

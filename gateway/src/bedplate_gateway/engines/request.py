@@ -1,0 +1,394 @@
+"""One request to an engine: time-outs, retries, streaming, disconnected clients, and the tokens it used."""
+
+import asyncio
+import json
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from bedplate_gateway import errors
+from bedplate_gateway.api.schema import Request
+from bedplate_gateway.engines import context
+from bedplate_gateway.engines import errors as engine_errors
+from bedplate_gateway.engines.client import LeaseLike, abort, post, read_answer
+from bedplate_gateway.engines.errors import EngineError
+from bedplate_gateway.engines.health import Engines
+from bedplate_gateway.engines.speed_estimates import SpeedEstimate
+from bedplate_gateway.engines.sse import EventStream, read_usage, rename_model, usage_object
+from bedplate_gateway.errors import ApiError, ClientDisconnected
+from bedplate_gateway.settings import Engine, EngineModel, Settings
+
+BACKOFF_SECONDS = 0.25
+CHARGE_SECONDS = 0.25
+"""How often the tokens of a running stream are charged."""
+DRAIN_SECONDS = 1.0
+"""How long to wait for the end of a stream after its last event, so that its connection can be reused."""
+PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d+)')
+TRUNCATED_HEADERS = {"x-bedplate-context": "truncated"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that has begun: a whole `body`, or None where it is a stream of `events`."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes | None
+    events: Callable[[], AsyncIterator[bytes]]
+
+
+class Upstream:
+    """Creates the requests to all engines, and keeps what they share: session, speeds and model loads."""
+
+    def __init__(self, settings: Settings, engines: Engines) -> None:
+        self.settings = settings
+        self.engines = engines
+        self._speeds: dict[tuple[str, str], SpeedEstimate] = {}
+        self._loads: Counter[tuple[str, str]] = Counter()
+
+    def new_request(self, request: Request, lease: LeaseLike, disconnected: asyncio.Event) -> "EngineRequest":
+        """Return the engine request for a granted lease; it sends nothing before `answer`.
+
+        `disconnected` is set when the client disconnects.
+        """
+        return EngineRequest(self, request, lease, disconnected)
+
+    def speed(self, engine: str, model: str) -> SpeedEstimate:
+        """Return the speed estimate of a model on an engine."""
+        return self._speeds.setdefault((engine, model), SpeedEstimate())
+
+    @contextmanager
+    def loading(self, engine: Engine, model: str) -> Iterator[bool]:
+        """Yield, while a call waits for its first byte, whether the engine must load the model before."""
+        key = engine.name, model
+        # Ollama lists a model as loaded before it is ready, so earlier calls that still wait count too.
+        loading = engine.kind == "ollama" and (self._loads[key] > 0 or not self.engines.loaded(engine, model))
+        self._loads[key] += loading
+        try:
+            yield loading
+        finally:
+            self._loads[key] -= loading
+
+
+class EngineRequest:
+    """One request to an engine. Call `answer` once, then always `close`; the rest is for the access log."""
+
+    def __init__(
+        self, upstream: Upstream, request: Request, lease: LeaseLike, disconnected: asyncio.Event
+    ) -> None:
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.estimated = False
+        self.truncated = False
+        self.ttft: float | None = None
+        """Seconds from the start of the call that worked to the first byte of its stream."""
+        self.retries = 0
+        self.error: ApiError | None = None
+        """The error inside a stream, already sent to the client."""
+        self._upstream = upstream
+        self._settings = upstream.settings
+        self._request = request
+        self._lease = lease
+        self._disconnected = disconnected
+        self._speed = upstream.speed(lease.engine.name, lease.model.name)
+        self._stream = EventStream(request.model, want_usage=request.want_usage)
+        self._call: asyncio.Task[Answer] | None = None
+        self._disconnect_watch: asyncio.Task[None] | None = None
+        self._response: aiohttp.ClientResponse | None = None
+        self._started = self._first_byte_at = self._charged_at = 0.0
+        self._measured_prompt_seconds: float | None = None
+        self._charged_events = 0
+        self._text_bytes: int | None = None
+        self._usage: tuple[int, int] | None = None
+        self._busy = False  # A call waits for its first byte.
+        self._abandoned = False  # The client has disconnected.
+        self._worked = False  # The engine has worked on the prompt.
+        self._settled = False
+
+    async def answer(self) -> Answer:
+        """Return the answer once it has begun; raises ApiError, or ClientDisconnected."""
+        self._call = asyncio.create_task(self._try_all())
+        self._disconnect_watch = asyncio.create_task(self._abort_on_disconnect())
+        await asyncio.wait((self._call, self._disconnect_watch), return_when=asyncio.FIRST_COMPLETED)
+        if not self._call.done():
+            raise ClientDisconnected
+        return self._call.result()
+
+    async def close(self) -> None:
+        """End the call and settle its tokens; returns when the engine is free for another request.
+
+        An engine continues with the prompt of a disconnected client until the first token; then it stops.
+        """
+        try:
+            if self._call is not None and not self._call.done() and self._busy:
+                self._abandoned = self._worked = True
+                await asyncio.wait((self._call,), timeout=self._hold_seconds())
+        finally:
+            for task in (self._call, self._disconnect_watch):
+                if task is not None and not task.cancel() and not task.cancelled():
+                    # Retrieve the exception; otherwise asyncio logs it as never retrieved.
+                    task.exception()
+            if self._response is not None:
+                # Closes the connection, unless the answer was read to its end.
+                abort(self._response)
+            self._settle()
+
+    def _hold_seconds(self) -> float | None:
+        """Return how long the prompt will still take; None where the call itself ends at the first byte."""
+        if self._request.stream:
+            return None
+        return max(0.0, self._prompt_seconds() - (time.monotonic() - self._started))
+
+    def _prompt_seconds(self) -> float:
+        """Return how long the engine works on the prompt, measured or estimated."""
+        return self._measured_prompt_seconds or self._speed.prompt_seconds(self._request.prompt_bytes)
+
+    async def _abort_on_disconnect(self) -> None:
+        """Stop reading a stream as soon as the client disconnects."""
+        await self._disconnected.wait()
+        self._abandoned = True
+        if self._response is not None and self.ttft is not None:
+            abort(self._response)
+
+    # Attempts
+
+    async def _try_all(self) -> Answer:
+        while True:
+            try:
+                return await self._try()
+            except EngineError as failure:
+                if self._abandoned:
+                    raise ClientDisconnected from None
+                if not failure.elsewhere or self.retries >= self._settings.retries:
+                    raise failure.error from None
+                if not self._lease.swap():
+                    if not failure.again:
+                        raise failure.error from None
+                    jitter = 1 + random.random()  # noqa: S311 - no secret
+                    await asyncio.sleep(BACKOFF_SECONDS * 2**self.retries * jitter)
+                self.retries += 1
+
+    async def _try(self) -> Answer:
+        engine, model = self._lease.engine, self._lease.model
+        self._speed = self._upstream.speed(engine.name, model.name)
+        self.truncated = False
+        self._measured_prompt_seconds = None
+        self._lease.touch()
+        with self._upstream.loading(engine, model.name) as loading:
+            seconds = self._settings.first_byte_seconds
+            if loading:
+                seconds = max(seconds, self._settings.load_seconds)
+            self._started = time.monotonic()
+            self._busy = True
+            try:
+                async with asyncio.timeout(seconds):
+                    answer = await self._send(engine, model)
+            except TimeoutError:
+                self._worked = True
+                raise EngineError(errors.engine_timeout(seconds)) from None
+            finally:
+                self._busy = False
+        if not loading:
+            self._learn_speed()
+        return answer
+
+    async def _send(self, engine: Engine, model: EngineModel) -> Answer:
+        request = self._request
+        if (
+            engine.kind == "ollama"
+            and model.context is not None
+            and context.could_overflow(request, model.context)
+        ):
+            if body := await self._check_fit():
+                return self._whole(body)
+            if self._abandoned:
+                raise ClientDisconnected
+        self._response = response = await self._post(request.path, json.dumps(request.body).encode())
+        if not request.stream:
+            return self._whole(await read_answer(response))
+        try:
+            data = await response.content.readany()
+        except (aiohttp.ClientError, OSError):
+            data = b""
+        if not data:
+            raise engine_errors.failed("it closed the connection before it answered", again=True)
+        self._first_byte_at = self._charged_at = time.monotonic()
+        self.ttft = self._measured_prompt_seconds = self._first_byte_at - self._started
+        self._worked = True
+        chunk = self._stream.feed(data)
+        if self._stream.failure and not chunk:
+            raise engine_errors.failed(engine_errors.redact_address(self._stream.failure, engine))
+        self._lease.charge(self._speed.tokens(request.prompt_bytes))
+        return Answer(200, self._headers(), None, lambda: self._events(response, chunk))
+
+    async def _check_fit(self) -> bytes | None:
+        """Check whether the prompt fits into the context; return the answer where the check brings it."""
+        request = self._request
+        try:
+            body = await read_answer(await self._post(*context.fit_check(request)))
+        except EngineError as refusal:
+            if refusal.error.status != 400:
+                raise
+            if refusal.error.code == errors.CONTEXT_LENGTH_EXCEEDED:
+                if self._settings.refuse_truncation:
+                    raise
+                self.truncated = True
+            # Another 400 is about the check itself; the request gets its own answer.
+            return None
+        self._worked = True
+        self._measured_prompt_seconds = time.monotonic() - self._started
+        self._lease.touch()
+        return context.embeddings_answer(request, body) if request.path == "/v1/embeddings" else None
+
+    async def _post(self, path: str, body: bytes) -> aiohttp.ClientResponse:
+        return await post(self._upstream.engines, self._lease, self._request, path, body)
+
+    def _headers(self) -> dict[str, str]:
+        return TRUNCATED_HEADERS if self.truncated else {}
+
+    # Whole answers
+
+    def _whole(self, body: bytes) -> Answer:
+        """Return a complete answer, with the model's name as the client knows it."""
+        self._worked = True
+        if self._request.path == "/v1/embeddings":
+            # Not parsed: its vectors can be 64 MiB, and only one number is needed.
+            match = PROMPT_TOKENS.search(body)
+            self._usage = (int(match.group(1)), 0) if match else None
+        else:
+            body = self._completed(body)
+        self._settle()
+        body = rename_model(body, self._request.model)
+        return Answer(200, self._headers(), body, lambda: _single(body))
+
+    def _completed(self, body: bytes) -> bytes:
+        """Read the usage of an answer; return the answer with the fields that the engine left out."""
+        try:
+            answer = json.loads(body)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
+            text = engine_errors.error_text(body, self._lease.engine)
+            raise engine_errors.failed(f"it returned an invalid response: {text}")
+        self._usage = read_usage(answer)
+        if self._usage:
+            return body
+        # Ollama ends so after 30 equal tokens in a row; to the client that is a limit on the length.
+        choices: list[dict[str, Any]] = answer["choices"]
+        self._text_bytes = 0
+        for choice in choices:
+            fields = choice.get("message", choice).values()
+            self._text_bytes += sum(len(text.encode()) for text in fields if isinstance(text, str))
+            choice["finish_reason"] = choice.get("finish_reason") or "length"
+        answer["usage"] = usage_object(*self._estimate())
+        return json.dumps(answer).encode()
+
+    # Streams
+
+    async def _events(self, response: aiohttp.ClientResponse, chunk: bytes) -> AsyncIterator[bytes]:
+        """Iterate over the bytes for the client, complete events each; raises ClientDisconnected."""
+        while True:
+            self._charge_events()
+            if chunk:
+                yield chunk
+            if self._stream.done or self.error:
+                break
+            chunk = await self._next_events(response)
+        if not self.error:
+            with suppress(TimeoutError, aiohttp.ClientError, OSError):
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    await response.content.read()
+
+    async def _next_events(self, response: aiohttp.ClientResponse) -> bytes:
+        stream, seconds = self._stream, self._settings.first_byte_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                data = await response.content.readany()
+        except TimeoutError:
+            return self._fail_stream(errors.engine_timeout(seconds))
+        except (aiohttp.ClientError, OSError):
+            if self._abandoned:
+                raise ClientDisconnected from None
+            return self._fail_stream(
+                errors.engine_error("it closed the connection in the middle of the answer")
+            )
+        if self._abandoned:
+            raise ClientDisconnected
+        chunk = stream.feed(data)
+        if not data and not stream.done and not stream.failure:
+            chunk += stream.finish(*self._estimate())
+        if stream.failure:
+            text = engine_errors.redact_address(stream.failure, self._lease.engine)
+            chunk += self._fail_stream(errors.engine_error(text))
+        return chunk
+
+    def _fail_stream(self, error: ApiError) -> bytes:
+        """Note the error and return it as the last event of the stream."""
+        self.error = error
+        return b"data: " + error.body() + b"\n\n"
+
+    def _charge_events(self) -> None:
+        """Charge the events so far, and the final usage as soon as it is known."""
+        now = time.monotonic()
+        if self._stream.usage or self._stream.done or self.error:
+            self._usage = self._stream.usage
+            self._settle()
+        elif now - self._charged_at >= CHARGE_SECONDS:
+            self._lease.charge(self._stream.events - self._charged_events)
+            self._charged_at, self._charged_events = now, self._stream.events
+
+    # Usage
+
+    def _settle(self) -> None:
+        if self._settled:
+            return
+        self._settled = True
+        if self._usage is None:
+            self.prompt_tokens, self.completion_tokens = self._estimate()
+            self.estimated = self._worked
+        else:
+            self.prompt_tokens, self.completion_tokens = self._usage
+            known = self._lease.model.context
+            self.truncated |= known is not None and self.prompt_tokens >= known - context.EDGE_TOKENS
+            if not self.truncated and not self._request.has_images:
+                self._speed.learn_tokens(self._request.prompt_bytes, self.prompt_tokens)
+            if self._request.stream:
+                self._speed.learn_generation(self.completion_tokens, time.monotonic() - self._first_byte_at)
+        self._lease.settle(self.prompt_tokens, self.completion_tokens)
+
+    def _learn_speed(self) -> None:
+        """Update the speed estimate from an answer that has just begun, or is complete."""
+        prompt_bytes = self._request.prompt_bytes
+        if self._request.has_images:
+            return
+        if self._measured_prompt_seconds is not None:
+            self._speed.learn_first_byte(prompt_bytes, self._measured_prompt_seconds)
+        elif self._usage is not None:
+            self._speed.learn_whole(prompt_bytes, self._usage[1], time.monotonic() - self._started)
+
+    def _estimate(self) -> tuple[int, int]:
+        """Estimate the tokens of prompt and answer where the engine reports none."""
+        request, speed = self._request, self._speed
+        if not self._worked:
+            return 0, 0
+        completion = 0
+        if request.stream:
+            completion = self._stream.events
+        elif self._text_bytes is not None:
+            completion = speed.tokens(self._text_bytes)
+        elif request.path != "/v1/embeddings":
+            seconds = time.monotonic() - self._started - self._prompt_seconds()
+            completion = speed.generated_tokens(seconds)
+            completion = min(completion, request.body.get("max_tokens", completion))
+        return speed.tokens(request.prompt_bytes), completion
+
+
+async def _single(body: bytes) -> AsyncIterator[bytes]:
+    yield body

@@ -1,0 +1,84 @@
+"""One ASGI request and its response."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from bedplate_gateway import errors
+from bedplate_gateway.errors import ClientDisconnected
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class ClientRequest:
+    """One ASGI request and its response."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.path: str = scope["path"]
+        self.method: str = scope["method"]
+        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._receive = receive
+        self._send = send
+        self._on_disconnect: Callable[[], None] = lambda: None
+        self.disconnected = asyncio.Event()
+        self.started = False
+        self.extra_headers: dict[str, str] = {}
+
+    def header(self, name: str) -> str | None:
+        """Return a request header, the first where it was sent twice."""
+        lower = name.encode()
+        return next((value.decode("latin-1") for key, value in self._headers if key == lower), None)
+
+    async def body(self, max_bytes: int) -> bytes:
+        """Return the body; raises ApiError 413 over `max_bytes`, or ClientDisconnected."""
+        length = self.header("content-length") or ""
+        if length.isdecimal() and int(length) > max_bytes:
+            raise errors.request_too_large(max_bytes)
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnected
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > max_bytes:
+                raise errors.request_too_large(max_bytes)
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    async def watch(self) -> None:
+        """Wait until the client disconnects, and report it; read the body before."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.disconnected.set()
+        self._on_disconnect()
+
+    def on_disconnect(self, call: Callable[[], None]) -> None:
+        """Call something when the client disconnects, in place of an earlier callback."""
+        self._on_disconnect = call
+        if self.disconnected.is_set():
+            call()
+
+    async def start(self, status: int, headers: dict[str, str]) -> None:
+        """Send status and headers of the response."""
+        self.started = True
+        pairs = [
+            (name.encode(), value.encode("latin-1", "replace"))
+            for name, value in (headers | self.extra_headers).items()
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+
+    async def write(self, chunk: bytes, *, more: bool = True) -> None:
+        """Send a chunk of the response."""
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+    async def respond(
+        self, status: int, body: bytes, headers: dict[str, str], content_type: str = "application/json"
+    ) -> None:
+        """Send a whole response."""
+        fixed = {"content-type": content_type, "content-length": str(len(body))}
+        await self.start(status, headers | fixed)
+        await self.write(body, more=False)

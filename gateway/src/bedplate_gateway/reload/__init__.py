@@ -1,0 +1,1 @@
+"""A reload without a gap, and systemd."""

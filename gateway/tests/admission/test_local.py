@@ -1,0 +1,264 @@
+"""Who may start and when, with a clock that the test holds."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from bedplate_gateway.admission.interface import AdmissionRequest, Lease, acquire
+from bedplate_gateway.admission.local import LocalAdmission
+from bedplate_gateway.admission.usage_log import UsageLog
+from bedplate_gateway.errors import ApiError, ClientDisconnected
+from bedplate_gateway.keys import Key, Keys
+from bedplate_gateway.settings import Engine, PriorityClass, Settings
+
+
+class FakeEngines:
+    """States that a test sets."""
+
+    def __init__(self) -> None:
+        self.down: set[str] = set()
+
+    def serves(self, engine: Engine, model: str) -> bool:  # noqa: ARG002
+        return engine.name not in self.down
+
+    def loaded(self, engine: Engine, model: str) -> bool:  # noqa: ARG002
+        return True
+
+
+class Bench:
+    """An admission over two keys, one engine with two slots, and the outcomes by name."""
+
+    def __init__(self, usage_log: UsageLog | None = None, slots: int = 2, **settings: object) -> None:
+        self.engines = FakeEngines()
+        self.now = 1000.0
+        document = {
+            "api": {"address": "127.0.0.1", "port": 0},
+            "metrics": {"address": "127.0.0.1", "port": 0},
+            "engines": [
+                {
+                    "name": "one",
+                    "kind": "ollama",
+                    "url": "http://one",
+                    "models": [{"name": "m", "slots": slots}],
+                }
+            ],
+            "keys_file": "/none",
+            "state_dir": "/none",
+            **settings,
+        }
+        keys = [
+            {"alias": "free", "secrets": []},
+            {"alias": "rpm", "secrets": [], "rpm": 3},
+            {"alias": "tpm", "secrets": [], "tpm": 100},
+        ]
+        self.keys = Keys(tuple(Key.model_validate(key) for key in keys))
+        self.admission = LocalAdmission(
+            Settings.model_validate(document), self.keys, self.engines, lambda: self.now, usage_log
+        )
+        self.admission.open_usage_log()
+        self.leases: dict[str, Lease] = {}
+        self.errors: dict[str, ApiError] = {}
+
+    def ask(self, alias: str = "free", priority_class: PriorityClass = "normal") -> AdmissionRequest:
+        return AdmissionRequest(self.keys.by_alias[alias], priority_class, "m", 10)
+
+    def submit(self, name: str, alias: str = "free", priority_class: PriorityClass = "normal"):  # type: ignore[no-untyped-def]
+        return self.admission.submit(
+            self.ask(alias, priority_class),
+            lambda lease: self.leases.__setitem__(name, lease),
+            lambda error: self.errors.__setitem__(name, error),
+        )
+
+    def used(self, alias: str, unit: str = "requests") -> int:
+        (budget,) = (b for b in self.admission.limits.budgets() if b.name == alias)
+        return budget.windows[unit].used(self.now)  # type: ignore[index]
+
+    def idle(self) -> bool:
+        scheduler = self.admission.scheduler
+        return not any(slots.running for slots in scheduler.engine_slots()) and not list(scheduler.queued())
+
+
+def test_what_is_over_a_limit_is_refused_at_once_and_costs_nothing() -> None:
+    bench = Bench(slots=9)
+    for number in range(5):
+        bench.submit(str(number), "rpm")
+    assert sorted(bench.leases) == ["0", "1", "2"]
+    error = bench.errors["4"]
+    assert (error.status, error.code, error.type, error.reason) == (
+        429,
+        "rate_limit_exceeded",
+        "requests",
+        "key_requests",
+    )
+    assert error.all_headers()["retry-after"] == "60"
+    assert error.all_headers()["x-ratelimit-remaining-requests"] == "0"
+    assert bench.used("rpm") == 3
+    bench.now += 60
+    bench.submit("later", "rpm")
+    assert "later" in bench.leases
+
+
+def test_who_is_cancelled_in_the_queue_gets_its_request_back() -> None:
+    bench = Bench(slots=1)
+    bench.submit("x")
+    waiting = bench.submit("a", "rpm")
+    assert bench.used("rpm") == 1
+    waiting.cancel()
+    waiting.cancel()
+    assert bench.used("rpm") == 0
+    bench.leases["x"].release()
+    assert "a" not in bench.leases
+    assert bench.idle()
+
+
+def test_a_lease_ends_once() -> None:
+    bench = Bench(slots=1)
+    bench.submit("x")
+    bench.submit("a")
+    bench.submit("b")
+    bench.leases["x"].release()
+    bench.leases["x"].release()
+    assert sorted(bench.leases) == ["a", "x"]
+
+
+def test_tokens_are_charged_as_they_flow_and_corrected_at_the_end() -> None:
+    bench = Bench()
+    bench.submit("a", "tpm")
+    for _ in range(60):
+        bench.leases["a"].charge(1)
+    bench.submit("b", "tpm")
+    assert "b" in bench.leases
+    bench.leases["a"].settle(prompt_tokens=50, completion_tokens=59)
+    assert bench.used("tpm", "tokens") == 109
+    bench.submit("c", "tpm")
+    assert bench.errors["c"].reason == "key_tokens"
+    bench.leases["a"].settle(50, 59)
+    assert bench.used("tpm", "tokens") == 109
+
+
+def test_tokens_are_checked_again_at_its_turn_and_refused_when_its_time_ends() -> None:
+    bench = Bench(slots=1, queues={"normal": {"seconds": 20}})
+    bench.submit("x", "tpm")
+    bench.submit("waits", "tpm")
+    bench.submit("other", "free")
+    bench.leases["x"].settle(100, 0)
+    bench.leases["x"].release()
+    assert sorted(bench.leases) == ["other", "x"]
+    bench.leases["other"].release()
+    bench.now += 20
+    bench.admission.tick()
+    assert (bench.errors["waits"].status, bench.errors["waits"].reason) == (429, "key_tokens")
+    assert bench.idle()
+
+
+def test_a_full_queue_is_429_and_too_long_a_wait_503_and_both_say_when_to_come_again() -> None:
+    bench = Bench(slots=1, queues={"low": {"size": 3, "size_per_key": 2, "seconds": 5}})
+    for number in range(4):
+        bench.submit(str(number), "free", "low")
+    assert bench.errors["3"].code == "queue_full"
+    bench.submit("another", "rpm", "low")
+    bench.submit("too many", "tpm", "low")
+    assert bench.errors["too many"].code == "queue_full"
+    assert bench.used("rpm") == 1
+    bench.now += 5
+    bench.admission.tick()
+    for name in ("1", "2", "another"):
+        assert (bench.errors[name].status, bench.errors[name].code) == (503, "queue_timeout")
+        assert int(bench.errors[name].all_headers()["retry-after"]) >= 1
+    assert bench.used("rpm") == 0
+    bench.leases["0"].release()
+    assert bench.idle()
+
+
+def test_without_an_engine_the_answer_is_503_and_what_waits_goes_on_when_it_is_back() -> None:
+    bench = Bench(slots=1)
+    bench.submit("x")
+    bench.submit("waits", "rpm")
+    bench.engines.down.add("one")
+    bench.submit("late", "rpm")
+    assert bench.errors["late"].code == "engine_unavailable"
+    bench.leases["x"].release()
+    assert "waits" not in bench.leases
+    bench.engines.down.clear()
+    bench.admission.engines_changed()
+    assert "waits" in bench.leases
+
+
+def test_a_lease_that_nobody_touches_ends_by_itself() -> None:
+    queues = {"normal": {"seconds": 1000}}
+    bench = Bench(slots=1, first_byte_seconds=10, load_seconds=10, retries=0, queues=queues)
+    bench.submit("lost")
+    bench.submit("next")
+    bench.now += 60
+    bench.leases["lost"].touch()
+    bench.now += 60
+    bench.admission.tick()
+    assert "next" not in bench.leases
+    bench.now += 11
+    bench.admission.tick()
+    assert "next" in bench.leases
+    assert bench.admission.lost_leases == 1
+
+
+def test_limits_hold_across_a_kill(tmp_path: Path) -> None:
+    bench = Bench(UsageLog(tmp_path / "limits"))
+    for number in range(3):
+        bench.submit(str(number), "rpm")
+    after = Bench(UsageLog(tmp_path / "limits"))
+    after.now = 1059.9
+    after.submit("a", "rpm")
+    assert after.errors["a"].retry_after == pytest.approx(0.1)
+    after.now = 1060.0
+    after.submit("b", "rpm")
+    assert "b" in after.leases
+
+
+def test_a_successor_holds_what_runs_and_goes_on_with_what_waits() -> None:
+    old = Bench(slots=1)
+    old.submit("runs", "rpm")
+    old.submit("waits", "rpm", "low")
+    state = old.admission.export()
+    new = Bench(slots=1)
+    new.admission.replay(state["uses"])
+    (held,), (waiting,) = state["leases"], state["waiting"]
+    lease = new.admission.restore_lease(
+        new.ask(held["alias"], held["class"]), held["engine"], held["charged"]
+    )
+    assert lease is not None
+    new.admission.restore_queued(
+        new.ask(waiting["alias"], waiting["class"]),
+        lambda granted: new.leases.__setitem__("waits", granted),
+        lambda error: new.errors.__setitem__("waits", error),
+        waiting["taken_at"],
+        waiting["deadline"],
+    )
+    new.admission.engines_changed()
+    assert not new.leases
+    assert new.used("rpm") == 2
+    lease.release()
+    new.leases["waits"].release()
+    assert new.idle()
+
+
+def test_waiting_for_a_lease_ends_when_the_client_disconnects() -> None:
+    async def scenario() -> None:
+        bench = Bench(slots=1)
+        callbacks: list[object] = []
+        first = await acquire(bench.admission, bench.ask(), callbacks.append)
+        task = asyncio.create_task(acquire(bench.admission, bench.ask("rpm"), callbacks.append))
+        await asyncio.sleep(0)
+        assert bench.used("rpm") == 1
+        callbacks[-1]()  # type: ignore[operator]
+        with pytest.raises(ClientDisconnected):
+            await task
+        assert bench.used("rpm") == 0
+        cancelled = asyncio.create_task(acquire(bench.admission, bench.ask(), callbacks.append))
+        await asyncio.sleep(0)
+        # Granted and cancelled in the same turn: the slot must come back.
+        first.release()
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert bench.idle()
+
+    asyncio.run(scenario())

@@ -1,0 +1,59 @@
+"""The file that keeps the usage across a kill."""
+
+from pathlib import Path
+
+import pytest
+from bedplate_gateway.admission.limits import Limits, Usage
+from bedplate_gateway.admission.usage_log import UsageLog
+from bedplate_gateway.keys import Key
+
+
+def key(alias: str = "a", **fields: object) -> Key:
+    return Key.model_validate({"alias": alias, "secrets": [], **fields})
+
+
+def open_usage_log(path: Path, rpm: int = 5) -> tuple[UsageLog, Limits]:
+    usage_log = UsageLog(path)
+    limits = Limits([key(rpm=rpm, tpm=100)], {}, usage_log.append)
+    limits.replay(usage_log.read(), 100.0)
+    usage_log.export = limits.export
+    usage_log.rewrite()
+    return usage_log, limits
+
+
+def test_the_usage_log_brings_back_what_was_used(tmp_path: Path) -> None:
+    _, limits = open_usage_log(tmp_path / "limits")
+    for at in (90.0, 91.0, 92.0):
+        limits.count_request("a", "m", at)
+    limits.refund_request("a", "m", 91.0)
+    limits.charge_tokens("a", "m", 50, 93.0)
+    limits.charge_tokens("a", "m", -20, 94.0)
+    # Nothing is closed: the process was killed.
+    _, after = open_usage_log(tmp_path / "limits")
+    assert after.export() == [
+        Usage("key", "a", "requests", 90.0, 1),
+        Usage("key", "a", "requests", 92.0, 1),
+        Usage("key", "a", "tokens", 93.0, 30),
+    ]
+
+
+def test_the_usage_log_forgets_half_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "limits"
+    _, limits = open_usage_log(path)
+    limits.count_request("a", "m", 90.0)
+    with path.open("a") as file:
+        file.write('["key", "a", "requ')
+    _, after = open_usage_log(path)
+    assert len(after.export()) == 1
+
+
+def test_the_usage_log_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bedplate_gateway.admission.usage_log.REWRITE_BYTES", 2000)
+    path = tmp_path / "limits"
+    usage_log, limits = open_usage_log(path, rpm=1000)
+    for number in range(500):
+        now = number * 10.0
+        limits.exceeded("a", "m", "requests", now)
+        limits.count_request("a", "m", now)
+    assert path.stat().st_size < 3000
+    assert len(usage_log.read()) < 60

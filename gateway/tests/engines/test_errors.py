@@ -1,0 +1,58 @@
+import json
+from typing import Any
+
+import pytest
+from bedplate_gateway.api.schema import parse_request
+from bedplate_gateway.engines.errors import MAX_TEXT_LENGTH, error_text, from_response, redact_address
+from bedplate_gateway.settings import Engine
+
+ENGINE = Engine(name="e", kind="ollama", url="http://gpu1.example:11434", models=())
+REQUEST = parse_request(
+    "/v1/chat/completions",
+    b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}',
+    default_max_output=lambda _: None,
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected", "again", "elsewhere"),
+    [
+        (400, "invalid seed", (400, None), False, False),
+        (400, "context length exceeded", (400, "context_length_exceeded"), False, False),
+        (500, "invalid JSON schema in format", (400, "invalid_value"), False, False),
+        (404, "model not found", (503, "engine_unavailable"), False, True),
+        (429, "busy", (503, "engine_unavailable"), True, True),
+        (503, "busy", (503, "engine_unavailable"), True, True),
+        (500, "CUDA", (502, "engine_error"), True, True),
+        (401, "who?", (502, "engine_error"), False, False),
+    ],
+)
+def test_a_status_says_what_the_client_gets_and_which_retry_may_help(
+    status: int, text: str, expected: tuple[int, str | None], again: bool, elsewhere: bool
+) -> None:
+    failure = from_response(status, json.dumps({"error": text}).encode(), REQUEST, ENGINE, 4096)
+    assert (failure.error.status, failure.error.code) == expected
+    assert (failure.again, failure.elsewhere) == (again, elsewhere)
+
+
+@pytest.mark.parametrize(
+    "body", [{"error": {"message": "no"}}, {"error": "no"}, {"detail": "no"}, {"message": "no"}]
+)
+def test_the_message_is_found_in_the_usual_fields(body: dict[str, Any]) -> None:
+    assert error_text(json.dumps(body).encode(), ENGINE) == "no"
+
+
+def test_other_bodies_are_shown_as_they_are() -> None:
+    assert error_text(b"<html>\n  502 </html>", ENGINE) == "<html> 502 </html>"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://10.0.0.1:11434/api", "gpu1.example:11434", "gpu1.example", "10.0.0.1", "[fe80::1]:80"],
+)
+def test_no_address_reaches_a_client(address: str) -> None:
+    assert redact_address(f"dial {address} failed", ENGINE) == "dial (address) failed"
+
+
+def test_a_long_message_is_shortened() -> None:
+    assert len(redact_address("long " * 200, ENGINE)) == MAX_TEXT_LENGTH

@@ -1,0 +1,215 @@
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from bedplate_gateway.engines import health as module
+from bedplate_gateway.engines.health import Engines
+from bedplate_gateway.settings import Settings
+
+BLOB = "b" * 64
+Test = Callable[[Engines, "FakeOllama"], Awaitable[None]]
+
+
+class FakeOllama:
+    """Answers what Ollama answers about its models; `mood` makes it answer badly."""
+
+    def __init__(self) -> None:
+        self.tags = {"m:1b": "d1", "copy:latest": "d2", "other:1b": "d3"}
+        self.running = {"copy:latest": "d2"}
+        self.blobs = {"d1": BLOB, "d2": BLOB, "d3": "c" * 64}
+        self.mood: Callable[[], Awaitable[web.Response]] | None = None
+        self.asked: list[str] = []
+        self.keys: list[str | None] = []
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
+        self.keys.append(request.headers.get("Authorization"))
+        if self.mood:
+            return await self.mood()
+        if request.path == "/api/show":
+            name = (await request.json())["model"]
+            blob = self.blobs[self.tags.get(name) or self.tags[f"{name}:latest"]]
+            modelfile = f"# FROM {name}\n\nFROM /models/blobs/sha256-{blob}\nTEMPLATE x\n"
+            return web.json_response({"modelfile": modelfile, "capabilities": ["completion"]})
+        if request.path == "/v1/models":
+            return web.json_response({"object": "list", "data": [{"id": name} for name in self.tags]})
+        models = self.tags if request.path == "/api/tags" else self.running
+        return web.json_response({"models": [{"name": n, "digest": d, "size": 1} for n, d in models.items()]})
+
+
+def settings_of(url: str, kind: str = "ollama", key: str | None = None) -> Settings:
+    models = [{"name": name, "slots": 1} for name in ("m:1b", "copy", "other:1b", "absent")]
+    listener = {"address": "127.0.0.1", "port": 0}
+    engine = {"name": "e", "kind": kind, "url": url, "api_key": key, "models": models}
+    return Settings.model_validate(
+        {"api": listener, "metrics": listener, "engines": [engine], "keys_file": "k", "state_dir": "s"}
+    )
+
+
+(ENGINE,) = settings_of("http://127.0.0.1:1").engines
+
+
+def run(test: Test, monkeypatch: pytest.MonkeyPatch, kind: str = "ollama", key: str | None = None) -> None:
+    async def main() -> None:
+        fake = FakeOllama()
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", fake.handle)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        engines = Engines(settings_of(f"http://127.0.0.1:{runner.addresses[0][1]}", kind, key))
+        await engines.start()
+        try:
+            await test(engines, fake)
+        finally:
+            await engines.stop()
+            await runner.cleanup()
+
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_ollama_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engines: Engines, fake: FakeOllama) -> None:
+        state = engines.state("e")
+        assert (state.up, state.error) == (True, None)
+        assert state.present == {"m:1b", "copy", "other:1b"}
+        # m:1b shares its blob with copy, which alone is named by /api/ps.
+        assert state.loaded == {"m:1b", "copy"}
+        assert state.capabilities["m:1b"] == {"completion"}
+        assert engines.serves(ENGINE, "m:1b")
+        assert not engines.serves(ENGINE, "absent")
+        assert engines.lacks("m:1b", "tools")
+        assert not engines.lacks("m:1b", "completion")
+        assert not engines.lacks("absent", "tools")
+        shown = fake.asked.count("/api/show")
+        asked = len(fake.asked)
+        await until(lambda: len(fake.asked) > asked + 6)
+        assert shown == fake.asked.count("/api/show") == 3
+
+    run(test, monkeypatch)
+
+
+def test_changes_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engines: Engines, fake: FakeOllama) -> None:
+        reported: list[frozenset[str]] = []
+        engines.on_change = lambda: reported.append(engines.state("e").loaded)
+        await asyncio.sleep(0.1)
+        assert reported == []
+        fake.running = {"other:1b": "d3"}
+        await until(lambda: reported)
+        await asyncio.sleep(0.1)
+        assert reported == [{"other:1b"}]
+        del fake.tags["m:1b"]
+        await until(lambda: not engines.serves(ENGINE, "m:1b"))
+
+    run(test, monkeypatch)
+
+
+def test_openai_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engines: Engines, fake: FakeOllama) -> None:
+        state = engines.state("e")
+        assert state.up
+        assert state.present == state.loaded == {"m:1b", "other:1b"}
+        assert not engines.lacks("m:1b", "tools")
+        assert set(fake.asked) == {"/v1/models"}
+        assert set(fake.keys) == {"Bearer secret"}
+
+    run(test, monkeypatch, "openai", "secret")
+
+
+def test_one_failed_poll_is_forgiven_two_are_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(engines: Engines, fake: FakeOllama) -> None:
+        changes: list[str | None] = []
+        engines.on_change = lambda: changes.append(engines.state("e").error)
+        for mood in (late, nonsense, other, failing):
+            fake.asked.clear()
+            fake.mood = mood
+            await until(lambda: fake.asked)
+            assert engines.state("e").up
+            await until(lambda: not engines.state("e").up)
+            assert not engines.serves(ENGINE, "m:1b")
+            fake.mood = None
+            await until(lambda: engines.state("e").up)
+        assert changes == [
+            "does not answer (TimeoutError)",
+            None,
+            "does not answer with a list of models",
+            None,
+            "does not answer with a list of models",
+            None,
+            "answers with HTTP 500",
+            None,
+        ]
+
+    async def late() -> web.Response:
+        await asyncio.sleep(1)
+        return web.Response()
+
+    async def nonsense() -> web.Response:
+        return web.Response(body=b"\xff<html>")
+
+    async def other() -> web.Response:
+        return web.json_response(["models"])
+
+    async def failing() -> web.Response:
+        return web.Response(status=500)
+
+    monkeypatch.setattr(module, "POLL_TIMEOUT_SECONDS", 0.2)
+    with caplog.at_level(logging.WARNING):
+        run(test, monkeypatch)
+    assert "Engine e answers with HTTP 500." in caplog.messages
+    assert caplog.messages.count("Engine e answers again.") == 4
+
+
+def test_what_a_request_reports_counts_until_the_next_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engines: Engines, fake: FakeOllama) -> None:
+        engines.report_missing("e", "m:1b")
+        assert not engines.serves(ENGINE, "m:1b")
+        await until(lambda: engines.serves(ENGINE, "m:1b"))
+        engines.report_failure("e", "refuses connections")
+        assert not engines.serves(ENGINE, "m:1b")
+        await until(lambda: engines.serves(ENGINE, "m:1b"))
+        assert fake.asked
+
+    run(test, monkeypatch)
+
+
+def test_a_refused_connection_counts_at_once() -> None:
+    async def main() -> None:
+        engines = Engines(settings_of("http://127.0.0.1:1"))
+        assert engines.state("e").error == "has not been polled yet"
+        await engines.start()
+        assert (engines.state("e").up, engines.state("e").error) == (False, "refuses connections")
+        await engines.stop()
+
+    asyncio.run(main())
+
+
+def test_a_failing_callback_does_not_end_the_polls(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(engines: Engines, fake: FakeOllama) -> None:
+        def fail() -> None:
+            raise RuntimeError("callback")
+
+        engines.on_change = fail
+        fake.running = {}
+        await until(lambda: "callback" in caplog.text)
+        engines.on_change = lambda: None
+        fake.tags = {}
+        await until(lambda: not engines.serves(ENGINE, "m:1b"))
+
+    run(test, monkeypatch)

@@ -1,0 +1,506 @@
+"""The app as its clients see it, with an engine's answers that a test gives."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from bedplate_gateway.api.schema import Request
+from bedplate_gateway.app import Gateway
+from bedplate_gateway.engines.health import EngineState
+from bedplate_gateway.engines.request import Answer
+from bedplate_gateway.errors import ApiError, ClientDisconnected
+from bedplate_gateway.keys import Key, Keys
+from bedplate_gateway.settings import Settings
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+KEYS = {
+    "all": {},
+    "one-model": {"models": ["other"]},
+    "low": {"class": "low"},
+    "high": {"class": "high"},
+    "limited": {"rpm": 2},
+    "revoked": {"revoked": True},
+    "expired": {"expires": "2020-01-01T00:00:00Z"},
+}
+
+
+@dataclass
+class StubEngineRequest:
+    """An engine request that does what the test says."""
+
+    request: Request
+    lease: Any
+    disconnected: asyncio.Event
+    act: Callable[["StubEngineRequest"], Awaitable[Answer]]
+    prompt_tokens: int = 5
+    completion_tokens: int = 7
+    estimated: bool = False
+    truncated: bool = False
+    retries: int = 0
+    error: ApiError | None = None
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def answer(self) -> Answer:
+        return await self.act(self)
+
+    async def close(self) -> None:
+        self.closed.set()
+
+
+async def answers(_: StubEngineRequest) -> Answer:
+    return Answer(200, {}, b'{"object": "chat.completion"}', lambda: chunks(b""))
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+class Stack:
+    """A gateway that is started without polling engines, and a client of it."""
+
+    def __init__(self, tmp_path: Path, **settings: object) -> None:
+        models = [{"name": "m", "slots": 1}, {"name": "other", "slots": 1}]
+        document = {
+            "api": {"address": "127.0.0.1", "port": 0},
+            "metrics": {"address": "127.0.0.1", "port": 0, "allowed_clients": ["10.0.0.9"]},
+            "engines": [{"name": "one", "kind": "ollama", "url": "http://192.0.2.1", "models": models}],
+            "keys_file": "/none",
+            "state_dir": str(tmp_path),
+            **settings,
+        }
+        keys = tuple(
+            Key.model_validate(
+                {
+                    "alias": alias,
+                    "secrets": [{"sha256": sha256(f"sk-{alias}".encode()).hexdigest()}],
+                    **fields,
+                }
+            )
+            for alias, fields in KEYS.items()
+        )
+        self.gateway = Gateway(Settings.model_validate(document), Keys(keys))
+        self.engine_requests: list[StubEngineRequest] = []
+        self.act = answers
+        self.gateway.upstream.new_request = self._run  # type: ignore[method-assign,assignment]
+        self.set_engine(up=True)
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=self.gateway, raise_app_exceptions=True),
+            base_url="http://gateway",
+        )
+
+    def _run(self, request: Request, lease: object, disconnected: asyncio.Event) -> StubEngineRequest:
+        self.engine_requests.append(StubEngineRequest(request, lease, disconnected, self.act))
+        return self.engine_requests[-1]
+
+    def set_engine(self, *, up: bool) -> None:
+        state = EngineState(
+            up=up, present=frozenset({"m", "other"}), capabilities={"m": frozenset({"completion"})}
+        )
+        self.gateway.engines._states["one"] = state
+        self.gateway.local.engines_changed()
+
+    async def ask(
+        self, alias: str = "all", body: object = CHAT, path: str = "/v1/chat/completions"
+    ) -> httpx.Response:
+        return await self.client.post(path, json=body, headers={"authorization": f"Bearer sk-{alias}"})
+
+    def metric(self, start: str) -> list[str]:
+        lines = self.gateway.metrics.exposition().decode().splitlines()
+        return [line for line in lines if line.startswith(start)]
+
+    @property
+    def idle(self) -> bool:
+        scheduler = self.gateway.local.scheduler
+        return not any(slots.running for slots in scheduler.engine_slots()) and not list(scheduler.queued())
+
+
+def error_of(response: httpx.Response) -> tuple[int, str | None]:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return response.status_code, error["code"]
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(10):
+            await scenario()
+
+    asyncio.run(bounded())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/health",
+        "/metrics",
+        "/docs",
+        "/ui/",
+        "/v1",
+        "/v1/models/",
+        "/v1/audio/speech",
+        "/key/generate",
+        "/v1//models",
+    ],
+)
+def test_all_but_the_few_paths_is_404(tmp_path: Path, path: str) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        for method in ("GET", "POST"):
+            assert error_of(await stack.client.request(method, path)) == (404, "unknown_url")
+
+    run(scenario)
+
+
+def test_a_known_path_without_v1_gets_the_right_one(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        response = await Stack(tmp_path).ask(path="/chat/completions")
+        assert error_of(response) == (404, "unknown_url")
+        assert "/v1/chat/completions" in response.json()["error"]["message"]
+
+    run(scenario)
+
+
+def test_the_wrong_method_is_405(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        response = await Stack(tmp_path).client.get("/v1/chat/completions")
+        assert error_of(response) == (405, "method_not_supported")
+        assert response.headers["allow"] == "POST"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "word"),
+    [
+        (None, "Authorization"),
+        ("Bearer ", "Authorization"),
+        ("Basic sk-all", "Authorization"),
+        ("Bearer sk-wrong", "not valid"),
+        ("Bearer sk-revoked", "revoked"),
+        ("Bearer sk-expired", "expired at 2020-01-01"),
+    ],
+)
+def test_no_good_key_is_401_that_says_what_is_wrong(
+    tmp_path: Path, authorization: str | None, word: str
+) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        headers = {"authorization": authorization} if authorization else {}
+        for response in (
+            await stack.client.get("/v1/models", headers=headers),
+            await stack.client.post("/v1/chat/completions", content=b"{", headers=headers),
+        ):
+            assert error_of(response) == (401, "invalid_api_key")
+            assert word in response.json()["error"]["message"]
+        assert not stack.engine_requests
+
+    run(scenario)
+
+
+def test_the_list_holds_what_the_key_may_use_and_an_engine_serves(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+
+        async def listed(alias: str) -> list[str]:
+            response = await stack.client.get("/v1/models", headers={"authorization": f"Bearer sk-{alias}"})
+            return [model["id"] for model in response.json()["data"]]
+
+        assert await listed("all") == ["m", "other"]
+        assert await listed("one-model") == ["other"]
+        one = await stack.client.get("/v1/models/m", headers={"authorization": "Bearer sk-one-model"})
+        assert error_of(one) == (404, "model_not_found")
+        assert error_of(await stack.ask("one-model")) == (404, "model_not_found")
+        assert error_of(await stack.ask(body=CHAT | {"model": "n"})) == (404, "model_not_found")
+        stack.set_engine(up=False)
+        assert await listed("all") == []
+        assert error_of(await stack.ask()) == (503, "engine_unavailable")
+        ready = await stack.client.get("/health/readiness")
+        assert error_of(ready) == (503, "engine_unavailable")
+        assert (await stack.client.get("/health/liveliness")).status_code == 200
+        stack.set_engine(up=True)
+        assert (await stack.client.get("/health/readiness")).status_code == 200
+
+    run(scenario)
+
+
+def test_an_answer_carries_limits_and_wait_and_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        caplog.set_level("INFO", "bedplate_gateway.request")
+        stack = Stack(tmp_path)
+        response = await stack.ask("limited")
+        assert response.json() == {"object": "chat.completion"}
+        assert response.headers["x-ratelimit-remaining-requests"] == "1"
+        assert int(response.headers["x-bedplate-queue-ms"]) < 1000
+        assert response.headers["x-request-id"].startswith("req_")
+        await stack.ask("limited")
+        refused = await stack.ask("limited")
+        assert error_of(refused) == (429, "rate_limit_exceeded")
+        assert 50 <= int(refused.headers["retry-after"]) <= 60
+        assert int(refused.headers["retry-after-ms"]) <= 60_000
+        assert stack.metric('bedplate_gateway_prompt_tokens_total{alias="limited"')[0].endswith(" 10.0")
+        refusals = 'bedplate_gateway_refusals_total{reason="key_requests",status="429"}'
+        assert stack.metric(refusals)[0].endswith(" 1.0")
+        answered = (
+            'bedplate_gateway_last_request_timestamp_seconds{alias="limited",model="m",result="answered"}'
+        )
+        assert abs(float(stack.metric(answered)[0].split()[-1]) - time.time()) < 60
+        assert stack.metric('bedplate_gateway_last_answer_tokens_per_second{model="m"}')
+        # A limit says nothing about the model.
+        assert len(stack.metric("bedplate_gateway_last_request_timestamp_seconds{")) == 1
+        line = caplog.messages[0]
+        assert "status=200 alias=limited class=normal model=m engine=one" in line
+        assert "tokens_in=5 tokens_out=7" in line
+        assert stack.idle
+
+    run(scenario)
+
+
+def test_a_stream_passes_on_what_comes_and_an_error_inside_it_is_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def breaks(engine_request: StubEngineRequest) -> Answer:
+        engine_request.error = ApiError(502, "engine_error", "broken")
+        return Answer(
+            200, {"x-bedplate-context": "truncated"}, None, lambda: chunks(b"data: 1\n\n", b"data: 2\n\n")
+        )
+
+    async def scenario() -> None:
+        caplog.set_level("INFO", "bedplate_gateway.request")
+        stack = Stack(tmp_path)
+        stack.act = breaks
+        response = await stack.ask(body=CHAT | {"stream": True})
+        assert response.content == b"data: 1\n\ndata: 2\n\n"
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-bedplate-context"] == "truncated"
+        assert "status=200" in caplog.messages[0]
+        assert "reason=engine_error" in caplog.messages[0]
+        failed = 'bedplate_gateway_last_request_timestamp_seconds{alias="all",model="m",result="failed"}'
+        assert stack.metric(failed)
+        assert stack.idle
+
+    run(scenario)
+
+
+def test_an_error_of_the_engine_or_of_ours_gives_the_slot_back(tmp_path: Path) -> None:
+    async def fails(_: StubEngineRequest) -> Answer:
+        raise ApiError(502, "engine_error", "The engine failed.", type="server_error")
+
+    async def bug(_: StubEngineRequest) -> Answer:
+        raise RuntimeError("sk-all must not be shown")
+
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        stack.act = fails
+        assert error_of(await stack.ask()) == (502, "engine_error")
+        stack.act = bug
+        response = await stack.ask()
+        assert error_of(response) == (500, "internal_error")
+        assert "sk-all" not in response.text
+        assert all(engine_request.closed.is_set() for engine_request in stack.engine_requests)
+        assert stack.idle
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("alias", "fields", "expected"),
+    [
+        ("high", {}, "high"),
+        ("high", {"service_tier": "flex"}, "low"),
+        ("high", {"priority": 5}, "normal"),
+        ("high", {"priority": 0}, "high"),
+        ("low", {"priority": 0}, "low"),
+        ("low", {"priority": 50}, "low"),
+        ("all", {"priority": 100}, "low"),
+    ],
+)
+def test_a_request_may_lower_its_class_and_never_raise_it(
+    tmp_path: Path, alias: str, fields: dict[str, object], expected: str
+) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        await stack.ask(alias, CHAT | fields)
+        assert stack.engine_requests[0].lease.request.priority_class == expected
+
+    run(scenario)
+
+
+def test_tools_go_only_to_a_model_that_has_them(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        refused = await stack.ask(body=CHAT | {"tools": tools})
+        assert error_of(refused) == (400, "unsupported_parameter")
+        assert refused.json()["error"]["param"] == "tools"
+        assert (await stack.ask(body=CHAT | {"model": "other", "tools": tools})).status_code == 200
+
+    run(scenario)
+
+
+def test_who_waits_gets_the_slot_and_who_disconnected_is_forgotten(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+
+    async def waits(_: StubEngineRequest) -> Answer:
+        await gate.wait()
+        return await answers(_)
+
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        stack.act = waits
+        first = asyncio.create_task(stack.ask())
+        await asyncio.sleep(0.05)
+        sent: list[dict[str, Any]] = []
+        disconnected = asyncio.Event()
+        disconnecting = asyncio.create_task(
+            stack.gateway(scope(), disconnecting_client(disconnected), append(sent))
+        )
+        second = asyncio.create_task(stack.ask("limited"))
+        await asyncio.sleep(0.05)
+        assert stack.gateway.in_flight == 3
+        disconnected.set()
+        await disconnecting
+        assert not sent
+        gate.set()
+        assert (await first).status_code == (await second).status_code == 200
+        assert len(stack.engine_requests) == 2
+        assert stack.idle
+
+    run(scenario)
+
+
+def test_the_slot_of_a_disconnected_client_is_free_only_when_the_engine_is(tmp_path: Path) -> None:
+    engine_is_free = asyncio.Event()
+
+    class Busy(StubEngineRequest):
+        async def close(self) -> None:
+            await engine_is_free.wait()
+
+    async def until_disconnected(engine_request: StubEngineRequest) -> Answer:
+        await engine_request.disconnected.wait()
+        raise ClientDisconnected
+
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+
+        def run_busy(request: Request, lease: object, disconnected: asyncio.Event) -> StubEngineRequest:
+            return Busy(request, lease, disconnected, until_disconnected)
+
+        stack.gateway.upstream.new_request = run_busy  # type: ignore[method-assign,assignment]
+        disconnected = asyncio.Event()
+        sent: list[dict[str, Any]] = []
+        disconnecting = asyncio.create_task(
+            stack.gateway(scope(), disconnecting_client(disconnected), append(sent))
+        )
+        await asyncio.sleep(0.05)
+        disconnected.set()
+        await asyncio.sleep(0.05)
+        assert not stack.idle
+        engine_is_free.set()
+        await disconnecting
+        assert stack.idle
+        assert stack.metric('bedplate_gateway_requests_total{alias="all",model="m"')[0].startswith(
+            'bedplate_gateway_requests_total{alias="all",model="m",path="/v1/chat/completions",status="499"}'
+        )
+
+    run(scenario)
+
+
+def test_metrics_are_for_those_who_may_ask(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        for peer, path, status in (
+            ("10.0.0.9", "/metrics", 200),
+            ("10.0.0.8", "/metrics", 403),
+            ("10.0.0.9", "/", 404),
+        ):
+            sent: list[dict[str, Any]] = []
+            await stack.gateway.metrics_app(
+                {**scope(), "path": path, "client": (peer, 1)},
+                disconnecting_client(asyncio.Event()),
+                append(sent),
+            )
+            assert sent[0]["status"] == status
+
+    run(scenario)
+
+
+def test_what_clients_send_adds_no_series(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        for number in range(3):
+            await hostile(stack, str(number))
+        before = len(stack.metric(""))
+        for number in range(300):
+            await hostile(stack, f'{number} \N{SNOWMAN}\n"}}')
+        assert len(stack.metric("")) == before
+
+    run(scenario)
+
+
+async def hostile(stack: Stack, text: str) -> None:
+    quoted = text.encode().hex()
+    agent = {"user-agent": quoted, "x-request-id": quoted, "authorization": f"Bearer {quoted}"}
+    await stack.client.get(f"/{quoted}", headers=agent)
+    await stack.client.get("/v1/models", headers=agent)
+    await stack.client.post("/v1/embeddings", headers=agent, content=b"")
+    good = {"user-agent": quoted, "authorization": "Bearer sk-all"}
+    await stack.client.get(f"/v1/models/{quoted}", headers=good)
+    for body in (CHAT | {"model": text}, CHAT | {"user": text, text: text}, CHAT | {"service_tier": text}):
+        await stack.client.post("/v1/chat/completions", headers=good, json=body)
+
+
+def test_a_body_over_the_limit_is_413(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path, max_body_bytes=100)
+        assert error_of(await stack.ask(body=CHAT | {"user": "x" * 100})) == (413, "request_too_large")
+
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(9):
+                yield b" " * 20
+
+        headers = {"authorization": "Bearer sk-all"}
+        sent = await stack.client.post("/v1/chat/completions", content=parts(), headers=headers)
+        assert error_of(sent) == (413, "request_too_large")
+
+    run(scenario)
+
+
+def scope() -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "headers": [(b"authorization", b"Bearer sk-all")],
+        "client": ("127.0.0.1", 1),
+    }
+
+
+def disconnecting_client(disconnected: asyncio.Event) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """A client that sends a request, and disconnects at an event."""
+    messages = [{"type": "http.request", "body": json.dumps(CHAT).encode(), "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await disconnected.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+def append(sent: list[dict[str, Any]]) -> Callable[[dict[str, Any]], Awaitable[None]]:
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    return send
