@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +20,7 @@ from bedplate_gateway.keys import Key, Keys
 from bedplate_gateway.settings import Settings
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-KEYS = {
+KEYS: dict[str, dict[str, Any]] = {
     "all": {},
     "one-model": {"models": ["other"]},
     "low": {"class": "low"},
@@ -29,6 +29,9 @@ KEYS = {
     "revoked": {"revoked": True},
     "expired": {"expires": "2020-01-01T00:00:00Z"},
 }
+
+
+Message = MutableMapping[str, Any]
 
 
 @dataclass
@@ -88,7 +91,7 @@ class Stack:
         )
         self.gateway = Gateway(Settings.model_validate(document), Keys(keys))
         self.engine_requests: list[StubEngineRequest] = []
-        self.act = answers
+        self.act: Callable[[StubEngineRequest], Awaitable[Answer]] = answers
         self.gateway.upstream.new_request = self._run  # type: ignore[method-assign,assignment]
         self.set_engine(up=True)
         self.client = httpx.AsyncClient(
@@ -116,8 +119,7 @@ class Stack:
         lines = self.gateway.metrics.exposition().decode().splitlines()
         return [line for line in lines if line.startswith(start)]
 
-    @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         scheduler = self.gateway.local.scheduler
         return not any(slots.running for slots in scheduler.engine_slots()) and not list(scheduler.queued())
 
@@ -261,7 +263,7 @@ def test_an_answer_carries_limits_and_wait_and_is_counted(
         line = caplog.messages[0]
         assert "status=200 alias=limited class=normal model=m engine=one" in line
         assert "tokens_in=5 tokens_out=7" in line
-        assert stack.idle
+        assert stack.is_idle()
 
     run(scenario)
 
@@ -287,7 +289,7 @@ def test_a_stream_passes_on_what_comes_and_an_error_inside_it_is_the_reason(
         assert "reason=engine_error" in caplog.messages[0]
         failed = 'bedplate_gateway_last_request_timestamp_seconds{alias="all",model="m",result="failed"}'
         assert stack.metric(failed)
-        assert stack.idle
+        assert stack.is_idle()
 
     run(scenario)
 
@@ -308,7 +310,7 @@ def test_an_error_of_the_engine_or_of_ours_gives_the_slot_back(tmp_path: Path) -
         assert error_of(response) == (500, "internal_error")
         assert "sk-all" not in response.text
         assert all(engine_request.closed.is_set() for engine_request in stack.engine_requests)
-        assert stack.idle
+        assert stack.is_idle()
 
     run(scenario)
 
@@ -360,7 +362,7 @@ def test_who_waits_gets_the_slot_and_who_disconnected_is_forgotten(tmp_path: Pat
         stack.act = waits
         first = asyncio.create_task(stack.ask())
         await asyncio.sleep(0.05)
-        sent: list[dict[str, Any]] = []
+        sent: list[Message] = []
         disconnected = asyncio.Event()
         disconnecting = asyncio.create_task(
             stack.gateway(scope(), disconnecting_client(disconnected), append(sent))
@@ -374,7 +376,7 @@ def test_who_waits_gets_the_slot_and_who_disconnected_is_forgotten(tmp_path: Pat
         gate.set()
         assert (await first).status_code == (await second).status_code == 200
         assert len(stack.engine_requests) == 2
-        assert stack.idle
+        assert stack.is_idle()
 
     run(scenario)
 
@@ -398,17 +400,17 @@ def test_the_slot_of_a_disconnected_client_is_free_only_when_the_engine_is(tmp_p
 
         stack.gateway.upstream.new_request = run_busy  # type: ignore[method-assign,assignment]
         disconnected = asyncio.Event()
-        sent: list[dict[str, Any]] = []
+        sent: list[Message] = []
         disconnecting = asyncio.create_task(
             stack.gateway(scope(), disconnecting_client(disconnected), append(sent))
         )
         await asyncio.sleep(0.05)
         disconnected.set()
         await asyncio.sleep(0.05)
-        assert not stack.idle
+        assert not stack.is_idle()
         engine_is_free.set()
         await disconnecting
-        assert stack.idle
+        assert stack.is_idle()
         assert stack.metric('bedplate_gateway_requests_total{alias="all",model="m"')[0].startswith(
             'bedplate_gateway_requests_total{alias="all",model="m",path="/v1/chat/completions",status="499"}'
         )
@@ -424,7 +426,7 @@ def test_metrics_are_for_those_who_may_ask(tmp_path: Path) -> None:
             ("10.0.0.8", "/metrics", 403),
             ("10.0.0.9", "/", 404),
         ):
-            sent: list[dict[str, Any]] = []
+            sent: list[Message] = []
             await stack.gateway.metrics_app(
                 {**scope(), "path": path, "client": (peer, 1)},
                 disconnecting_client(asyncio.Event()),
@@ -499,8 +501,8 @@ def disconnecting_client(disconnected: asyncio.Event) -> Callable[[], Awaitable[
     return receive
 
 
-def append(sent: list[dict[str, Any]]) -> Callable[[dict[str, Any]], Awaitable[None]]:
-    async def send(message: dict[str, Any]) -> None:
+def append(sent: list[Message]) -> Callable[[Message], Awaitable[None]]:
+    async def send(message: Message) -> None:
         sent.append(message)
 
     return send

@@ -15,10 +15,11 @@ def key(alias: str = "a", **fields: object) -> Key:
 def test_never_more_than_the_limit_in_any_60_seconds_and_never_one_fewer() -> None:
     chance = random.Random(7)  # noqa: S311 - a test repeats itself
     limits = Limits([key(rpm=10)], {})
-    now, passed = 1000.0, []
+    now = 1000.0
+    passed: list[float] = []
     for _ in range(5000):
         now += chance.expovariate(1)
-        free = sum(1 for at in passed if at + 60 > now) < 10
+        free = len([at for at in passed if at + 60 > now]) < 10
         assert (limits.exceeded("a", "m", "requests", now) is None) == free
         if free:
             limits.count_request("a", "m", now)

@@ -60,7 +60,7 @@ def test_a_chat_goes_through() -> None:
 
 
 def test_openai_fields_go_through() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "temperature": 0.5,
         "top_p": 1,
         "frequency_penalty": -2,
@@ -103,7 +103,7 @@ def test_completions_and_embeddings_go_through() -> None:
         "stream": False,
     }
     assert parse(COMPLETIONS, prompt=["one"]).body["prompt"] == "one"
-    fields = {"input": ["ä", "b"], "encoding_format": "base64", "dimensions": 8}
+    fields: dict[str, Any] = {"input": ["ä", "b"], "encoding_format": "base64", "dimensions": 8}
     request = parse(EMBEDDINGS, **fields)
     assert request.body == {"model": "m"} | fields
     assert request.prompt_bytes == 3
@@ -185,7 +185,7 @@ def test_other_images_are_refused(url: str) -> None:
 
 
 def test_tool_calls_go_through() -> None:
-    sent = [
+    sent: list[dict[str, Any]] = [
         {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "hm"},
         {"role": "tool", "tool_call_id": "c1", "content": "1"},
     ]
@@ -297,7 +297,7 @@ def test_a_request_may_lower_itself(path: str, fields: dict[str, Any], lower_to:
         ("prompt_cache_key", "x"),
     ],
 )
-def test_control_fields_reach_nothing(path: str, field: str, value: object) -> None:
+def test_control_fields_reach_nothing(path: str, field: str, value: Any) -> None:
     assert parse(path, **{field: value}) == parse(path)
 
 
@@ -360,7 +360,7 @@ def test_what_engines_ignore_is_refused(path: str, field: str, values: list[obje
         (COMPLETIONS, "echo", False),
     ],
 )
-def test_what_asks_for_nothing_is_dropped(path: str, field: str, value: object) -> None:
+def test_what_asks_for_nothing_is_dropped(path: str, field: str, value: Any) -> None:
     assert parse(path, **{field: value}) == parse(path)
 
 
