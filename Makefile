@@ -58,7 +58,7 @@ down: ## Remove the lab's hosts; nothing of them stays
 
 ##@ Machines of your own
 .PHONY: install
-install: $(VENV)/.control ## Make the Python environment that runs the playbooks (.venv)
+install: $(VENV)/.control $(VENV)/.traffic ## Make the Python environment of the playbooks and of traffic (.venv)
 
 .PHONY: deploy
 deploy: install ## Install or update the stack: make deploy INVENTORY=inventory/mine
@@ -236,6 +236,14 @@ $(VENV)/.control: requirements/control.txt
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/control.txt
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.txt $(VENV)/.control
+# Editable, so that it follows the sources; uv builds it without the network, pip would download the build backend.
+$(VENV)/.traffic: requirements/traffic.txt traffic/pyproject.toml $(VENV)/.control
+	@echo 'installing the command traffic into $(VENV)' >&2
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/traffic.txt
+	@$(VENV)/bin/uv pip install --quiet --offline --no-deps --python $(VENV) --editable ./traffic
+	@touch $@
+
+# After .traffic: the development lock may have other versions of traffic's dependencies, and they win.
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.control $(VENV)/.traffic
 	$(VENV)/bin/uv pip install --quiet --python $(VENV) --require-hashes --requirement requirements/dev.txt
 	touch $@

@@ -22,10 +22,10 @@ from bedplate_gateway.app import Gateway
 from bedplate_gateway.keys import Key, Keys, Secret
 from bedplate_gateway.server import ClientLimits, Door, listen
 from bedplate_gateway.settings import CLASSES, Engine, EngineModel, Listener, Settings
+from bedplate_traffic.fake_engine.server import Behaviour, FakeEngine
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from odd_requests import CHAT, KEY, MAX_BODY, MINIMAL, MODEL, Case, cases, whole
-from traffic.fake_engine.server import Behaviour, FakeEngine
 
 BATCH = 20
 LIMITS = ClientLimits(header=1.0, body=1.0, idle=1.0, reader=2.0)

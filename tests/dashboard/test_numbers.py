@@ -22,7 +22,7 @@ def traffic(stack: Stack, report: Path) -> dict[str, Any]:
     """Ask from four clients with `traffic`; returns its report of them."""
     subprocess.run(
         [
-            *(sys.executable, "-m", "traffic", "run", "--concurrency=4", f"--requests={REQUESTS}"),
+            *(sys.executable, "-m", "bedplate_traffic", "run", "--concurrency=4", f"--requests={REQUESTS}"),
             *("--seconds=40", "--max-tokens=2", f"--model={stack.model}", f"--json={report}"),
         ],
         env={

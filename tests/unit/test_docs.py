@@ -25,6 +25,7 @@ OTHERS = {
     "bedplate_dashboard",
     "bedplate_gateway",
     "bedplate_lab",
+    "bedplate_traffic",
 }
 # prometheus_client adds these to the names of counters and of infos.
 ENDINGS = {"Counter": "_total", "CounterMetricFamily": "_total", "InfoMetricFamily": "_info"}
@@ -34,7 +35,7 @@ METRICS = {
         *ROOT.glob("*/src/*/metrics.py"),
         *ROOT.glob("dashboard_app/src/*/web.py"),
         *ROOT.glob("roles/node_exporter/files/*.py"),
-        ROOT / "traffic/src/traffic/commands/canary.py",
+        ROOT / "traffic/src/bedplate_traffic/commands/canary.py",
     ]
     for kind, name in re.findall(r'(?:(\w+)\(\s*)?"(bedplate_[a-z_]+)"', source.read_text())
 }
