@@ -22,7 +22,15 @@ def reports(seconds: float, failed: int = 0) -> list[ClassReport]:
     for traffic_class, end in zip(profile().classes, (seconds, seconds / 2), strict=True):
         stats = ClassStats(traffic_class, "m", [0.0] * 4)
         stats.requests = [
-            RequestReport(traffic_class.name, number, "answered", 0.0, 0.0, end) for number in range(4)
+            RequestReport(
+                class_name=traffic_class.name,
+                number=number,
+                outcome="answered",
+                intended=0.0,
+                send_lag=0.0,
+                seconds=end,
+            )
+            for number in range(4)
         ]
         stats.outcomes.update({"answered": 4, "failed": failed})
         results.append(build_class_report(stats, 1.0))

@@ -46,7 +46,7 @@ class CanaryOptions:
     timeout_seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
     """What one run keeps for the next. Times are seconds, moments Unix time."""
 
@@ -145,7 +145,7 @@ async def _check(url: str, key: str, options: CanaryOptions, state: State) -> tu
         return "failed", replace(state, uses=use.uses, failed=True), f"failed: {exchange.error}"
     seconds = exchange.ended - exchange.sent
     first = None if exchange.first_token is None else exchange.first_token - exchange.sent
-    answered = State(use.uses, False, time.time(), seconds, first)
+    answered = State(uses=use.uses, answered_at=time.time(), seconds=seconds, first_token_seconds=first)
     return "answered", answered, f"answered in {seconds:.2f} s"
 
 

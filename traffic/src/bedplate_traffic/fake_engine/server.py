@@ -65,7 +65,7 @@ class ServerOptions:
     port: int
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Arrival:
     """One request as /fake/stats shows it; times are those of the machine's monotonic clock."""
 
@@ -82,7 +82,7 @@ class Arrival:
     completion_tokens: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Plan:
     """The completion that a request gets, in whichever API."""
 

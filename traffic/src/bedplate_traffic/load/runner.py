@@ -165,7 +165,7 @@ class Run:
             stats.in_flight -= 1
             ended = time.monotonic() if exchange.ended is None else exchange.ended
             first_sent = exchange.sent if first_sent is None else first_sent
-            end = RequestEnd(outcome, ended, first_sent, retries)
+            end = RequestEnd(outcome=outcome, at=ended, first_sent=first_sent, retries=retries)
             stats.add(number, intended, self.start, exchange, end)
 
     async def _wait_for_whole_limit(self, alias: str | None, unit: str) -> None:

@@ -65,7 +65,7 @@ class ClassStats:
         self.outcomes[end.outcome] += 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEnd:
     """How a request ended; times are seconds of the monotonic clock."""
 
@@ -162,7 +162,9 @@ def build_class_report(stats: ClassStats, seconds: float) -> ClassReport:
         good_ratio=round(sum(judged) / len(judged), 4) if judged else None,
         good_per_second=round(sum(judged) / seconds, 3) if judged else None,
         status=_count_statuses(requests),
-        retry_after=RetryAfter(stats.retry_seen, stats.retry_obeyed, stats.retry_answered),
+        retry_after=RetryAfter(
+            seen=stats.retry_seen, obeyed=stats.retry_obeyed, answered=stats.retry_answered
+        ),
         errors=_count_errors(requests),
     )
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 Outcome = Literal["answered", "refused", "failed", "cancelled", "unfinished"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
     """The distribution of a duration in seconds; all fields but `count` are null where `count` is 0."""
 
@@ -19,7 +19,7 @@ class Spread:
     max: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class RequestReport:
     """One request. Moments are seconds since the run's start, durations seconds."""
 
@@ -46,7 +46,7 @@ class RequestReport:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryAfter:
     """Refused requests whose response named a time for a retry."""
 
@@ -57,7 +57,7 @@ class RetryAfter:
     """Requests that were answered in the end."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Slots:
     """The scheduled moments of a class, by what happened at them."""
 
@@ -70,7 +70,7 @@ class Slots:
     """Left over when the run ended."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClassReport:
     """One class of a run."""
 
@@ -123,7 +123,7 @@ class Judgement:
     seen: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A whole run."""
 
