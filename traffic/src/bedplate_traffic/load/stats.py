@@ -174,21 +174,25 @@ def describe_load(traffic_class: TrafficClass) -> str:
     load = traffic_class.load
     match load:
         case Constant():
-            words = f"constant {load.rate:g}/s for {load.seconds:g} s"
+            description = f"constant {load.rate:g}/s for {load.seconds:g} s"
         case Poisson():
-            words = f"poisson {load.rate:g}/s for {load.seconds:g} s"
+            description = f"poisson {load.rate:g}/s for {load.seconds:g} s"
         case Ramp():
-            words = f"ramp {load.from_rate:g} to {load.to_rate:g}/s in {load.seconds:g} s"
+            description = f"ramp {load.from_rate:g} to {load.to_rate:g}/s in {load.seconds:g} s"
         case Step():
-            words = f"steps {', '.join(f'{rate:g}' for rate in load.rates)}/s, {load.seconds_each:g} s each"
+            description = (
+                f"steps {', '.join(f'{rate:g}' for rate in load.rates)}/s, {load.seconds_each:g} s each"
+            )
         case Burst():
-            words = f"burst of {load.size}" + (
+            description = f"burst of {load.size}" + (
                 f", {load.times} times, every {load.every_seconds:g} s" if load.times > 1 else ""
             )
         case Closed():
-            words = f"{load.concurrency} at a time" + (f" for {load.seconds:g} s" if load.seconds else "")
+            description = f"{load.concurrency} at a time" + (
+                f" for {load.seconds:g} s" if load.seconds else ""
+            )
     after = traffic_class.start_after_seconds
-    return words + (f", starting after {after:g} s" if after else "")
+    return description + (f", starting after {after:g} s" if after else "")
 
 
 def _rate(moments: Sequence[float]) -> float | None:
