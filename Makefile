@@ -43,7 +43,7 @@ down: ## Remove the lab's hosts with all their data
 
 ##@ Your own machines
 .PHONY: install
-install: $(VENV)/.control ## Create the Python environment that runs the playbooks (.venv)
+install: $(VENV)/.control $(VENV)/.traffic ## Create the Python environment of the playbooks and of traffic (.venv)
 
 .PHONY: deploy
 deploy: install ## Install or update the stack: make deploy INVENTORY=inventory/mine
@@ -179,7 +179,7 @@ clients: $(VENV)/.dev ## Real client programs against the gateway with the lab's
 	  --override-ini "pythonpath=. traffic/src" tests/clients
 
 bench-gateway: $(VENV)/.dev lab-ready ## Compare the gateway with stock LiteLLM, into bench/gateway.md (2 hours; ROWS="tpm labels" for some)
-	PYTHONPATH=$(CURDIR):gateway/src:traffic/src $(VENV)/bin/python bench/gateway/run.py $(ROWS)
+	PYTHONPATH=$(CURDIR) $(VENV)/bin/python bench/gateway/run.py $(ROWS)
 
 bench-traffic: $(VENV)/.dev ## Compare traffic with aiperf, guidellm and locust, into bench/traffic.md (8 minutes; TOOLS=locust for one)
 	PYTHONPATH=$(CURDIR) $(VENV)/bin/python bench/traffic/run.py $(TOOLS)
@@ -208,6 +208,15 @@ $(VENV)/.control: requirements/control.txt
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/control.txt
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.txt $(VENV)/.control
+# Editable, so that it follows the sources; uv builds it without the network, pip would download the build backend.
+$(VENV)/.traffic: requirements/traffic.txt traffic/pyproject.toml $(VENV)/.control
+	@echo 'installing the command traffic into $(VENV)' >&2
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/traffic.txt
+	@$(VENV)/bin/uv pip install --quiet --offline --no-deps --python $(VENV) --editable ./traffic
+	@touch $@
+
+# After .traffic: the development lock may have other versions of traffic's dependencies, and they win.
+$(VENV)/.dev: requirements/dev.txt $(wildcard */pyproject.toml) $(VENV)/.control $(VENV)/.traffic
 	$(VENV)/bin/uv pip install --quiet --python $(VENV) --require-hashes --requirement requirements/dev.txt
+	$(VENV)/bin/uv pip install --quiet --offline --no-deps --python $(VENV) $(addprefix --editable ./,exporter gateway dashboard_app lab)
 	touch $@

@@ -38,7 +38,7 @@ app() { # SERVICE LOCK WHEEL
 app bedplate-gateway gateway bedplate_gateway-*.whl
 app bedplate-exporter exporter bedplate_exporter-*.whl
 app bedplate-dashboard dashboard bedplate_dashboard-*.whl
-app traffic traffic traffic-*.whl
+app traffic traffic bedplate_traffic-*.whl
 
 systemctl daemon-reload
 systemctl enable --quiet bedplate.target ollama bedplate-gateway prometheus node-exporter bedplate-exporter bedplate-dashboard

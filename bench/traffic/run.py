@@ -64,7 +64,7 @@ of one millisecond: at {RATE} requests per second this takes 17 % of a core, and
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ToolRun:
     """One run of a tool. Times are seconds; `arrivals` and `actual` are by the server's monotonic clock."""
 
@@ -108,7 +108,13 @@ def run(tool: Tool, server: Server, load: Load, core: int | None = None) -> Tool
             statistics.median(arrival["ended"] - arrival["arrived"] for arrival in arrivals),
         )
         moments = sorted(arrival["arrived"] for arrival in arrivals)
-        return ToolRun(seconds, peak.mib, moments, actual, tool.read_medians(folder))
+        return ToolRun(
+            processor_seconds=seconds,
+            peak_mib=peak.mib,
+            arrivals=moments,
+            actual=actual,
+            reported=tool.read_medians(folder),
+        )
 
 
 def _arrivals(server: Server) -> list[dict[str, float]]:
@@ -174,7 +180,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """The measurements of one tool. Times are seconds."""
 

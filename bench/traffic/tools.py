@@ -59,7 +59,7 @@ class Traffic:
 
     def command(self, url: str, load: Load, folder: Path) -> Command:
         """Return the command."""
-        argv = [str(environment("traffic")), "-m", "traffic", "run", f"--url={url}/v1", "--key=none"]
+        argv = [str(environment("traffic")), "-m", "bedplate_traffic", "run", f"--url={url}/v1", "--key=none"]
         argv += [f"--json={folder / 'report.json'}", f"--max-tokens={load.tokens}"]
         if load.rate:
             argv += [f"--rate={load.rate}", f"--seconds={load.count / load.rate}"]

@@ -22,9 +22,9 @@ from bedplate_gateway.http import server
 from bedplate_gateway.http.server import ClientLimits, HttpServer, listen
 from bedplate_gateway.keys import Key, Keys, Secret
 from bedplate_gateway.settings import PRIORITY_CLASSES, Engine, EngineModel, Listener, Settings
+from bedplate_traffic.fake_engine.server import Behaviour, FakeEngine
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from traffic.fake_engine.server import Behaviour, FakeEngine
 
 from gateway.tests.odd_requests import CHAT, KEY, MAX_BODY, MINIMAL, MODEL, Case, cases, whole
 

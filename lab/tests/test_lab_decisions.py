@@ -176,7 +176,11 @@ def test_a_host_gets_a_group_in_every_hierarchy_that_limits_it(tmp_path: Path) -
 
 def test_only_a_hybrid_machine_needs_the_labs_init(tmp_path: Path) -> None:
     process = supervision.HostProcess(
-        "web", "bedplate-x-web", tmp_path / "a:b", [Path("/base"), Path("/layer")], "bp-x-web"
+        name="web",
+        unit="bedplate-x-web",
+        folder=tmp_path / "a:b",
+        lower=[Path("/base"), Path("/layer")],
+        namespace="bp-x-web",
     )
     assert supervision.nspawn_command(process, Layout.HYBRID)[-1].endswith("lab-init")
     plain = supervision.nspawn_command(process, Layout.SYSTEMD)
@@ -185,7 +189,14 @@ def test_only_a_hybrid_machine_needs_the_labs_init(tmp_path: Path) -> None:
 
 
 def test_a_host_with_a_fake_card_uses_the_labs_init_on_every_machine() -> None:
-    process = supervision.HostProcess("gpu1", "unit", Path("/lab/gpu1"), [Path("/base")], "ns", ["10de:2684"])
+    process = supervision.HostProcess(
+        name="gpu1",
+        unit="unit",
+        folder=Path("/lab/gpu1"),
+        lower=[Path("/base")],
+        namespace="ns",
+        fake_gpus=["10de:2684"],
+    )
     for kind in Layout:
         assert supervision.nspawn_command(process, kind)[-1].endswith("lab-init")
 

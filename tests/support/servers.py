@@ -171,7 +171,7 @@ def _running(
 def fake_engine(**options: Any) -> Iterator[Server]:
     """Run `traffic fake-server`; `options` are its flags, lists for those that repeat."""
     port = free_port()
-    command = [str(ROOT / ".venv/bin/python"), "-m", "traffic", "fake-server", "--port", str(port)]
+    command = [str(ROOT / ".venv/bin/python"), "-m", "bedplate_traffic", "fake-server", "--port", str(port)]
     for name, value in options.items():
         for one in value if isinstance(value, list) else [value]:
             command += [f"--{name.replace('_', '-')}", str(one)]

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
-from traffic.fake_engine.server import Behaviour, FakeEngine
+from bedplate_traffic.fake_engine.server import Behaviour, FakeEngine
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bedplate_lab import deps, engine, fake_pci, faults, hosts, images, inventory, model, network, registry
+from bedplate_lab import deps, engine, fake_pci, faults, images, inventory, model, network, registry
+from bedplate_lab.access import HostAccess, attach
 from bedplate_lab.errors import LabError
-from bedplate_lab.hosts import Hosts
+from bedplate_lab.lifecycle import HostLifecycle
 from bedplate_lab.paths import Lab, cache_folder, check_name
+from bedplate_lab.records import DEFAULT_SUITE, GROUPS, HostRecords, HostSpec, labs_to_clean, others_running
 from bedplate_lab.tools import locked, require_root, say, succeeds, write_json
 
 EPILOG = """\
@@ -38,15 +40,16 @@ def _up(lab: Lab, options: argparse.Namespace) -> int:
     if groups is not None:
         groups = [group for group in groups if group]
     fake_gpus = fake_pci.check(options.fake_gpu) if options.fake_gpu is not None else None
-    Hosts(lab).up(options.host, suite=options.suite, groups=groups, layer=options.layer, fake_gpus=fake_gpus)
+    spec = HostSpec(suite=options.suite, groups=groups, layer=options.layer, fake_gpus=fake_gpus)
+    HostLifecycle(HostRecords(lab)).up(options.host, spec)
     return 0
 
 
 def _stop(lab: Lab, options: argparse.Namespace) -> int:
     require_root("stop")
-    lab_hosts = Hosts(lab)
-    for host in [lab_hosts.get(name) for name in options.host]:
-        lab_hosts.stop(host)
+    records = HostRecords(lab)
+    for host in [records.get(name) for name in options.host]:
+        HostLifecycle(records).stop(host)
         say(f"{host.name} is stopped; `lab/lab up {host.name}` boots it again")
     return 0
 
@@ -56,12 +59,12 @@ def _down(lab: Lab, options: argparse.Namespace) -> int:
     if options.host and (options.all_labs or options.layers):
         raise LabError("--all-labs and --layers take down every host; leave the names out, or the option")
     if options.host:
-        lab_hosts = Hosts(lab)
-        for host in [lab_hosts.get(name) for name in options.host]:
-            lab_hosts.down(host)
+        records = HostRecords(lab)
+        for host in [records.get(name) for name in options.host]:
+            HostLifecycle(records).down(host)
         return 0
-    for affected in hosts.labs_to_clean() if options.all_labs else [lab]:
-        Hosts(affected).down_all()
+    for affected in labs_to_clean() if options.all_labs else [lab]:
+        HostLifecycle(HostRecords(affected)).down_all()
         if options.all_labs or options.layers:
             shutil.rmtree(affected.layers, ignore_errors=True)
     return 0
@@ -69,14 +72,14 @@ def _down(lab: Lab, options: argparse.Namespace) -> int:
 
 def _purge(lab: Lab, _options: argparse.Namespace) -> int:
     require_root("purge")
-    others = hosts.others_running()
+    others = others_running()
     if others:
         raise LabError(
             f"hosts of another checkout run from the same caches ({'; '.join(others)}); "
             "run `lab/lab down --all-labs` there first"
         )
-    for own_lab in hosts.labs_to_clean():
-        Hosts(own_lab).down_all()
+    for own_lab in labs_to_clean():
+        HostLifecycle(HostRecords(own_lab)).down_all()
         with locked(own_lab.lock, "changes the lab's network"):
             network.take_down(own_lab)
             network.remove_guard(own_lab)
@@ -89,16 +92,16 @@ def _purge(lab: Lab, _options: argparse.Namespace) -> int:
 
 
 def _list(lab: Lab, options: argparse.Namespace) -> int:
-    lab_hosts = Hosts(lab)
+    records = HostRecords(lab)
     rows = [
         {
             "name": host.name,
-            "state": lab_hosts.state(host),
+            "state": records.state(host),
             "suite": host.suite,
-            "address": str(lab_hosts.address(host)),
+            "address": str(records.address(host)),
             "groups": ",".join(host.groups),
         }
-        for host in lab_hosts.all()
+        for host in records.all()
     ]
     if options.json:
         print(json.dumps(rows, indent=2))
@@ -116,44 +119,44 @@ def _list(lab: Lab, options: argparse.Namespace) -> int:
 
 def _exec(lab: Lab, options: argparse.Namespace) -> int:
     require_root("exec")
-    lab_hosts = Hosts(lab)
-    command = lab_hosts.exec_command(lab_hosts.get(options.host), options.command)
-    return hosts.attach(command)
+    records = HostRecords(lab)
+    command = HostAccess(records).exec_command(records.get(options.host), options.command)
+    return attach(command)
 
 
 def _ssh(lab: Lab, options: argparse.Namespace) -> int:
-    lab_hosts = Hosts(lab)
-    command = lab_hosts.ssh_command(lab_hosts.get(options.host), options.command)
-    return hosts.attach(command)
+    records = HostRecords(lab)
+    command = HostAccess(records).ssh_command(records.get(options.host), options.command)
+    return attach(command)
 
 
 def _save(lab: Lab, options: argparse.Namespace) -> int:
     require_root("save")
-    lab_hosts = Hosts(lab)
-    lab_hosts.save(lab_hosts.get(options.host), options.layer)
+    records = HostRecords(lab)
+    HostLifecycle(records).save(records.get(options.host), options.layer)
     return 0
 
 
 def _fault(lab: Lab, options: argparse.Namespace) -> int:
     require_root("fault")
-    lab_hosts = Hosts(lab)
-    options.inject(lab_hosts, options)
+    records = HostRecords(lab)
+    options.inject(records, options)
     return 0
 
 
-def _signal_service(lab_hosts: Hosts, options: argparse.Namespace) -> None:
-    faults.signal_service(lab_hosts, lab_hosts.get(options.host), options.service, options.fault.upper())
+def _signal_service(records: HostRecords, options: argparse.Namespace) -> None:
+    faults.signal_service(records, records.get(options.host), options.service, options.fault.upper())
 
 
-def _cut(lab_hosts: Hosts, options: argparse.Namespace) -> None:
-    faults.cut(lab_hosts, lab_hosts.get(options.source), lab_hosts.get(options.target), options.port)
+def _cut(records: HostRecords, options: argparse.Namespace) -> None:
+    faults.cut(records, records.get(options.source), records.get(options.target), options.port)
 
 
 def _registry(lab: Lab, options: argparse.Namespace) -> int:
-    lab_hosts = Hosts(lab)
+    records = HostRecords(lab)
     if options.inside:
         require_root("registry")
-        registry.serve_in(lab_hosts, lab_hosts.get(options.inside), options.models, options.port)
+        registry.serve_in(records, records.get(options.inside), options.models, options.port)
     else:
         address = options.address or str(network.gateway(network.check_guard(lab)))
         registry.serve(Path(options.models), address, options.port)
@@ -166,11 +169,11 @@ def _guard(lab: Lab, _options: argparse.Namespace) -> int:
 
 
 def _inventory(lab: Lab, options: argparse.Namespace) -> int:
-    lab_hosts = Hosts(lab)
+    records = HostRecords(lab)
     if options.host:
-        print(json.dumps(inventory.host_variables(lab_hosts, lab_hosts.get(options.host)), indent=2))
+        print(json.dumps(inventory.host_variables(records, records.get(options.host)), indent=2))
     else:
-        print(json.dumps(inventory.build_inventory(lab_hosts), indent=2))
+        print(json.dumps(inventory.build_inventory(records), indent=2))
     return 0
 
 
@@ -211,7 +214,9 @@ def _add_faults(verbs: Any) -> None:
     parser.set_defaults(run=_fault)
     kinds = parser.add_subparsers(dest="fault", metavar="FAULT", required=True, title="faults")
 
-    def add(name: str, text: str, inject: Callable[[Hosts, argparse.Namespace], None], *words: str) -> None:
+    def add(
+        name: str, text: str, inject: Callable[[HostRecords, argparse.Namespace], None], *words: str
+    ) -> None:
         fault = kinds.add_parser(name, help=text)
         for word in words:
             fault.add_argument(word.lower(), metavar=word, type=int if word == "PORT" else str)
@@ -223,24 +228,31 @@ def _add_faults(verbs: Any) -> None:
     add(
         "offline",
         "pull a host's network cable",
-        lambda h, o: faults.set_online(h, h.get(o.host), False),
+        lambda records, o: faults.set_online(records, records.get(o.host), False),
         "HOST",
     )
-    add("online", "plug it in again", lambda h, o: faults.set_online(h, h.get(o.host), True), "HOST")
+    add(
+        "online",
+        "plug it in again",
+        lambda records, o: faults.set_online(records, records.get(o.host), True),
+        "HOST",
+    )
     add("cut", "drop one host's packets to a TCP port of another", _cut, "SOURCE", "TARGET", "PORT")
-    add("heal", "undo every cut", lambda h, _: faults.heal(h))
+    add("heal", "undo every cut", lambda records, _: faults.heal(records))
     add(
         "slow",
         "limit a host's outgoing traffic, such as to 1mbit",
-        lambda h, o: faults.slow(h, h.get(o.host), o.rate),
+        lambda records, o: faults.slow(records, records.get(o.host), o.rate),
         "HOST",
         "RATE",
     )
-    add("fast", "remove the limit", lambda h, o: faults.slow(h, h.get(o.host), None), "HOST")
+    add(
+        "fast", "remove the limit", lambda records, o: faults.slow(records, records.get(o.host), None), "HOST"
+    )
     add(
         "fill",
         "mount a full disk, such as of 4M, over a folder",
-        lambda h, o: faults.fill(h, h.get(o.host), o.folder, o.size),
+        lambda records, o: faults.fill(records, records.get(o.host), o.folder, o.size),
         "HOST",
         "FOLDER",
         "SIZE",
@@ -248,27 +260,37 @@ def _add_faults(verbs: Any) -> None:
     add(
         "unfill",
         "unmount the full disk",
-        lambda h, o: faults.unfill(h, h.get(o.host), o.folder),
+        lambda records, o: faults.unfill(records, records.get(o.host), o.folder),
         "HOST",
         "FOLDER",
     )
     add(
         "power-cut",
         "cut a host's power; `up` boots it again",
-        lambda h, o: h.power_cut(h.get(o.host)),
+        lambda records, o: HostLifecycle(records).power_cut(records.get(o.host)),
         "HOST",
     )
-    add("pause", "freeze every process of a host", lambda h, o: h.pause(h.get(o.host), True), "HOST")
-    add("resume", "thaw a paused host", lambda h, o: h.pause(h.get(o.host), False), "HOST")
+    add(
+        "pause",
+        "freeze every process of a host",
+        lambda records, o: HostLifecycle(records).pause(records.get(o.host), True),
+        "HOST",
+    )
+    add(
+        "resume",
+        "thaw a paused host",
+        lambda records, o: HostLifecycle(records).pause(records.get(o.host), False),
+        "HOST",
+    )
 
 
 def _add_hosts(verbs: Any) -> None:
     """Add the verbs that make, use and remove hosts."""
     up = verbs.add_parser("up", help="boot hosts and wait until they answer on SSH")
     up.add_argument("host", nargs="+", metavar="NAME")
-    up.add_argument("--suite", choices=images.SUITES, help=f"Debian release (default: {hosts.DEFAULT_SUITE})")
+    up.add_argument("--suite", choices=images.SUITES, help=f"Debian release (default: {DEFAULT_SUITE})")
     up.add_argument(
-        "--groups", metavar="GROUP,…", help=f"the hosts' inventory groups (default: {','.join(hosts.GROUPS)})"
+        "--groups", metavar="GROUP,…", help=f"the hosts' inventory groups (default: {','.join(GROUPS)})"
     )
     up.add_argument("--from", dest="layer", metavar="LAYER", help="start from a layer that `save` made")
     up.add_argument(

@@ -18,9 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bedplate_lab import deps
+from bedplate_lab.access import HostAccess
 from bedplate_lab.errors import LabError
-from bedplate_lab.hosts import Hosts
+from bedplate_lab.lifecycle import HostLifecycle
 from bedplate_lab.paths import Lab, cache_folder
+from bedplate_lab.records import HostRecords, HostSpec
 from bedplate_lab.tools import locked, read_json, require_root, run, say, write_json
 
 DEFAULT_VERSION = "0.24.0"
@@ -47,7 +49,7 @@ go install -tags netgo,osusergo \\
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Engine:
     """An archive that the ollama role can install."""
 
@@ -88,7 +90,7 @@ def use_archive(archive: Path, version: str) -> Engine:
             f"the engine archive {archive} does not exist; correct --archive or BEDPLATE_LAB_ENGINE_ARCHIVE"
         )
     say(f"engine: the given archive {archive}, assumed to be Ollama {version}")
-    return Engine(version, str(archive.resolve()), checksum(archive), "given")
+    return Engine(version=version, archive=str(archive.resolve()), checksum=checksum(archive), how="given")
 
 
 def find_or_build(version: str) -> Engine:
@@ -114,7 +116,8 @@ def find_or_build(version: str) -> Engine:
                 _build(version, option, archive, folder.with_name(f"{folder.name}.log"))
                 write_json(record, {"version": version, "checksum": checksum(archive)})
     say(f"engine: Ollama {version} for the CPU, built here from the Go module proxy and cached for good")
-    return Engine(version, str(archive), str(read_json(record)["checksum"]), "built")
+    digest = str(read_json(record)["checksum"])
+    return Engine(version=version, archive=str(archive), checksum=digest, how="built")
 
 
 def as_json(engine: Engine) -> dict[str, str]:
@@ -143,19 +146,23 @@ def _build(version: str, option: str, archive: Path, log: Path) -> None:
     """Build `version` in a throwaway host and move the complete archive into place."""
     say(f"building Ollama {version} from the Go module proxy: usually 5 minutes on 2 cores, once; log: {log}")
     started = time.monotonic()
-    hosts = Hosts(Lab(BUILDER_LAB))
+    records = HostRecords(Lab(BUILDER_LAB))
+    lifecycle = HostLifecycle(records)
     name = f"build-{version.replace('.', '-')}"
-    for leftover in (host for host in hosts.all() if host.name == name):
-        hosts.down(leftover)  # an interrupted build may still be running in it
-    hosts.up([name], suite="trixie", groups=[], layer=None)
-    host = hosts.get(name)
+    for leftover in (host for host in records.all() if host.name == name):
+        lifecycle.down(leftover)  # an interrupted build may still be running in it
+    lifecycle.up([name], HostSpec(suite="trixie", groups=[]))
+    host = records.get(name)
     try:
         settings = _go_settings() | {"VERSION": version, "MARCH": option}
         words = ["env", *(f"{key}={value}" for key, value in settings.items()), "bash", "-c", RECIPE]
         with (
             log.open("w") as stream,
             subprocess.Popen(
-                hosts.exec_command(host, words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                HostAccess(records).exec_command(host, words),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             ) as build,
         ):
             for line in build.stdout or ():
@@ -168,9 +175,9 @@ def _build(version: str, option: str, archive: Path, log: Path) -> None:
             raise LabError(
                 f"building Ollama {version} failed; its last line was {last[0]!r}, the whole log is {log}"
             )
-        _pack(hosts.folder(host) / "upper/root/go/bin/ollama", archive)
+        _pack(records.folder(host) / "upper/root/go/bin/ollama", archive)
     finally:
-        hosts.down(host)
+        lifecycle.down(host)
     say(f"built Ollama {version} in {time.monotonic() - started:.0f} s")
 
 

@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO
 
+from bedplate_lab.access import HostAccess
 from bedplate_lab.errors import LabError
-from bedplate_lab.hosts import Host, Hosts
+from bedplate_lab.records import Host, HostRecords
 from bedplate_lab.tools import run, say
 
 CODE_IN_HOST = "/usr/local/lib/lab-registry"
@@ -111,13 +112,13 @@ def serve(models: Path, address: str, port: int) -> None:
     server.serve_forever()
 
 
-def serve_in(hosts: Hosts, host: Host, models: str, port: int) -> None:
+def serve_in(records: HostRecords, host: Host, models: str, port: int) -> None:
     """Serve a host's folder `models` from that host, as its service lab-registry, until the host stops."""
-    address = str(hosts.address(host))
-    hosts.call(host, ["mkdir", "-p", f"{CODE_IN_HOST}/bedplate_lab"])
+    access, address = HostAccess(records), str(records.address(host))
+    access.call(host, ["mkdir", "-p", f"{CODE_IN_HOST}/bedplate_lab"])
     for file in Path(__file__).parent.glob("*.py"):
         run(
-            hosts.exec_command(host, ["tee", f"{CODE_IN_HOST}/bedplate_lab/{file.name}"]),
+            access.exec_command(host, ["tee", f"{CODE_IN_HOST}/bedplate_lab/{file.name}"]),
             stdin=file.read_text(),
         )
     program = "import sys, pathlib; from bedplate_lab.registry import serve; "
@@ -129,5 +130,5 @@ def serve_in(hosts: Hosts, host: Host, models: str, port: int) -> None:
         "--unit=lab-registry",
         f"--setenv=PYTHONPATH={CODE_IN_HOST}",
     ]
-    hosts.call(host, [*unit, "python3", "-B", "-c", program, models, address, str(port)])
+    access.call(host, [*unit, "python3", "-B", "-c", program, models, address, str(port)])
     say(f"registry: {host.name} serves {models}; pull http://{address}:{port}/library/NAME:TAG as insecure")

@@ -29,7 +29,7 @@ NSPAWN_RUN = Path("/run/systemd/nspawn")
 NSPAWN_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HostProcess:
     """The systemd-nspawn process of one host: its name, files and network namespace."""
 

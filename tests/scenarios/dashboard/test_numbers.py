@@ -21,7 +21,7 @@ def run_traffic(stack: Stack, report: Path) -> dict[str, Any]:
     """Send requests from four clients with `traffic`; return its report."""
     subprocess.run(
         [
-            *(sys.executable, "-m", "traffic", "run", "--concurrency=4", f"--requests={REQUESTS}"),
+            *(sys.executable, "-m", "bedplate_traffic", "run", "--concurrency=4", f"--requests={REQUESTS}"),
             *("--seconds=40", "--max-tokens=2", f"--model={stack.model}", f"--json={report}"),
         ],
         env={

@@ -75,7 +75,7 @@ def test_hosts_get_the_uv_of_the_control_machine() -> None:
     assert hosts == control[control.index("\nuv==") + 1 :], "run make lock"
     version = hosts.split()[0].removeprefix("uv==")
     backends = [path.read_text() for path in ROOT.glob("*/pyproject.toml")]
-    assert len(backends) == 4
+    assert len(backends) == 5
     assert all(f'requires = ["uv_build=={version}"]' in text for text in backends)
 
 
