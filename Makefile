@@ -150,6 +150,7 @@ lint-types: $(VENV)/.dev
 	MYPYPATH=tests/dashboard:tests/gateway:tests/on_hosts:gateway/src:dashboard_app/src:dashboard_app/tests mypy --explicit-package-bases tests/dashboard/*.py
 	mypy grafana/generate.py roles/node_exporter/files/host_facts.py
 	mypy playbooks/library/gateway_checks.py playbooks/module_utils/*.py
+	mypy playbooks/filter_plugins/*.py
 	mypy roles/gpu_driver/filter_plugins/*.py roles/gpu_driver/library/*.py
 	MYPYPATH=bench/gateway:gateway/src:gateway/tests:traffic/src mypy --explicit-package-bases bench/gateway/*.py
 	MYPYPATH=bench/gateway:bench/traffic mypy --explicit-package-bases bench/traffic/run.py bench/traffic/tools.py
