@@ -7,7 +7,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.gateway_client import JOURNAL_COMMAND, Answer, Check, Gateway, check, model_names
+from ansible.module_utils.checks import Check, check
+from ansible.module_utils.gateway_client import JOURNAL_COMMAND, Answer, Gateway, model_names
 
 DOCUMENTATION = r"""
 module: gateway_checks
@@ -50,15 +51,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 checks:
-  description: One entry per check, as in verify's report.
+  description: Entries for verify's report, as playbooks/module_utils/checks.py describes them.
   returned: always
   type: list
   elements: dict
-  contains:
-    name: {description: Name of the check., type: str}
-    ok: {description: Whether it passed; null if it could not run., type: bool}
-    seen: {description: What was observed., type: str}
-    next: {description: The next command to type., type: str}
 """
 
 WINDOW_SECONDS = 60
@@ -83,11 +79,11 @@ def check_models(gateway: Gateway, listed: Answer, key: str, declared: list[str]
     if listed.status == 401:
         return check(name, False, "the key `verify` is refused with 401", UPDATE_KEYS_COMMAND)
     if listed.status != 200:
-        return check(name, False, gateway.describe(listed))
+        return check(name, False, gateway.describe(listed), JOURNAL_COMMAND)
     names = model_names(listed)
     missing = [model for model in declared if model not in names]
     if not missing:
-        return check(name, True, ", ".join(names))
+        return check(name, True, ", ".join(names), JOURNAL_COMMAND)
     why = gateway.chat(key, missing[0])
     return check(
         name,
@@ -100,7 +96,8 @@ def check_models(gateway: Gateway, listed: Answer, key: str, declared: list[str]
 def check_refused(gateway: Gateway, condition: str, key: str | None) -> Check:
     """Check that a request without a valid key returns 401; `condition` completes the check's name."""
     answer = gateway.request("GET", "/v1/models", key)
-    return check(f"a request {condition} is refused", answer.status == 401, gateway.describe(answer))
+    seen = gateway.describe(answer)
+    return check(f"a request {condition} is refused", answer.status == 401, seen, JOURNAL_COMMAND)
 
 
 def check_closed(gateway: Gateway, key: str) -> Check:
@@ -108,9 +105,10 @@ def check_closed(gateway: Gateway, key: str) -> Check:
     name = "internal paths return 404"
     answers = [(path, gateway.request(method, path, key)) for method, path in CLOSED_PATHS]
     if all(answer.status == -1 for _, answer in answers):
-        return check(name, False, gateway.describe(answers[0][1]))
+        return check(name, False, gateway.describe(answers[0][1]), JOURNAL_COMMAND)
     others = [f"{path}: {gateway.describe(answer)}" for path, answer in answers if answer.status != 404]
-    return check(name, not others, ", ".join(others) or f"{len(CLOSED_PATHS)} paths, each 404")
+    seen = ", ".join(others) or f"{len(CLOSED_PATHS)} paths, each 404"
+    return check(name, not others, seen, JOURNAL_COMMAND)
 
 
 def use_up_limit(gateway: Gateway, key: str, models: list[str]) -> list[Answer]:
@@ -143,18 +141,15 @@ def check_limit(gateway: Gateway, answers: list[Answer]) -> Check:
         seen = "the key `verify-limit` is refused with 401" if key_refused else gateway.describe(others[0])
         return check(name, False, seen, UPDATE_KEYS_COMMAND if key_refused else JOURNAL_COMMAND)
     if not refused:
-        return check(name, False, f"{len(passed)} of {len(passed)} passed")
+        return check(name, False, f"{len(passed)} of {len(passed)} passed", JOURNAL_COMMAND)
     wait = refused[0].number("retry-after")
     seen = (
         f"{len(passed)} passed, then 429 with Retry-After {refused[0].headers.get('retry-after', 'missing')}"
     )
     limit = refused[0].number("x-ratelimit-limit-requests")
     exact = len(passed) <= limit and len(refused) == 1
-    return check(
-        name,
-        exact and 1 <= wait <= WINDOW_SECONDS and retry_after_suffices(wait, passed, refused[0], limit),
-        seen,
-    )
+    in_time = 1 <= wait <= WINDOW_SECONDS and retry_after_suffices(wait, passed, refused[0], limit)
+    return check(name, exact and in_time, seen, JOURNAL_COMMAND)
 
 
 def retry_after_suffices(wait: int, passed: list[Answer], refused: Answer, limit: int) -> bool:
@@ -168,14 +163,14 @@ def check_headers(answers: list[Answer]) -> Check:
     wanted = [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
     missing = sorted({header for answer in answers for header in wanted if header not in answer.headers})
     seen = f"missing: {', '.join(missing)}" if missing else ", ".join(wanted)
-    return check("responses report the remaining limits", not missing, seen)
+    return check("responses report the remaining limits", not missing, seen, JOURNAL_COMMAND)
 
 
 def check_limits(gateway: Gateway, limit_key: str, models: list[str]) -> list[Check]:
     """Check limits and headers; without a model they cannot be checked."""
     if not models:
         return [
-            check(name, None, "there is no model to send requests to")
+            check(name, None, "there is no model to send requests to", JOURNAL_COMMAND)
             for name in ("the request over the limit is refused", "responses report the remaining limits")
         ]
     answers = use_up_limit(gateway, limit_key, models)
@@ -189,7 +184,7 @@ def gateway_checks(gateway: Gateway, key: str, limit_key: str, declared: list[st
     ready = gateway.request("GET", "/health/readiness")
     return [
         check_models(gateway, listed, key, declared),
-        check("the gateway reports ready", ready.status == 200, gateway.describe(ready)),
+        check("the gateway reports ready", ready.status == 200, gateway.describe(ready), JOURNAL_COMMAND),
         check_refused(gateway, "without a key", None),
         check_refused(gateway, "with a wrong key", "sk-wrong"),
         check_closed(gateway, key),

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 CHAT_SECONDS = 150.0
 LIST_SECONDS = 10.0
 JOURNAL_COMMAND = "journalctl -u bedplate-gateway -n 50"
-Check = dict[str, Any]
 
 
 class Answer(NamedTuple):
@@ -95,8 +94,3 @@ def model_names(listed: Answer) -> list[str]:
     """Return the model names in a response of /v1/models."""
     data = listed.document().get("data")
     return [str(model.get("id")) for model in data] if isinstance(data, list) else []
-
-
-def check(name: str, ok: bool | None, seen: str, next_command: str = JOURNAL_COMMAND) -> Check:
-    """Return one entry of the report; `ok` is None if the check could not run."""
-    return {"name": name, "ok": ok, "seen": seen, "next": next_command}

@@ -46,7 +46,8 @@ def render(name: str, checkout: Path) -> Stack:
     playbooks.mkdir()
     # Ansible looks for group_vars next to the play's real path, so the play is a copy, the rest symlinks.
     shutil.copy(RENDER / "render.yml", playbooks)
-    (playbooks / "group_vars").symlink_to(ROOT / "playbooks" / "group_vars")
+    for folder in ("filter_plugins", "group_vars"):
+        (playbooks / folder).symlink_to(ROOT / "playbooks" / folder)
     for folder in ("gateway", "requirements", "roles", "templates"):
         (checkout / folder).symlink_to(ROOT / folder)
     inventory = RENDER / "inventories" / f"{name}.yml"

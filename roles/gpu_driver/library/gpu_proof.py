@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.checks import Check, check
 
 DOCUMENTATION = r"""
 module: gpu_proof
@@ -72,18 +73,11 @@ EXAMPLES = r"""
 
 RETURN = r"""
 checks:
-  description: One entry per check, as in verify's report.
+  description: Entries for verify's report, as playbooks/module_utils/checks.py describes them.
   returned: always
   type: list
   elements: dict
-  contains:
-    name: {description: Name of the check., type: str}
-    ok: {description: Whether it passed; null if it could not run., type: bool}
-    seen: {description: What was observed., type: str}
-    next: {description: The next command to type., type: str}
 """
-
-Check = dict[str, Any]
 
 ROOT = Path("/")
 UNIT = "ollama.service"
@@ -126,11 +120,6 @@ def output_of(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return ""
-
-
-def check(name: str, ok: bool | None, seen: str, next_command: str) -> Check:
-    """Return one entry of the report."""
-    return {"name": name, "ok": ok, "seen": seen, "next": next_command}
 
 
 def library_version(root: Path = ROOT) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,7 +57,7 @@ def decide(module: ModuleType) -> Decide:
     def run(release: str, *cards: str, user: dict[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
         settings = {**SETTINGS, **(user or {})}
         decision: dict[str, Any] = module.gpu_decision({**host(release, *cards), **changed}, TABLES, settings)
-        assert decision.keys() == module.NOTHING.keys()
+        assert list(decision) == [field.name for field in fields(module.Decision)]
         return decision
 
     return run

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters for verify and smoke: they turn the results of tasks into checks, and the checks into a report.
+
+A check is {name, ok, seen, next}, as in module_utils/checks.py: `ok` is None if it could not run, `seen` is
+the observation and `next` the command to type. The result of a request has the keys `json` and `status`,
+which is -1 or missing if there was no response.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Check = dict[str, Any]
+Result = Mapping[str, Any]
+
+REPORT_SCHEMA = 1
+GPU_COMMANDS = {"nvidia": "nvidia-smi; dmesg | tail -n 30"}
+GATEWAY_JOURNAL = "journalctl -u bedplate-gateway -n 50"
+
+
+def check(name: str, ok: bool | None, seen: str, next_command: str) -> Check:
+    """Return one check."""
+    return {"name": name, "ok": ok, "seen": seen, "next": next_command}
+
+
+def responded(result: Result) -> bool:
+    """Return whether a request got a response with status 200."""
+    return bool(result.get("status", -1) == 200)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object that a command printed; empty if it printed something else."""
+    if not re.match(r"\s*{", text):
+        return {}
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def last_line(result: Result) -> str:
+    """Return the last line of a command's standard error."""
+    lines = result.get("stderr_lines") or ["traffic printed nothing"]
+    return str(lines[-1])
+
+
+# --- Services
+
+
+def unit_checks(output: str) -> list[Check]:
+    """Check each unit in the output of `systemctl show`: active, enabled and never restarted.
+
+    A oneshot unit may also be inactive after success.
+    """
+    return [
+        unit_check(dict(line.split("=", 1) for line in block.splitlines())) for block in output.split("\n\n")
+    ]
+
+
+def unit_check(unit: Mapping[str, str]) -> Check:
+    """Check one unit, given its properties as `systemctl show` names them."""
+    name = unit["Id"].removesuffix(".service")
+    state, restarts = unit["ActiveState"], int(unit.get("NRestarts") or 0)
+    finished = unit["Type"] == "oneshot" and state == "inactive" and unit["Result"] == "success"
+    active = state == "active" or finished
+    enabled = unit["UnitFileState"] == "enabled"
+    seen = f"{state} ({unit['SubState']}), {unit['UnitFileState'] or 'not installed'}"
+    if restarts:
+        seen += f", restarted {restarts} time{'s' * (restarts != 1)} by systemd"
+    return check(
+        f"{name} runs and starts at boot",
+        active and enabled and unit["SubState"] != "auto-restart" and restarts == 0,
+        seen,
+        f"journalctl -u {name} -n 50" if active or state == "failed" else f"systemctl start {name}",
+    )
+
+
+# --- Inference hosts
+
+
+def model_checks(tags: Result, declared: Iterable[str], url: str) -> list[Check]:
+    """Check that Ollama has each declared model; `tags` is the response of its /api/tags at `url`."""
+    present = [model["name"] for model in tags.get("json", {}).get("models") or []]
+    if responded(tags):
+        seen, next_command = (
+            f"it has {', '.join(present) or 'no model'}",
+            "ansible-playbook site.yml --tags ollama",
+        )
+    else:
+        seen, next_command = f"Ollama does not respond at {url}", "journalctl -u ollama -n 50"
+    return [check(f"Ollama has {name}", name in present, seen, next_command) for name in declared]
+
+
+def gpu_checks(state: Result) -> list[Check]:
+    """Check that each driver reports as many GPUs as expected; `state` is the exporter's response."""
+    return [
+        check(
+            f"the driver reports every {driver['vendor']} GPU",
+            not driver["failed"] and driver["devices"] >= driver["expected"],
+            f"{driver['devices']} of {driver['expected']}"
+            + ("; the driver does not respond correctly" if driver["failed"] else ""),
+            GPU_COMMANDS.get(driver["vendor"], "dmesg | grep amdgpu | tail -n 30"),
+        )
+        for driver in state.get("json", {}).get("drivers", [])
+    ]
+
+
+def closed_port_check(connection: Result, port: int) -> Check:
+    """Check that another host could not connect to Ollama's port; None if there is no other host."""
+    skipped, accepted = bool(connection.get("skipped")), connection.get("state") == "started"
+    return check(
+        f"port {port} is closed to other hosts",
+        None if skipped else not accepted,
+        "not checked: verify runs on this host itself; run it from another machine"
+        if skipped
+        else f"a connection from another host was {'accepted' if accepted else 'refused'}",
+        f"systemctl cat ollama; ss -ltn sport = :{port}",
+    )
+
+
+# --- Gateway hosts
+
+
+def chat_check(traffic: Result) -> Check:
+    """Check the three chat requests of the command `traffic`, which prints its report as JSON."""
+    document = json_object(traffic.get("stdout", ""))
+    seen = last_line(traffic)
+    if summary := document.get("summary"):
+        answered = summary["requests"] - summary["failed"]
+        messages = [request.get("error") for request in document["requests"]]
+        median = round(summary.get("seconds_p50") or 0, 2)
+        seen = (
+            f"{answered} of {summary['requests']} answered by {document['model']}, "
+            f"{summary['completion_tokens']} tokens, median {median} s"
+        )
+        seen = "; ".join([seen, *dict.fromkeys(text for text in messages if isinstance(text, str))])
+    return check(
+        "three chat requests are answered",
+        traffic.get("rc", 1) == 0 and bool(document.get("ok", False)),
+        seen,
+        "journalctl -u bedplate-gateway -u ollama -n 50",
+    )
+
+
+# --- Monitoring hosts
+
+
+def target_check(targets: Result, expected: Sequence[Mapping[str, str]], url: str) -> Check:
+    """Check that every expected target is up; `targets` is the response of Prometheus' API at `url`."""
+    name = "every Prometheus target is up"
+    if not responded(targets):
+        return check(name, False, f"Prometheus does not respond at {url}", "journalctl -u prometheus -n 50")
+    up = {
+        target["discoveredLabels"]["__address__"]
+        for target in targets.get("json", {}).get("data", {}).get("activeTargets", [])
+        if target["health"] == "up"
+    }
+    down = [f"{target['job']} on {target['host']}" for target in expected if target["address"] not in up]
+    seen = f"down: {', '.join(down)}" if down else f"{len(expected)} of {len(expected)} up"
+    return check(name, not down, seen, f"open {url}/classic/targets")
+
+
+def dashboard_check(status: Result, url: str) -> Check:
+    """Check that the dashboard reports healthy; `status` is the response of its status API at `url`."""
+    document = status.get("json", {})
+    if "state" not in document:
+        seen = f"the dashboard does not respond at {url}"
+        next_command = "journalctl -u bedplate-dashboard -n 50"
+    else:
+        seen, next_command = f"{document['state']}: {document['reason']}", document.get("next") or ""
+    return check("the dashboard reports healthy", document.get("state") == "healthy", seen, next_command)
+
+
+# --- Reports
+
+
+def smoke_checks(runs: Iterable[Result], host: str) -> list[Check]:
+    """Return one check per load profile, with `host`."""
+    return [{"host": host, **smoke_check(run)} for run in runs]
+
+
+def smoke_check(run: Result) -> Check:
+    """Check one load profile, given the result of `traffic run PROFILE --json=-`.
+
+    Exit status 2 means that the profile could not start, for example because a key is not declared.
+    """
+    document = json_object(run.get("stdout", ""))
+    not_started = run.get("rc") == 2
+    seen = last_line(run).removeprefix("traffic: ")
+    if "thresholds" in document:
+        seen = ", ".join(
+            f"{threshold['threshold']}; measured: {threshold['seen']}" for threshold in document["thresholds"]
+        )
+    return check(
+        document.get("description", f"the profile {run['item']}"),
+        None if not_started else run.get("rc") == 0 and bool(document.get("ok", False)),
+        seen,
+        "declare the key in gateway_keys, as inventory/lab/group_vars/all.yml does"
+        if not_started
+        else GATEWAY_JOURNAL,
+    )
+
+
+def host_checks(hosts: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[Check]:
+    """Return the checks of all hosts, each with its host; a host without any was unreachable."""
+    checks: list[Check] = []
+    for host in hosts:
+        unreachable = check(
+            "the host is reachable",
+            False,
+            "the host was unreachable, or an earlier task failed on it",
+            f"ansible -m ping {host}",
+        )
+        for entry in hostvars[host].get("__verify_checks", [unreachable]):
+            seen = str(entry["seen"]).strip()
+            checks.append({"host": host, **check(entry["name"], entry["ok"], seen, entry["next"])})
+    return checks
+
+
+def check_report(checks: Sequence[Check], at: str) -> dict[str, Any]:
+    """Return the report that verify and smoke write; `at` is its time in ISO 8601."""
+    ok = not any(entry["ok"] is False for entry in checks)
+    return {"schema": REPORT_SCHEMA, "ok": ok, "at": at, "checks": checks}
+
+
+class FilterModule:
+    """The filters of this file."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            function.__name__: function
+            for function in (
+                unit_checks,
+                model_checks,
+                gpu_checks,
+                closed_port_check,
+                chat_check,
+                target_check,
+                dashboard_check,
+                smoke_checks,
+                host_checks,
+                check_report,
+            )
+        }

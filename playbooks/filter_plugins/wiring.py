@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters for group_vars: they collect the lists that one group's hosts need from the other groups' hosts.
+
+`groups` and `hostvars` are Ansible's; each filter reads only the named variables of hostvars, because reading
+a variable there evaluates it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Groups = Mapping[str, Sequence[str]]
+HostVars = Mapping[str, Mapping[str, Any]]
+STACK_GROUPS = ("inference", "gateway", "monitoring")
+
+
+def all_hosts(groups: Groups) -> list[str]:
+    """Return the stack's hosts, each once."""
+    return list(dict.fromkeys(host for group in STACK_GROUPS for host in groups.get(group, [])))
+
+
+def prometheus_targets(
+    groups: Groups,
+    hostvars: HostVars,
+    host: str,
+    alertmanagers: Iterable[str],
+    extra_targets: Iterable[Mapping[str, str]],
+) -> list[Mapping[str, str]]:
+    """Return all scrape targets (job, host, address) of the Prometheus on `host`."""
+
+    def targets(job: str, hosts: Iterable[str], variable: str) -> list[Mapping[str, str]]:
+        return [{"job": job, "host": name, "address": hostvars[name][variable]} for name in hosts]
+
+    monitoring = [
+        {"job": job, "host": name, "address": address}
+        for name in groups.get("monitoring", [])
+        for job, address in (
+            ("prometheus", re.sub(r"^https?://", "", hostvars[name]["prometheus_url"])),
+            ("dashboard", hostvars[name]["__dashboard_endpoint"]),
+        )
+    ]
+    return [
+        *targets("gateway", groups.get("gateway", []), "__gateway_metrics_endpoint"),
+        *targets("ollama", groups.get("inference", []), "__exporter_endpoint"),
+        *monitoring,
+        *targets("node", all_hosts(groups), "__node_exporter_endpoint"),
+        *({"job": "alertmanager", "host": host, "address": address} for address in alertmanagers),
+        *extra_targets,
+    ]
+
+
+def gateway_engines(
+    groups: Groups, hostvars: HostVars, extra_backends: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the gateway's engines: the inference hosts with their models, and the extra backends."""
+    hosts = [
+        {
+            "name": host,
+            "kind": "ollama",
+            "url": hostvars[host]["ollama_url"],
+            "models_at_once": hostvars[host]["__ollama_models_at_once"],
+            "models": hostvars[host]["__ollama_served"],
+        }
+        for host in groups.get("inference", [])
+    ]
+    backends = [
+        {**backend, "kind": "openai", "url": re.sub(r"/*(/v1/*)?$", "", backend["url"])}
+        for backend in extra_backends
+    ]
+    return [*hosts, *backends]
+
+
+def served_models(models: Iterable[Mapping[str, Any]], slots: int, context: int) -> list[dict[str, Any]]:
+    """Return name, slots and context length (tokens) of the declared models; num_ctx overrides `context`."""
+    return [
+        {
+            "name": model["name"],
+            "slots": slots,
+            "context": int(model.get("parameters", {}).get("num_ctx", context)),
+        }
+        for model in models
+    ]
+
+
+def dashboard_inference_hosts(groups: Groups, hostvars: HostVars) -> list[dict[str, Any]]:
+    """Return name, exporter_url and model names of each inference host."""
+    return [
+        {
+            "name": host,
+            "exporter_url": f"http://{hostvars[host]['__exporter_endpoint']}",
+            "models": [model["name"] for model in hostvars[host].get("ollama_models", [])],
+        }
+        for host in groups.get("inference", [])
+    ]
+
+
+def dashboard_node_exporters(groups: Groups, hostvars: HostVars) -> list[dict[str, str]]:
+    """Return name and URL of each host's node exporter."""
+    return [
+        {"name": host, "url": f"http://{hostvars[host]['__node_exporter_endpoint']}"}
+        for host in all_hosts(groups)
+    ]
+
+
+def dashboard_pinned_versions(groups: Groups, hostvars: HostVars, gateway: str) -> list[dict[str, str]]:
+    """Return component, host and version of each release that the playbooks pin."""
+    ollama = [
+        {"component": "Ollama", "host": host, "version": hostvars[host]["__ollama_version"]}
+        for host in groups.get("inference", [])
+    ]
+    return [
+        *ollama,
+        {"component": "Gateway", "host": gateway, "version": hostvars[gateway]["__gateway_version"]},
+    ]
+
+
+class FilterModule:
+    """The filters of this file."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            function.__name__: function
+            for function in (
+                prometheus_targets,
+                gateway_engines,
+                served_models,
+                dashboard_inference_hosts,
+                dashboard_node_exporters,
+                dashboard_pinned_versions,
+            )
+        }
