@@ -49,6 +49,7 @@ OTHERS = {
     "bedplate_dashboard",
     "bedplate_gateway",
     "bedplate_lab",
+    "bedplate_traffic",
 }
 # prometheus_client adds these suffixes to the names of counters and infos.
 ENDINGS = {"Counter": "_total", "CounterMetricFamily": "_total", "InfoMetricFamily": "_info"}

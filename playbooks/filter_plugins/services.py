@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters over services.yml and the roles' argument_specs: what a host runs, and which settings there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Services = Mapping[str, Mapping[str, Any]]
+
+EXTENSIONS = {"gateway_engines": "gateway_extra_backends", "prometheus_targets": "prometheus_extra_targets"}
+"""What a user sets in place of a wired setting."""
+
+
+def services_on(services: Services, groups: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Iterate over the services of a host that is in these groups."""
+    for name, row in services.items():
+        if not set(groups).isdisjoint(row["group"].split(":")) and row.get("enabled", True):
+            yield name, row
+
+
+def service_units(services: Services, groups: Collection[str]) -> list[str]:
+    """Return the units of a host's services, but those that a timer starts."""
+    return [f"{name}.service" for name, row in services_on(services, groups) if not row.get("timer")]
+
+
+def service_ports(services: Services, groups: Collection[str]) -> dict[str, str]:
+    """Return the unit of each port of a host, by the setting that changes the port."""
+    return {port: name for name, row in services_on(services, groups) for port in row.get("ports", ())}
+
+
+def with_ports(units: Mapping[str, str], ports: Iterable[Any]) -> dict[str, dict[str, Any]]:
+    """Return the port and the unit of each setting; `ports` are the settings' values."""
+    return {
+        setting: {"port": int(port), "unit": unit}
+        for (setting, unit), port in zip(units.items(), ports, strict=True)
+    }
+
+
+def wired_settings(root: str) -> dict[str, str]:
+    """Return the settings that only group_vars set, each with what a user sets instead, or nothing."""
+    files = Path(root, "playbooks/group_vars").glob("*.yml")
+    names = [name for file in sorted(files) for name in yaml.safe_load(file.read_text())]
+    return {name: EXTENSIONS.get(name, "") for name in names if not name.startswith("__")}
+
+
+def user_settings(root: str) -> list[str]:
+    """Return the settings that a user may change: those of the roles that validate their settings."""
+    files = sorted(Path(root, "roles").glob("*/meta/argument_specs.yml"))
+    specs = [yaml.safe_load(file.read_text())["argument_specs"] for file in files]
+    names = {name for spec in specs if "validate" in spec for name in spec["main"]["options"]}
+    return sorted(names - set(wired_settings(root)))
+
+
+class FilterModule:
+    """The filters by their names."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters."""
+        return {
+            function.__name__: function
+            for function in (service_units, service_ports, with_ports, wired_settings, user_settings)
+        }
