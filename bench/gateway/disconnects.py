@@ -24,17 +24,17 @@ from tests.support.servers import (
 
 SLOTS = 4
 PROMPT_SECONDS, SECONDS_PER_TOKEN, TOKENS = 0.05, 0.02, 10
-# So that about half of those who leave are in the queue then, half on the engine.
+# So that about half of the disconnected clients are in the queue then, half on the engine.
 AT_ONCE, LONGEST = 10, 0.7
 KEYS = [{"alias": "any"}]
 IDLE_SECONDS = 1.0
 
 
-async def _leave_at_random(
+async def _disconnect_at_random(
     url: str, key: str, models: list[str], *, count: int, at_once: int, longest: float
 ) -> int:
-    """Send requests, half of them streams; each client leaves within `longest` seconds. Returns who left."""
-    dice = random.Random(2)  # noqa: S311 - dice, no secret
+    """Send requests, half of them streams; clients disconnect within `longest` s. Returns how many did."""
+    chance = random.Random(2)  # noqa: S311 - no secret
     gate = asyncio.Semaphore(at_once)
     left = 0
     async with session(force_close=True) as client:
@@ -43,7 +43,7 @@ async def _leave_at_random(
             nonlocal left
             async with gate:
                 try:
-                    async with asyncio.timeout(dice.uniform(0.002, longest)):
+                    async with asyncio.timeout(chance.uniform(0.002, longest)):
                         await ask(
                             client,
                             url,
@@ -93,7 +93,7 @@ def metric(server: Server, name: str) -> float:
 
 
 async def run(*, quick: bool) -> Result:
-    """Measure on the fake engine, whose slots and queue can be looked into."""
+    """Measure on the fake engine, whose slots and queue can be inspected."""
     count = 200 if quick else 1000
     result = Result(
         f"{count:,} random disconnects",
@@ -124,7 +124,7 @@ async def run(*, quick: bool) -> Result:
             if name == "gateway":
                 with gateway([engine(fake.url, slots=SLOTS)], KEYS) as server:
                     key, models = server.keys["any"], ["fake"]
-                    left = await _leave_at_random(
+                    left = await _disconnect_at_random(
                         server.url, key, models, count=count, at_once=AT_ONCE, longest=LONGEST
                     )
                     idle = await _idle_after(fake.url, 30)
@@ -143,7 +143,7 @@ async def run(*, quick: bool) -> Result:
             else:
                 with stock(fake.url) as server:
                     models = ["openai", "ollama_chat"]
-                    left = await _leave_at_random(
+                    left = await _disconnect_at_random(
                         server.url, STOCK_KEY, models, count=count, at_once=AT_ONCE, longest=LONGEST
                     )
                     idle = await _idle_after(fake.url, 30)
@@ -203,7 +203,7 @@ async def run_real(*, quick: bool) -> Result:
 async def _real(
     name: str, server: Server, key: str, models: list[str], count: int
 ) -> tuple[tuple[str, ...], float | None]:
-    left = await _leave_at_random(server.url, key, models, count=count, at_once=8, longest=2.0)
+    left = await _disconnect_at_random(server.url, key, models, count=count, at_once=8, longest=2.0)
     start = time.monotonic()
     idle = None
     while time.monotonic() - start < 60:

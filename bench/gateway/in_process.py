@@ -1,4 +1,4 @@
-"""Times the gateway's app beside one that does nothing, call by call, in this process; prints JSON.
+"""Times the gateway's app and one that does nothing, call by call, in this process; prints JSON.
 
 Runs in the gateway's own environment (overhead.py starts it); a stub stands for the engine.
 """

@@ -27,10 +27,10 @@ def size(server: Server) -> int:
 
 
 async def _hostile(url: str, key: str, model: str, count: int) -> None:
-    dice = random.Random(3)  # noqa: S311 - dice, no secret
+    chance = random.Random(3)  # noqa: S311 - no secret
 
     def word() -> str:
-        return "".join(dice.choices("abcdefghij0123456789{}\\'äß-", k=12)).encode().decode("latin-1")
+        return "".join(chance.choices("abcdefghij0123456789{}\\'äß-", k=12)).encode().decode("latin-1")
 
     async with session() as client:
         gate = asyncio.Semaphore(16)
@@ -41,13 +41,13 @@ async def _hostile(url: str, key: str, model: str, count: int) -> None:
             secret, path, method = key, "/v1/chat/completions", "POST"
             kind = number % 6
             if kind == 0:
-                secret = f"sk-{number}-{dice.random()}"
+                secret = f"sk-{number}-{chance.random()}"
             elif kind == 1:
                 body["model"] = word()
             elif kind == 2:
-                path = f"/v1/{dice.randrange(10**9)}/{number}"
+                path = f"/v1/{chance.randrange(10**9)}/{number}"
             elif kind == 3:
-                method = f"M{dice.randrange(10**6)}"
+                method = f"M{chance.randrange(10**6)}"
             elif kind == 4:
                 body["user"] = word()
                 body["metadata"] = {word(): word()}

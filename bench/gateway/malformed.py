@@ -1,4 +1,4 @@
-"""The row `malformed` of bench/gateway.md: 2,000 odd requests, and whether the gateway survives each."""
+"""The row `malformed` of bench/gateway.md: 2,000 odd requests, each of which the gateway must survive."""
 
 import sys
 import tempfile
@@ -14,10 +14,10 @@ def main() -> None:
     """Send them, and print a table of the answers."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        seen = examine(Path(folder), REQUESTS)
+        counters = examine(Path(folder), REQUESTS)
     seconds = time.monotonic() - started
-    statuses = sorted({status for counts in seen.values() for status in counts if status is not None})
-    requests = sum(counts.total() for counts in seen.values())
+    statuses = sorted({status for counts in counters.values() for status in counts if status is not None})
+    requests = sum(counts.total() for counts in counters.values())
     print(
         f"{requests} requests made by dice, 20 at a time, "
         f"in {seconds:.0f} s: no answer of 5xx, no hang, no slot lost after any 20 of them. "
@@ -26,7 +26,7 @@ def main() -> None:
     print()
     print("| kind | closed | " + " | ".join(map(str, statuses)) + " |")
     print("|---" * (len(statuses) + 2) + "|")
-    for kind, counts in sorted(seen.items()):
+    for kind, counts in sorted(counters.items()):
         print(f"| {kind} | " + " | ".join(str(counts[status] or "") for status in (None, *statuses)) + " |")
 
 

@@ -84,10 +84,10 @@ async def run_real(*, quick: bool) -> Result:
         }
         first: dict[str, list[float]] = {name: [] for name in ways}
         whole: dict[str, list[float]] = {name: [] for name in ways}
-        dice = random.Random(5)  # noqa: S311 - dice, no secret
+        chance = random.Random(5)  # noqa: S311 - no secret
         async with session() as client:
             for turn in range(count + 2):
-                for name in dice.sample(list(ways), len(ways)):
+                for name in chance.sample(list(ways), len(ways)):
                     server, key, model = ways[name]
                     answer = await ask(
                         client, server.url, key, model, "Say hello.", stream=True, max_tokens=8, temperature=0

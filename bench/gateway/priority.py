@@ -64,7 +64,7 @@ def stock_asker(server: Server, way: str, **fields: Any) -> Asker:
 
 async def _saturated(asker: Asker, backlog: int, duration: float) -> tuple[list[Answer], list[Answer]]:
     """Keep `backlog` low clients asking, add high requests; returns the answers, high and low."""
-    dice = random.Random(1)  # noqa: S311 - dice, no secret
+    chance = random.Random(1)  # noqa: S311 - no secret
     high: list[Answer] = []
     low: list[Answer] = []
     async with session() as client:
@@ -88,7 +88,7 @@ async def _saturated(asker: Asker, backlog: int, duration: float) -> tuple[list[
         while time.monotonic() - start < duration:
             singles.append(asyncio.create_task(one_high(number)))
             number += 1
-            await asyncio.sleep(HIGH_EVERY * dice.uniform(0.7, 1.3))
+            await asyncio.sleep(HIGH_EVERY * chance.uniform(0.7, 1.3))
         # A backlog of 1,000 takes minutes to work off where nobody overtakes: what came by then counts.
         _, late = await asyncio.wait(singles, timeout=duration)
         for task in [*late, *tasks]:
@@ -139,7 +139,7 @@ def _row(name: str, backlog: int, found: list[High], low: list[Answer]) -> tuple
 
 
 async def run(*, quick: bool) -> Result:
-    """Measure on the fake engine: the gateway beside both of stock LiteLLM's ways."""
+    """Measure on the fake engine: the gateway compared with both of stock LiteLLM's ways."""
     result = Result(
         "Priority on the fake engine",
         "p95 of the high class's wait at most 1.5 x one service time at any backlog, 2.5 x with those that "

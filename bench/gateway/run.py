@@ -69,7 +69,7 @@ def measure(name: str, *, quick: bool) -> tuple[str, str, bool]:
 def main() -> None:
     """Run what was named, print it, and unless quick put it into the report."""
     known = [*ROWS, *PROGRAMS]
-    parser = argparse.ArgumentParser(description="Run the gateway's benches beside stock LiteLLM.")
+    parser = argparse.ArgumentParser(description="Run the benches of the gateway and of stock LiteLLM.")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(known)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="shorter, and only printed")
     options = parser.parse_args()

@@ -22,14 +22,14 @@ FLAT_MIB = 3.0
 
 
 async def run(*, quick: bool) -> Result:
-    """Send what clients send, the bad included, and look at the process every ten seconds."""
+    """Send what clients send, invalid requests included, and sample the process every ten seconds."""
     duration = 60.0 if quick else 3600.0
     result = Result(
         "Mixed load for an hour" if not quick else "Mixed load for a minute",
         f"flat memory: the last quarter's median at most {FLAT_MIB:.0f} MiB over the second quarter's",
         ("minutes", "memory, median", "memory, most", "series", "scrape"),
     )
-    dice = random.Random(4)  # noqa: S311 - dice, no secret
+    chance = random.Random(4)  # noqa: S311 - no secret
     statuses: Counter[int | str] = Counter()
     samples: list[tuple[float, float]] = []
     scrapes: list[tuple[float, int, int]] = []
@@ -44,22 +44,22 @@ async def run(*, quick: bool) -> Result:
         async with session() as client:
 
             async def one(number: int) -> None:
-                alias = dice.choices(["high", "normal", "low", "expired", "wrong"], [2, 5, 5, 0.3, 0.3])[0]
-                path = dice.choices(
+                alias = chance.choices(["high", "normal", "low", "expired", "wrong"], [2, 5, 5, 0.3, 0.3])[0]
+                path = chance.choices(
                     ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"],
                     [8, 1, 1, 1],
                 )[0]
-                text = "word " * dice.choice([3, 30, 300, 6000 if number % 50 == 0 else 3])
+                text = "word " * chance.choice([3, 30, 300, 6000 if number % 50 == 0 else 3])
                 fields = {"prompt": text} if path == "/v1/completions" else {"input": text}
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(dice.uniform(0.05, 1.0) if dice.random() < 0.1 else 60):
+                    async with asyncio.timeout(chance.uniform(0.05, 1.0) if chance.random() < 0.1 else 60):
                         answer = await ask(
                             client,
                             server.url,
                             server.keys.get(alias, "sk-wrong"),
-                            dice.choices(["fake", f"bogus-{number}"], [30, 1])[0],
+                            chance.choices(["fake", f"bogus-{number}"], [30, 1])[0],
                             text,
-                            stream=dice.random() < 0.5 and path != "/v1/embeddings",
+                            stream=chance.random() < 0.5 and path != "/v1/embeddings",
                             path=path,
                             **fields,
                         )
@@ -69,19 +69,19 @@ async def run(*, quick: bool) -> Result:
 
             running: set[asyncio.Task[None]] = set()
             number = 0
-            look = start
+            next_sample = start
             while (now := time.monotonic()) - start < duration:
                 task = asyncio.create_task(one(number))
                 running.add(task)
                 task.add_done_callback(running.discard)
                 number += 1
-                if now >= look:
+                if now >= next_sample:
                     samples.append((now - start, server.rss_mib()))
                     text = await asyncio.to_thread(get, server.metrics_url)
                     scrapes.append((now - start, text[1].count("\n"), len(text[1])))
                     if len(samples) % 30 == 1:
                         say(f"soak: {(now - start) / 60:.0f} min, {samples[-1][1]:.1f} MiB, {dict(statuses)}")
-                    look += 10 if not quick else 2
+                    next_sample += 10 if not quick else 2
                 await asyncio.sleep(max(0.0, start + number / A_SECOND - time.monotonic()))
             for task in running:
                 task.cancel()
@@ -90,15 +90,15 @@ async def run(*, quick: bool) -> Result:
     medians = []
     for part in range(4):
         inside = [mib for at, mib in samples if part * quarter <= at < (part + 1) * quarter]
-        seen = [scrape for scrape in scrapes if part * quarter <= scrape[0] < (part + 1) * quarter]
+        inside_scrapes = [scrape for scrape in scrapes if part * quarter <= scrape[0] < (part + 1) * quarter]
         medians.append(percentile(inside, 0.5))
         result.rows.append(
             (
                 f"{part * quarter / 60:.0f} to {(part + 1) * quarter / 60:.0f}",
                 f"{medians[-1]:.1f} MiB",
                 f"{max(inside):.1f} MiB",
-                str(seen[-1][1]),
-                f"{seen[-1][2]:,} bytes",
+                str(inside_scrapes[-1][1]),
+                f"{inside_scrapes[-1][2]:,} bytes",
             )
         )
     result.ok = medians[3] - medians[1] <= FLAT_MIB

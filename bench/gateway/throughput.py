@@ -188,7 +188,7 @@ async def _sampled(
 
 
 async def run_profile(*, quick: bool) -> Result:
-    """Look at the gateway's stacks 100 times a second while it is busy with short answers and streams."""
+    """Sample the gateway's stacks 100 times a second while it is busy with short answers and streams."""
     result = Result(
         "Where the gateway's CPU time goes",
         "reported",

@@ -1,4 +1,4 @@
-"""What the benches run beside each other: a fake engine, a real one, the gateway, and stock LiteLLM."""
+"""What the benches compare: a fake engine, a real one, the gateway, and stock LiteLLM."""
 
 import hashlib
 import json
@@ -57,7 +57,7 @@ class BenchError(Exception):
 
 @dataclass
 class Server:
-    """A server under test. `url` has no /v1; `process` is what was started, `log` is what it said."""
+    """A server under test. `url` has no /v1; `process` is what was started, `log` is its output."""
 
     url: str
     process: subprocess.Popen[str] | None = None

@@ -10,7 +10,15 @@ from aiohttp import web
 from bedplate_gateway.api.schema import Request, parse_request
 from bedplate_gateway.engines import request as module
 from bedplate_gateway.engines.health import Engines
-from bedplate_gateway.engines.request import EngineRequest, Upstream
+from bedplate_gateway.engines.request import (
+    TRANSITIONS,
+    WAITING,
+    WORKED,
+    EngineRequest,
+    Event,
+    State,
+    Upstream,
+)
 from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.settings import Engine, EngineModel, Settings
 
@@ -873,3 +881,68 @@ def test_the_fit_check_carries_tools_and_their_answers_in_ollamas_form() -> None
     fake.handlers["/api/chat"] = answers(FITS)
     fake.handlers[CHAT] = answers(WHOLE)
     run(test, fake, context=600)
+
+
+# The table of states
+
+
+def reachable(start: State) -> set[State]:
+    reached, left = {start}, [start]
+    while left:
+        for state in TRANSITIONS[left.pop()].values():
+            if state not in reached:
+                reached.add(state)
+                left.append(state)
+    return reached
+
+
+def test_every_state_is_in_the_table_and_can_be_reached() -> None:
+    assert set(TRANSITIONS) == reachable(State.IDLE) == set(State)
+    assert {event for events in TRANSITIONS.values() for event in events} == set(Event)
+
+
+def test_every_state_ends_settled_and_settled_is_final() -> None:
+    assert all(State.SETTLED in reachable(state) for state in State)
+    assert reachable(State.SETTLED) == {State.SETTLED}
+
+
+def test_the_engines_work_is_never_forgotten() -> None:
+    """Else a retry would make a prompt free that an engine has processed."""
+    for state in WORKED:
+        assert reachable(state) <= WORKED
+
+
+def test_a_disconnected_client_is_not_tried_again() -> None:
+    assert reachable(State.DRAINING) == {State.DRAINING, State.SETTLED}
+    assert all(TRANSITIONS[state][Event.CLOSE_WAITING] is State.DRAINING for state in WAITING)
+
+
+def test_an_attempt_starts_only_where_none_runs_and_only_a_waiting_one_answers() -> None:
+    assert {state for state in State if Event.SEND in TRANSITIONS[state]} == {State.IDLE, State.INTERRUPTED}
+    assert {state for state in State if Event.ANSWER in TRANSITIONS[state]} == WAITING | {State.DRAINING}
+    assert all(Event.SETTLE not in TRANSITIONS[state] for state in WAITING)
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ([Event.SEND, Event.ANSWER, Event.SETTLE], State.SETTLED),
+        ([Event.SEND, Event.FAIL], State.IDLE),
+        ([Event.SEND, Event.FAIL, Event.SEND], State.SENT),
+        ([Event.SEND, Event.PROMPT_DONE, Event.FAIL, Event.SEND], State.PROCESSED),
+        ([Event.SEND, Event.TIME_OUT], State.INTERRUPTED),
+        ([Event.SEND, Event.ANSWER, Event.FAIL], State.INTERRUPTED),
+        ([Event.SEND, Event.CLOSE_WAITING, Event.ANSWER], State.DRAINING),
+        ([Event.SEND, Event.CLOSE_WAITING, Event.FAIL, Event.SETTLE, Event.FAIL], State.SETTLED),
+    ],
+)
+def test_events_lead_through_the_table(events: list[Event], state: State) -> None:
+    now = State.IDLE
+    for each in events:
+        now = TRANSITIONS[now][each]
+    assert now is state
+
+
+def test_an_event_out_of_order_is_a_bug() -> None:
+    with pytest.raises(KeyError):
+        TRANSITIONS[State.IDLE][Event.ANSWER]

@@ -1,4 +1,26 @@
-"""One request to an engine: time-outs, retries, streaming, disconnected clients, and the tokens it used."""
+"""One request to an engine: time-outs, retries, streaming, disconnected clients, and the tokens it used.
+
+The states of a request. An attempt is one call of an engine, up to the first byte of its answer.
+
+    IDLE          no attempt runs, and no engine has worked on the prompt
+    SENT          an attempt waits for its first byte; whether the engine works on the prompt is not known
+    PROCESSED     an attempt waits for its first byte; this or an earlier one has processed the prompt
+    INTERRUPTED   no attempt runs; an engine has worked on the prompt, without a useful answer
+    ANSWERING     the answer has begun
+    DRAINING      the client has disconnected while an attempt waits for its first byte
+    SETTLED       the tokens are final
+
+The rules:
+
+1. Tokens are charged once an engine has worked on the prompt (`WORKED`). No transition leads back from there,
+   so a retry does not make the prompt free.
+2. An engine continues with the prompt of a disconnected client until the first token; then it stops. So
+   DRAINING holds the slot until the attempt ends, or for the estimated time. It is not retried.
+3. Between two attempts and in its answer a disconnected client holds no slot: SETTLED follows at once.
+4. SETTLED is final. The cancelled attempt may still end, which changes nothing.
+
+An event that a state does not have in `TRANSITIONS` is a bug and raises KeyError.
+"""
 
 import asyncio
 import json
@@ -9,6 +31,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 import aiohttp
@@ -24,6 +47,80 @@ from bedplate_gateway.engines.speed_estimates import SpeedEstimate
 from bedplate_gateway.engines.sse import EventStream, read_usage, rename_model, usage_object
 from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.settings import Engine, EngineModel, Settings
+
+
+class State(Enum):
+    """The states of a request; the module describes them."""
+
+    IDLE = auto()
+    SENT = auto()
+    PROCESSED = auto()
+    INTERRUPTED = auto()
+    ANSWERING = auto()
+    DRAINING = auto()
+    SETTLED = auto()
+
+
+class Event(Enum):
+    """What changes the state of a request."""
+
+    SEND = auto()
+    """An attempt starts."""
+    PROMPT_DONE = auto()
+    """The check whether the prompt fits has processed it."""
+    ANSWER = auto()
+    """The first byte of a stream has arrived, or a whole answer."""
+    FAIL = auto()
+    """The attempt failed or was cancelled."""
+    TIME_OUT = auto()
+    """The attempt took too long: the engine has worked on the prompt."""
+    CLOSE_WAITING = auto()
+    """The request is closed while an attempt waits."""
+    SETTLE = auto()
+    """The tokens are reported to the lease."""
+
+
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    State.IDLE: {
+        Event.SEND: State.SENT,
+        Event.SETTLE: State.SETTLED,
+    },
+    State.SENT: {
+        Event.PROMPT_DONE: State.PROCESSED,
+        Event.ANSWER: State.ANSWERING,
+        Event.FAIL: State.IDLE,
+        Event.TIME_OUT: State.INTERRUPTED,
+        Event.CLOSE_WAITING: State.DRAINING,
+    },
+    State.PROCESSED: {
+        Event.PROMPT_DONE: State.PROCESSED,
+        Event.ANSWER: State.ANSWERING,
+        Event.FAIL: State.INTERRUPTED,
+        Event.TIME_OUT: State.INTERRUPTED,
+        Event.CLOSE_WAITING: State.DRAINING,
+    },
+    State.INTERRUPTED: {
+        Event.SEND: State.PROCESSED,
+        Event.SETTLE: State.SETTLED,
+    },
+    State.ANSWERING: {
+        Event.FAIL: State.INTERRUPTED,
+        Event.SETTLE: State.SETTLED,
+    },
+    State.DRAINING: {
+        Event.PROMPT_DONE: State.DRAINING,
+        Event.ANSWER: State.DRAINING,
+        Event.FAIL: State.DRAINING,
+        Event.TIME_OUT: State.DRAINING,
+        Event.SETTLE: State.SETTLED,
+    },
+    State.SETTLED: {
+        Event.FAIL: State.SETTLED,
+        Event.TIME_OUT: State.SETTLED,
+    },
+}
+WAITING = frozenset({State.SENT, State.PROCESSED})
+WORKED = frozenset({State.PROCESSED, State.INTERRUPTED, State.ANSWERING, State.DRAINING, State.SETTLED})
 
 BACKOFF_SECONDS = 0.25
 CHARGE_SECONDS = 0.25
@@ -107,10 +204,7 @@ class EngineRequest:
         self._charged_events = 0
         self._text_bytes: int | None = None
         self._usage: tuple[int, int] | None = None
-        self._busy = False  # A call waits for its first byte.
-        self._abandoned = False  # The client has disconnected.
-        self._worked = False  # The engine has worked on the prompt.
-        self._settled = False
+        self._state = State.IDLE
 
     async def answer(self) -> Answer:
         """Return the answer once it has begun; raises ApiError, or ClientDisconnected."""
@@ -122,13 +216,10 @@ class EngineRequest:
         return self._call.result()
 
     async def close(self) -> None:
-        """End the call and settle its tokens; returns when the engine is free for another request.
-
-        An engine continues with the prompt of a disconnected client until the first token; then it stops.
-        """
+        """End the call and settle its tokens; returns when the engine is free for another request."""
         try:
-            if self._call is not None and not self._call.done() and self._busy:
-                self._abandoned = self._worked = True
+            if self._call is not None and not self._call.done() and self._state in WAITING:
+                self._handle(Event.CLOSE_WAITING)
                 await asyncio.wait((self._call,), timeout=self._hold_seconds())
         finally:
             for task in (self._call, self._disconnect_watch):
@@ -153,9 +244,15 @@ class EngineRequest:
     async def _abort_on_disconnect(self) -> None:
         """Stop reading a stream as soon as the client disconnects."""
         await self._disconnected.wait()
-        self._abandoned = True
         if self._response is not None and self.ttft is not None:
             abort(self._response)
+
+    def _handle(self, event: Event) -> None:
+        self._state = TRANSITIONS[self._state][event]
+
+    def _abandoned(self) -> bool:
+        """Return whether nobody waits for an answer: no further attempt is made."""
+        return self._disconnected.is_set() or self._state in {State.DRAINING, State.SETTLED}
 
     # Attempts
 
@@ -164,7 +261,7 @@ class EngineRequest:
             try:
                 return await self._try()
             except EngineError as failure:
-                if self._abandoned:
+                if self._abandoned():
                     raise ClientDisconnected from None
                 if not failure.elsewhere or self.retries >= self._settings.retries:
                     raise failure.error from None
@@ -186,15 +283,16 @@ class EngineRequest:
             if loading:
                 seconds = max(seconds, self._settings.load_seconds)
             self._started = time.monotonic()
-            self._busy = True
+            self._handle(Event.SEND)
             try:
                 async with asyncio.timeout(seconds):
                     answer = await self._send(engine, model)
             except TimeoutError:
-                self._worked = True
+                self._handle(Event.TIME_OUT)
                 raise EngineError(errors.engine_timeout(seconds)) from None
-            finally:
-                self._busy = False
+            except BaseException:
+                self._handle(Event.FAIL)
+                raise
         if not loading:
             self._learn_speed()
         return answer
@@ -208,7 +306,7 @@ class EngineRequest:
         ):
             if body := await self._check_fit():
                 return self._whole(body)
-            if self._abandoned:
+            if self._abandoned():
                 raise ClientDisconnected
         self._response = response = await self._post(request.path, json.dumps(request.body).encode())
         if not request.stream:
@@ -221,7 +319,7 @@ class EngineRequest:
             raise engine_errors.failed("it closed the connection before it answered", again=True)
         self._first_byte_at = self._charged_at = time.monotonic()
         self.ttft = self._measured_prompt_seconds = self._first_byte_at - self._started
-        self._worked = True
+        self._handle(Event.ANSWER)
         chunk = self._stream.feed(data)
         if self._stream.failure and not chunk:
             raise engine_errors.failed(engine_errors.redact_address(self._stream.failure, engine))
@@ -242,7 +340,7 @@ class EngineRequest:
                 self.truncated = True
             # Another 400 is about the check itself; the request gets its own answer.
             return None
-        self._worked = True
+        self._handle(Event.PROMPT_DONE)
         self._measured_prompt_seconds = time.monotonic() - self._started
         self._lease.touch()
         return context.embeddings_answer(request, body) if request.path == "/v1/embeddings" else None
@@ -257,7 +355,7 @@ class EngineRequest:
 
     def _whole(self, body: bytes) -> Answer:
         """Return a complete answer, with the model's name as the client knows it."""
-        self._worked = True
+        self._handle(Event.ANSWER)
         if self._request.path == "/v1/embeddings":
             # Not parsed: its vectors can be 64 MiB, and only one number is needed.
             match = PROMPT_TOKENS.search(body)
@@ -314,12 +412,12 @@ class EngineRequest:
         except TimeoutError:
             return self._fail_stream(errors.engine_timeout(seconds))
         except (aiohttp.ClientError, OSError):
-            if self._abandoned:
+            if self._disconnected.is_set():
                 raise ClientDisconnected from None
             return self._fail_stream(
                 errors.engine_error("it closed the connection in the middle of the answer")
             )
-        if self._abandoned:
+        if self._disconnected.is_set():
             raise ClientDisconnected
         chunk = stream.feed(data)
         if not data and not stream.done and not stream.failure:
@@ -347,12 +445,11 @@ class EngineRequest:
     # Usage
 
     def _settle(self) -> None:
-        if self._settled:
+        if self._state is State.SETTLED:
             return
-        self._settled = True
         if self._usage is None:
             self.prompt_tokens, self.completion_tokens = self._estimate()
-            self.estimated = self._worked
+            self.estimated = self._state in WORKED
         else:
             self.prompt_tokens, self.completion_tokens = self._usage
             known = self._lease.model.context
@@ -361,6 +458,7 @@ class EngineRequest:
                 self._speed.learn_tokens(self._request.prompt_bytes, self.prompt_tokens)
             if self._request.stream:
                 self._speed.learn_generation(self.completion_tokens, time.monotonic() - self._first_byte_at)
+        self._handle(Event.SETTLE)
         self._lease.settle(self.prompt_tokens, self.completion_tokens)
 
     def _learn_speed(self) -> None:
@@ -376,7 +474,7 @@ class EngineRequest:
     def _estimate(self) -> tuple[int, int]:
         """Estimate the tokens of prompt and answer where the engine reports none."""
         request, speed = self._request, self._speed
-        if not self._worked:
+        if self._state not in WORKED:
             return 0, 0
         completion = 0
         if request.stream:
