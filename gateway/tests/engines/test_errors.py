@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 from bedplate_gateway.api.schema import parse_request
-from bedplate_gateway.engines.errors import MAX_TEXT_LENGTH, error_text, from_response, redact_address
+from bedplate_gateway.engines.errors import MAX_TEXT_LENGTH, error_text, from_response, redact
 from bedplate_gateway.settings import Engine
 
 ENGINE = Engine(name="e", kind="ollama", url="http://gpu1.example:11434", models=())
@@ -51,8 +51,29 @@ def test_other_bodies_are_shown_as_they_are() -> None:
     ["http://10.0.0.1:11434/api", "gpu1.example:11434", "gpu1.example", "10.0.0.1", "[fe80::1]:80"],
 )
 def test_no_address_reaches_a_client(address: str) -> None:
-    assert redact_address(f"dial {address} failed", ENGINE) == "dial (address) failed"
+    assert redact(f"dial {address} failed", ENGINE) == "dial (address) failed"
+
+
+@pytest.mark.parametrize("status", [*range(300, 309), *range(400, 432), 451, *range(500, 512), 529])
+def test_no_status_brings_the_operators_key_to_a_client(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = "sk-secretupstreamkey"
+    engine = ENGINE.model_copy(update={"kind": "openai", "api_key": key})
+    text = f"Incorrect API key provided: {key} (sk-other***1234, Bearer abc.def) of account 4711"
+    failure = from_response(status, json.dumps({"error": {"message": text}}).encode(), REQUEST, engine, None)
+    for reached in (failure.error.body().decode(), caplog.text):
+        assert not [secret for secret in (key, "sk-other", "abc.def") if secret in reached]
+    # The operator's account is nothing to a client, and the journal has it.
+    if status in (401, 402, 403, 407):
+        assert "4711" not in failure.error.message
+        assert "4711" in caplog.text
+
+
+def test_a_key_of_any_form_is_hidden() -> None:
+    engine = ENGINE.model_copy(update={"api_key": "0f3c9a"})
+    assert redact("the token 0f3c9a is unknown", engine) == "the token (key) is unknown"
 
 
 def test_a_long_message_is_shortened() -> None:
-    assert len(redact_address("long " * 200, ENGINE)) == MAX_TEXT_LENGTH
+    assert len(redact("long " * 200, ENGINE)) == MAX_TEXT_LENGTH

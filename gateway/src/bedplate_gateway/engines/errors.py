@@ -1,6 +1,7 @@
-"""How an engine failed: the error for the client, without the engine's address, and if a retry may help."""
+"""How an engine failed: the error for the client, without addresses and keys, and if a retry may help."""
 
 import json
+import logging
 import re
 from urllib.parse import urlsplit
 
@@ -11,8 +12,18 @@ from bedplate_gateway.engines.sse import error_message
 from bedplate_gateway.errors import ApiError
 from bedplate_gateway.settings import Engine
 
+log = logging.getLogger(__name__)
+
 MAX_TEXT_LENGTH = 300
 ADDRESS = re.compile(r"""https?://[^\s"'<>]+|\[[0-9a-fA-F:]+\](:\d+)?|\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b""")
+KEY = re.compile(r"\b(?:sk|pk|key|tok)-[\w*.-]{4,}|\bBearer\s+\S+", re.IGNORECASE)
+OPERATOR_STATUSES = {
+    401: "refuses its API key",
+    402: "requires payment",
+    403: "forbids the request",
+    407: "is behind a proxy that requires a login",
+}
+"""What only the operator can change; the engine's words may hold the operator's key and account."""
 PROMPT_FIELDS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/embeddings": "input"}
 
 
@@ -54,15 +65,16 @@ def from_response(
                 errors.context_length_exceeded(request.model, request.prompt_bytes, context, param)
             )
         return EngineError(errors.engine_refused(text))
-    if status == 404:
-        return EngineError(errors.engine_unavailable(request.model), elsewhere=True)
-    if status in {429, 503}:
-        return EngineError(errors.engine_unavailable(request.model), again=True)
+    if status in OPERATOR_STATUSES:
+        log.warning("Engine %s %s (HTTP %d): %s", engine.name, OPERATOR_STATUSES[status], status, text)
+        return failed(OPERATOR_STATUSES[status])
+    if status in {404, 429, 503}:
+        return EngineError(errors.engine_unavailable(request.model), again=status != 404, elsewhere=True)
     return failed(f"HTTP {status}: {text}", again=status >= 500)
 
 
 def error_text(body: bytes, engine: Engine) -> str:
-    """Return the message in an engine's error response, as one short line without the engine's address."""
+    """Return the message in an engine's error response, as one short line without addresses and keys."""
     text = body.decode(errors="replace")
     try:
         document = json.loads(text)
@@ -70,14 +82,17 @@ def error_text(body: bytes, engine: Engine) -> str:
         document = None
     if isinstance(document, dict):
         text = error_message(document) or text
-    return redact_address(text, engine)
+    return redact(text, engine)
 
 
-def redact_address(text: str, engine: Engine) -> str:
-    """Return an engine's message on one line, shortened, with every address replaced."""
+def redact(text: str, engine: Engine) -> str:
+    """Return an engine's message on one line, shortened, with every address and key replaced."""
     # Ollama puts its registry before the name of a model.
     text = " ".join(text.replace("registry.ollama.ai/library/", "").split())
     text = ADDRESS.sub("(address)", text)
+    if engine.api_key:
+        text = text.replace(engine.api_key, "(key)")
+    text = KEY.sub("(key)", text)
     if host := urlsplit(engine.url).hostname:
         text = re.sub(rf"\b{re.escape(host)}(:\d+)?\b", "(address)", text)
     return text if len(text) <= MAX_TEXT_LENGTH else text[: MAX_TEXT_LENGTH - 1] + "…"

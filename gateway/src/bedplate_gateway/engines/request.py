@@ -322,7 +322,7 @@ class EngineRequest:
         self._handle(Event.ANSWER)
         chunk = self._stream.feed(data)
         if self._stream.failure and not chunk:
-            raise engine_errors.failed(engine_errors.redact_address(self._stream.failure, engine))
+            raise engine_errors.failed(engine_errors.redact(self._stream.failure, engine))
         self._lease.charge(self._speed.tokens(request.prompt_bytes))
         return Answer(200, self._headers(), None, lambda: self._events(response, chunk))
 
@@ -423,7 +423,7 @@ class EngineRequest:
         if not data and not stream.done and not stream.failure:
             chunk += stream.finish(*self._estimate())
         if stream.failure:
-            text = engine_errors.redact_address(stream.failure, self._lease.engine)
+            text = engine_errors.redact(stream.failure, self._lease.engine)
             chunk += self._fail_stream(errors.engine_error(text))
         return chunk
 
