@@ -115,79 +115,32 @@ output = file=$$(mktemp); log=$$(mktemp); trap 'rm -f "$$file" "$$log"' EXIT; \
 client = $(call output,playbooks/client.yml --extra-vars "client_file=$$file client_form=$(1) client_alias=$(ALIAS)")
 
 ##@ Development
-.PHONY: lint lint-yaml lint-ansible lint-python lint-types lint-shell unit lab-ready browser lab-test molecule test lock
-lint: lint-yaml lint-ansible lint-python lint-types lint-shell ## Every linter, no findings allowed
-lint-yaml: $(VENV)/.dev
-	yamllint --strict .
-lint-ansible: $(VENV)/.dev
-	ansible-lint
-lint-python: $(VENV)/.dev
-	ruff check .
-	ruff format --check .
-lint-types: $(VENV)/.dev
-	mypy .
-lint-shell: $(VENV)/.dev
-	shellcheck $$(git ls-files '*.sh' .ci/run tests/tools 'scripts/[a-z]*')
-
+# Each is a small file in scripts/, which its README lists.
+.PHONY: lint unit lab-ready browser lab-test molecule test test-all clients bench-gateway bench-traffic bench-dashboard lock outdated audit
+lint: $(VENV)/.dev ## Every linter, no findings allowed
+	scripts/lint
 unit: $(VENV)/.dev ## Unit tests; they need no host
 	pytest
-
 lab-ready:
-	lab/lab deps
-	lab/lab check
-	lab/lab engine >/dev/null
-	lab/lab model >/dev/null
-
-browser: # Debian's Chromium; Playwright's own is never fetched.
-	@command -v chromium >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install --yes --no-install-recommends chromium; } >&2
-
+	scripts/lab-ready
+browser:
+	scripts/browser
 lab-test: $(VENV)/.dev lab-ready ## Tests of the lab, on hosts that it boots
 	pytest tests/lab
-
-# Two at a time: `default` saves the host that the scenarios after it start from. A scenario's output is printed when it ends.
-molecule: $(VENV)/.dev lab-ready ## Scenario tests, on lab hosts with the real services
-	@echo 'Eleven scenarios, two at a time; the output of each is printed when it ends.'
-	$(MAKE) --jobs 2 --output-sync=target molecule-dashboard molecule-gpu
-molecule-faults: molecule-default
-molecule-installs: molecule-faults
-molecule-gateway: molecule-installs
-molecule-dashboard: molecule-gateway browser
-molecule-several_hosts: molecule-debian12
-molecule-refusals: molecule-several_hosts
-molecule-monitoring: molecule-refusals
-molecule-models: molecule-monitoring
-molecule-gpu: molecule-models
-molecule-%:
-	ANSIBLE_HOME=$(CURDIR)/.ansible molecule test --scenario-name $*
-
-test: lint unit ## All linters and tests
-	@if reason=$$({ lab/lab deps >&2 && lab/lab check; } 2>&1); then $(MAKE) lab-test molecule; else \
-	  printf 'Skipped: the tests on lab hosts (make lab-test molecule), because no lab host can be booted here: %s\n' "$$(tail -n 1 <<<"$$reason")"; \
-	  [[ "$${CI:-}" != true ]]; fi
-
-.PHONY: test-all
-# Takes hours on 2 cores, so it is run by hand; docs/results/test-results.md has the last results.
-test-all: test clients ## Also the slow tests (4 hours): driver packages, faults on Debian 12, an hour of load
-	for scenario in former_gateway gpu_packages faults_debian12 gateway_debian12 monitoring_debian12; do $(MAKE) "molecule-$$scenario"; done
-	$(MAKE) bench-gateway ROWS="disconnects malformed restart soak"
-
-.PHONY: clients bench-gateway bench-traffic bench-dashboard
-# CLIENTS_ENGINE=fake needs no lab; OPENAI_BASE_URL and OPENAI_API_KEY name a running endpoint.
+molecule: $(VENV)/.dev lab-ready browser ## Scenario tests, on lab hosts with the real services
+	scripts/molecule
+test: $(VENV)/.dev ## All linters and tests
+	scripts/test
+test-all: test ## Also the slow tests (4 hours): driver packages, faults on Debian 12, an hour of load
+	scripts/test-all
 clients: $(VENV)/.dev ## Real client programs against the gateway with the lab's Ollama
-	[[ -n "$${OPENAI_BASE_URL:-}$${CLIENTS_ENGINE:-}" ]] || $(MAKE) lab-ready
-	"$$(PYTHONPATH=$(CURDIR) $(VENV)/bin/python tests/support/servers.py clients)" -m pytest \
-	  --override-ini "pythonpath=. traffic/src" tests/clients
-
-bench-gateway: $(VENV)/.dev lab-ready ## Compare the gateway with stock LiteLLM, into bench/gateway.md (2 hours; ROWS="tpm labels" for some)
-	PYTHONPATH=$(CURDIR) $(VENV)/bin/python bench/gateway/run.py $(ROWS)
-
+	scripts/clients
+bench-gateway: $(VENV)/.dev ## Compare the gateway with stock LiteLLM, into bench/gateway.md (2 hours; ROWS="tpm labels" for some)
+	scripts/bench gateway $(ROWS)
 bench-traffic: $(VENV)/.dev ## Compare traffic with aiperf, guidellm and locust, into bench/traffic.md (8 minutes; TOOLS=locust for one)
-	PYTHONPATH=$(CURDIR) $(VENV)/bin/python bench/traffic/run.py $(TOOLS)
-
-bench-dashboard: $(VENV)/.dev lab-ready browser ## Measure the dashboard's page size, first paint and 200 viewers, into bench/dashboard.md (8 minutes)
-	PYTHONPATH=$(CURDIR) $(VENV)/bin/python bench/dashboard/run.py
-
-.PHONY: outdated audit
+	scripts/bench traffic $(TOOLS)
+bench-dashboard: $(VENV)/.dev ## Measure the dashboard's page size, first paint and 200 viewers, into bench/dashboard.md (8 minutes)
+	scripts/bench dashboard
 lock: $(VENV)/.control ## Update the lock files of requirements/ and bench/requirements/
 	scripts/lock
 outdated: $(VENV)/.control ## List locked packages that have a newer release
