@@ -20,13 +20,13 @@ def running_hosts() -> dict[str, dict[str, Any]]:
     return hosts
 
 
-def run_script(host: str, script: str, *, fails: bool = False) -> str:
+def run_script(host: str, script: str, *, fails: bool = False, seconds: float = 300) -> str:
     """Run a script on a host without SSH and return its output; `fails` expects a non-zero exit status."""
     done = subprocess.run(
         [ROOT / "lab/lab", "exec", host, "bash", "-euo", "pipefail", "-c", script],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=seconds,
         check=False,
     )
     assert (done.returncode != 0) == fails, f"{script}\n{done.stdout}{done.stderr}"

@@ -1,0 +1,101 @@
+"""A Debian 13 machine installs itself over a local connection, as docs/guide/getting-started.md says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.hosts import ROOT, run_script, running_hosts
+
+CHECKOUT = "/root/bedplate"
+LONG_SECONDS = 1200.0
+INVENTORY = {
+    "hosts.yml": """
+all:
+  hosts: {one: {ansible_connection: local}}
+  children:
+    inference: {hosts: {one: {}}}
+    gateway: {hosts: {one: {}}}
+    monitoring: {hosts: {one: {}}}
+""",
+    "group_vars/all.yml": """
+ollama_version: "%(version)s"
+ollama_archive: /root/engine.tar.zst
+ollama_archive_checksum: "%(engine)s"
+ollama_models:
+  - {name: "smollm2:135m", gguf: /root/model.gguf, checksum: "%(model)s", parameters: {num_ctx: 4096}}
+""",
+}
+
+
+class Machine:
+    """The host `one`: calling it runs a script there, in the checkout."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, script: str) -> str:
+        return run_script(self.name, f"cd {CHECKOUT}\n{script}", seconds=LONG_SECONDS)
+
+    def send(self, source: Path, path: str) -> None:
+        """Copy a file to the host."""
+        command = [ROOT / "lab/lab", "exec", self.name, "sh", "-c", f"cat >{path}"]
+        with source.open("rb") as content:
+            subprocess.run(command, stdin=content, timeout=LONG_SECONDS, check=True)
+
+
+def lab_record(what: str) -> dict[str, str]:
+    """Return what `lab/lab engine` or `lab/lab model` prints."""
+    listed = subprocess.run([ROOT / "lab/lab", what], capture_output=True, text=True, check=True)
+    record: dict[str, str] = json.loads(listed.stdout)
+    return record
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """The host with this checkout, the engine and the model in /root."""
+    assert "one" in running_hosts(), (
+        "there is no host `one`: run molecule create --scenario-name self_install"
+    )
+    machine = Machine("one")
+    archive = tmp_path_factory.mktemp("checkout") / "checkout.tar"
+    subprocess.run(["git", "archive", f"--output={archive}", "HEAD"], cwd=ROOT, check=True)
+    run_script("one", f"mkdir {CHECKOUT}")
+    machine.send(archive, "/root/checkout.tar")
+    engine, model = lab_record("engine"), lab_record("model")
+    machine.send(Path(engine["archive"]), "/root/engine.tar.zst")
+    machine.send(Path(model["path"]), "/root/model.gguf")
+    machine("tar -xf /root/checkout.tar && mkdir -p inventory/mine/group_vars")
+    values = {"version": engine["version"], "engine": engine["checksum"], "model": model["checksum"]}
+    for path, text in INVENTORY.items():
+        machine(f"cat >inventory/mine/{path} <<'END'\n{text % values if '%' in text else text}\nEND")
+    machine("apt-get -q update && apt-get -q install --yes --no-install-recommends git make python3")
+    return machine
+
+
+def changed(output: str) -> int:
+    """Return how many tasks a playbook changed."""
+    return sum(int(number) for number in re.findall(r" changed=(\d+)", output))
+
+
+def test_it_gets_the_newer_ansible_core(machine: Machine) -> None:
+    machine("make install")
+    version = machine(".venv/bin/ansible --version")
+    print(version)
+    assert version.startswith("ansible [core 2.21.")
+
+
+def test_it_installs_and_verifies_itself(machine: Machine) -> None:
+    assert changed(machine("make deploy INVENTORY=inventory/mine")) > 0
+
+
+def test_a_second_run_changes_nothing(machine: Machine) -> None:
+    assert changed(machine("make deploy INVENTORY=inventory/mine")) == 0
+
+
+def test_the_linter_has_no_finding_with_that_version(machine: Machine) -> None:
+    machine("git init --quiet && git add --all && make .venv/.dev && scripts/lint ansible")
