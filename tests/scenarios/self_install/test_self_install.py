@@ -43,7 +43,7 @@ class Machine:
 
     def send(self, source: Path, path: str) -> None:
         """Copy a file to the host."""
-        command = [ROOT / "lab/lab", "exec", self.name, "sh", "-c", f"cat >{path}"]
+        command = [str(ROOT / "lab/lab"), "exec", self.name, "sh", "-c", f"cat >{path}"]
         with source.open("rb") as content:
             subprocess.run(command, stdin=content, timeout=LONG_SECONDS, check=True)
 
