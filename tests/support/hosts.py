@@ -33,6 +33,13 @@ def run_script(host: str, script: str, *, fails: bool = False, seconds: float = 
     return done.stdout
 
 
+def send_file(host: str, source: Path, path: str) -> None:
+    """Copy a file of this machine to a host."""
+    command = [str(ROOT / "lab/lab"), "exec", host, "sh", "-c", f"cat >{path}"]
+    with source.open("rb") as content:
+        subprocess.run(command, stdin=content, timeout=300, check=True)
+
+
 def users_environment() -> dict[str, str]:
     """Return the environment without the Ansible variables that molecule sets for its own runs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hosts import ROOT, run_script, running_hosts
+from tests.support.hosts import ROOT, run_script, running_hosts, send_file
 
 CHECKOUT = "/root/bedplate"
 LONG_SECONDS = 1200.0
@@ -41,12 +41,6 @@ class Machine:
     def __call__(self, script: str) -> str:
         return run_script(self.name, f"cd {CHECKOUT}\n{script}", seconds=LONG_SECONDS)
 
-    def send(self, source: Path, path: str) -> None:
-        """Copy a file to the host."""
-        command = [str(ROOT / "lab/lab"), "exec", self.name, "sh", "-c", f"cat >{path}"]
-        with source.open("rb") as content:
-            subprocess.run(command, stdin=content, timeout=LONG_SECONDS, check=True)
-
 
 def lab_record(what: str) -> dict[str, str]:
     """Return what `lab/lab engine` or `lab/lab model` prints."""
@@ -65,10 +59,10 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     archive = tmp_path_factory.mktemp("checkout") / "checkout.tar"
     subprocess.run(["git", "archive", f"--output={archive}", "HEAD"], cwd=ROOT, check=True)
     run_script("one", f"mkdir {CHECKOUT}")
-    machine.send(archive, "/root/checkout.tar")
+    send_file("one", archive, "/root/checkout.tar")
     engine, model = lab_record("engine"), lab_record("model")
-    machine.send(Path(engine["archive"]), "/root/engine.tar.zst")
-    machine.send(Path(model["path"]), "/root/model.gguf")
+    send_file("one", Path(engine["archive"]), "/root/engine.tar.zst")
+    send_file("one", Path(model["path"]), "/root/model.gguf")
     machine("tar -xf /root/checkout.tar && mkdir -p inventory/mine/group_vars")
     values = {"version": engine["version"], "engine": engine["checksum"], "model": model["checksum"]}
     for path, text in INVENTORY.items():
