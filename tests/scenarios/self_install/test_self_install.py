@@ -28,6 +28,7 @@ ollama_archive: /root/engine.tar.zst
 ollama_archive_checksum: "%(engine)s"
 ollama_models:
   - {name: "smollm2:135m", gguf: /root/model.gguf, checksum: "%(model)s", parameters: {num_ctx: 4096}}
+bedplate_proxy_environment: %(environment)s
 """,
 }
 
@@ -64,7 +65,12 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     send_file("one", Path(engine["archive"]), "/root/engine.tar.zst")
     send_file("one", Path(model["path"]), "/root/model.gguf")
     machine("tar -xf /root/checkout.tar && mkdir -p inventory/mine/group_vars")
-    values = {"version": engine["version"], "engine": engine["checksum"], "model": model["checksum"]}
+    values = {
+        "version": engine["version"],
+        "engine": engine["checksum"],
+        "model": model["checksum"],
+        "environment": json.dumps(running_hosts()["one"]["bedplate_proxy_environment"]),
+    }
     for path, text in INVENTORY.items():
         machine(f"cat >inventory/mine/{path} <<'END'\n{text % values if '%' in text else text}\nEND")
     machine("apt-get -q update && apt-get -q install --yes --no-install-recommends git make python3")
