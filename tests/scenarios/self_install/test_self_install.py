@@ -28,7 +28,6 @@ ollama_archive: /root/engine.tar.zst
 ollama_archive_checksum: "%(engine)s"
 ollama_models:
   - {name: "smollm2:135m", gguf: /root/model.gguf, checksum: "%(model)s", parameters: {num_ctx: 4096}}
-bedplate_proxy_environment: %(environment)s
 """,
 }
 
@@ -40,7 +39,9 @@ class Machine:
         self.name = name
 
     def __call__(self, script: str) -> str:
-        return run_script(self.name, f"cd {CHECKOUT}\n{script}", seconds=LONG_SECONDS)
+        # A login reads /etc/environment, `lab/lab exec` does not.
+        login = f"set -o allexport; source /etc/environment; set +o allexport; cd {CHECKOUT}"
+        return run_script(self.name, f"{login}\n{script}", seconds=LONG_SECONDS)
 
 
 def lab_record(what: str) -> dict[str, str]:
@@ -65,12 +66,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     send_file("one", Path(engine["archive"]), "/root/engine.tar.zst")
     send_file("one", Path(model["path"]), "/root/model.gguf")
     machine("tar -xf /root/checkout.tar && mkdir -p inventory/mine/group_vars")
-    values = {
-        "version": engine["version"],
-        "engine": engine["checksum"],
-        "model": model["checksum"],
-        "environment": json.dumps(running_hosts()["one"]["bedplate_proxy_environment"]),
-    }
+    values = {"version": engine["version"], "engine": engine["checksum"], "model": model["checksum"]}
     for path, text in INVENTORY.items():
         machine(f"cat >inventory/mine/{path} <<'END'\n{text % values if '%' in text else text}\nEND")
     machine("apt-get -q update && apt-get -q install --yes --no-install-recommends git make python3")
