@@ -2,7 +2,7 @@
 
 The argument is the first port; 0 takes free ports.
 
-PYTHONPATH=dashboard_app/src:dashboard_app/tests python dashboard_app/tests/sample_server.py 3900
+python -m dashboard_app.tests.sample_server 3900
 """
 
 import dataclasses

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control-side check of the names that an inventory and `-e` set: old, wired, internal or misspelt ones."""
+"""Checks the names that an inventory and `-e` set: finds old, wired, internal and misspelt ones."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ DOCUMENTATION = r"""
 module: inventory_check
 short_description: Find names in the inventory that Bedplate does not know or sets itself
 description:
-  - Reads the inventory sources of this run afresh, without the group_vars that lie beside the playbooks, and
-    the extra variables. A name that the playbooks' own group_vars override is therefore found too.
-  - Looks at names only, values are neither templated nor decrypted. Files that are encrypted as a whole are
-    opened with the run's own vault secrets, as Ansible has done before.
+  - Reads the inventory sources of this run again, without the group_vars next to the playbooks, and the extra
+    variables. It therefore also finds names that the playbooks' own group_vars override.
+  - Reads names only; values are neither templated nor decrypted. Files that are encrypted as a whole are
+    decrypted with the run's own vault secrets.
   - Runs on the control machine, needs no connection and changes nothing.
 options:
   known:
@@ -49,10 +49,10 @@ options:
         type: str
         required: true
       new:
-        description: Its name today; absent for a name that went away.
+        description: Its current name; absent for a removed variable.
         type: str
       why:
-        description: For a name that went away, what to do instead.
+        description: For a removed variable, what to do instead.
         type: str
       since:
         description: The day of the change.
@@ -62,7 +62,7 @@ author: Bedplate
 """
 
 EXAMPLES = r"""
-- name: Look for names that the inventory should not set
+- name: Find names that the inventory should not set
   inventory_check:
     known: [ollama_models, gateway_extra_backends]
     wired: {gateway_engines: gateway_extra_backends}
@@ -74,13 +74,13 @@ EXAMPLES = r"""
 
 RETURN = r"""
 findings:
-  description: One entry a name or group, sorted by name; empty when all is well.
+  description: One entry per name or group, sorted by name; empty if nothing is wrong.
   returned: always
   type: list
   elements: dict
   contains:
     host_or_group:
-      description: Where the name is set first, such as `group inference`, `host gpu1` or `extra vars`.
+      description: The first place that sets the name, such as `group inference`, `host gpu1` or `extra vars`.
       type: str
     name:
       description: The name.
@@ -92,7 +92,7 @@ findings:
       description: One sentence for the user.
       type: str
 paste:
-  description: The shell command that replaces old names in the inventory's files; empty where there are none.
+  description: The shell command that replaces old names in the inventory's files; empty if there are none.
   returned: always
   type: str
 """
@@ -104,7 +104,6 @@ PREFIXES = (
     "exporter_",
     "gateway_",
     "gpu_driver_",
-    "gateway_",
     "node_exporter_",
     "ollama_",
     "prometheus_",
@@ -112,12 +111,12 @@ PREFIXES = (
 )
 GROUPS = ("inference", "gateway", "monitoring")
 MIN_LIKENESS = 0.88
-"""difflib's ratio from which a name counts as misspelt: one wrong letter in a name of six is 0.83 to 0.92."""
+"""Minimum difflib ratio of a misspelt name; one wrong letter in a name of six gives 0.83 to 0.92."""
 EXTRA_VARS = "extra vars"
 
 
 class Renamed(NamedTuple):
-    """A name of an earlier release: `new` is its name today, else `why` says what to do instead."""
+    """A name of an earlier release; `new` is its current name, or None with the remedy in `why`."""
 
     old: str
     since: str
@@ -126,7 +125,7 @@ class Renamed(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One name to complain about; `kind` is renamed, wired, internal, typo or group."""
+    """One name that is not allowed; `kind` is renamed, wired, internal, typo or group."""
 
     host_or_group: str
     name: str
@@ -135,13 +134,13 @@ class Finding(NamedTuple):
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """Return the candidate of which the word is probably a misspelling, or None."""
+    """Return the candidate that the word probably misspells, or None."""
     near = difflib.get_close_matches(word.lower(), list(candidates), n=1, cutoff=MIN_LIKENESS)
     return near[0] if near else None
 
 
-def _placed(places: list[str]) -> str:
-    """Say where a name is set, the first place in full."""
+def _describe_places(places: list[str]) -> str:
+    """Return the phrase that names the first place and the number of the others."""
     first = "on the command line (-e)" if places[0] == EXTRA_VARS else f"for {places[0]}"
     more = len(places) - 1
     return first if not more else f"{first} and {more} more place{'s' if more > 1 else ''}"
@@ -153,16 +152,16 @@ def check_names(
     wired: Mapping[str, str],
     renamed: Iterable[Renamed] = (),
 ) -> list[Finding]:
-    """Judge variable names; `places_by_name` maps each to its places (`group x`, `host x`, EXTRA_VARS)."""
+    """Check variable names; `places_by_name` maps each to its places (`group x`, `host x`, EXTRA_VARS)."""
     public = set(known) - set(wired)
     old_names = {row.old: row for row in renamed}
     findings = []
     for name, places in sorted(places_by_name.items()):
-        where = f"{name} is set {_placed(places)}, but"
+        where = f"{name} is set {_describe_places(places)}, but"
         if name in public or name.startswith("ansible_"):
             continue
         if row := old_names.get(name):
-            kind, message = "renamed", f"{where} {_renamed(row, wired)}"
+            kind, message = "renamed", f"{where} {_describe_renaming(row, wired)}"
         elif name in wired:
             remedy = wired[name].strip().rstrip(".") or "remove it"
             remedy = f"set {remedy} instead" if remedy.isidentifier() else remedy
@@ -179,13 +178,13 @@ def check_names(
     return findings
 
 
-def _renamed(row: Renamed, wired: Mapping[str, str]) -> str:
-    """Say what to write instead of a name of an earlier release."""
+def _describe_renaming(row: Renamed, wired: Mapping[str, str]) -> str:
+    """Return what to write instead of a name of an earlier release."""
     if row.new is None:
-        return f"it went away on {row.since}; {row.why}."
+        return f"it was removed on {row.since}; {row.why}."
     if row.new in wired:
-        return f"it is called {row.new} since {row.since} and Bedplate sets it itself; remove it."
-    return f"it is called {row.new} since {row.since}; write {row.new} instead."
+        return f"it was renamed to {row.new} on {row.since} and Bedplate sets it itself; remove it."
+    return f"it was renamed to {row.new} on {row.since}; write {row.new} instead."
 
 
 def inventory_files(sources: Iterable[Path]) -> Iterator[Path]:
@@ -200,7 +199,7 @@ def inventory_files(sources: Iterable[Path]) -> Iterator[Path]:
 
 
 def renaming_command(new_names: Mapping[str, str], files: Iterable[Path]) -> str:
-    """Return the sed command that renames variables (old to new) in the files that have them, or nothing."""
+    """Return the sed command that renames variables (old to new) in the files that have them, or ''."""
     pattern = re.compile(rf"\b({'|'.join(new_names)})\b")
     found = {path: set(pattern.findall(path.read_text(errors="replace"))) for path in files if new_names}
     old_names = sorted(set().union(*found.values()))
@@ -211,7 +210,7 @@ def renaming_command(new_names: Mapping[str, str], files: Iterable[Path]) -> str
 
 
 def check_groups(sizes: Mapping[str, int]) -> list[Finding]:
-    """Judge group names; `sizes` maps each to its number of hosts, those of sub-groups included."""
+    """Check group names; `sizes` maps each to its number of hosts, including those of sub-groups."""
     findings = []
     absent = [group for group in GROUPS if not sizes.get(group)]
     for name in sorted(sizes):
@@ -232,8 +231,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
     def _names(
         self, sources: list[str], inventory: InventoryManager, playbook_dir: str
     ) -> dict[str, list[str]]:
-        """Map each name that the inventory or -e sets to the places where it does."""
-        # An inventory file beside the playbooks would make their group_vars look like the user's.
+        """Map each name that the inventory or -e sets to the places that set it."""
+        # With an inventory file next to the playbooks, their group_vars would count as the user's.
         wiring = Path(playbook_dir).resolve()
         dirs = {source: Path(source) if Path(source).is_dir() else Path(source).parent for source in sources}
         users = [source for source in sources if dirs[source].resolve() != wiring]
@@ -241,15 +240,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         entities: list[Group | Host] = [*inventory.groups.values(), *inventory.hosts.values()]
         for entity in entities:
             place = f"{'host' if isinstance(entity, Host) else 'group'} {entity.name}"
-            beside = get_vars_from_inventory_sources(self._loader, users, [entity], "task")
-            for name in dict.fromkeys([*entity.vars, *beside]):
+            file_vars = get_vars_from_inventory_sources(self._loader, users, [entity], "task")
+            for name in dict.fromkeys([*entity.vars, *file_vars]):
                 names.setdefault(str(name), []).append(place)
         for name in load_extra_vars(loader=self._loader):
             names.setdefault(str(name), []).append(EXTRA_VARS)
         return names
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the findings; never fails on them, the caller decides."""
+        """Return the findings; the task succeeds even if there are some."""
         task_vars = task_vars or {}
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, args = self.validate_argument_spec(
@@ -270,7 +269,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
             }
         )
         sources = [str(source) for source in task_vars.get("ansible_inventory_sources") or []]
-        # Read again: the run's own inventory also holds what add_host and the playbooks' group_vars brought.
+        # Read it again: the run's own inventory also has variables of add_host and the playbooks' group_vars.
         inventory = InventoryManager(loader=self._loader, sources=sources)
         names = self._names(
             sources, inventory, str(task_vars.get("playbook_dir", self._loader.get_basedir()))

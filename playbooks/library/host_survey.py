@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
-"""One read-only look at a host before anything changes: ports, services of others, disks, memory."""
+"""Reads a host before anything changes: ports, third-party services, disks, addresses and memory."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 module: host_survey
-short_description: Look at what a host already runs and holds, changing nothing
+short_description: Read a host's ports, services, disks and addresses without changing anything
 description:
-  - Says who listens on the given ports, which services of the same names belong to somebody else, how much
-    room the given folders have, which of the given paths exist and which of the given addresses are its own.
-  - Reads /proc, the unit files and systemctl show. Needs root to name the process behind a port.
-  - A unit file is Bedplate's when it has the line "# Managed by Bedplate.".
-  - Before 2026-11-27 the gateway's unit was called litellm.service; it is recognised by its ExecStart.
+  - Returns the listeners on the given ports, the third-party services of the same kinds as Bedplate's, the
+    free space of the given folders, which of the given paths exist, and which of the given addresses are
+    the host's.
+  - Reads /proc, the unit files and systemctl show. Needs root to find the process behind a port.
+  - A unit file is Bedplate's if it has the line "# Managed by Bedplate.".
+  - Before 2026-11-27 the gateway's unit was called litellm.service; its ExecStart identifies it.
 options:
   ports:
-    description: Ports that Bedplate wants on this host, each with the unit that is to listen there.
+    description: Ports that Bedplate uses on this host, each with its unit.
     type: list
     elements: dict
     default: []
@@ -37,21 +38,21 @@ options:
         type: int
         required: true
       unit:
-        description: Unit that is to listen, with or without .service.
+        description: Unit that should listen, with or without .service.
         type: str
         required: true
   paths:
-    description: Absolute folders whose free space is wanted. They need not exist.
+    description: Absolute folders to measure. They need not exist.
     type: list
     elements: str
     default: []
   stat_paths:
-    description: Paths of which it is wanted whether they exist.
+    description: Paths to look up.
     type: list
     elements: str
     default: []
   addresses:
-    description: IPv4 addresses of which it is wanted whether a service of this host can listen there.
+    description: IPv4 addresses to try to listen on.
     type: list
     elements: str
     default: []
@@ -59,7 +60,7 @@ author: Bedplate
 """
 
 EXAMPLES = r"""
-- name: Look at the host
+- name: Read the host's ports, services, disks and addresses
   host_survey:
     ports: [{port: 8000, unit: bedplate-gateway}]
     paths: [/var/lib/ollama/models]
@@ -69,25 +70,25 @@ EXAMPLES = r"""
 
 RETURN = r"""
 listeners:
-  description: Who listens on the asked ports, one entry a port and process, sorted. Free ports have none.
+  description: Listeners on the given ports, one entry per port and process, sorted. Free ports have none.
   returned: always
   type: list
   elements: dict
   contains:
     port: {description: The port., type: int}
-    pid: {description: Process; null where it cannot be seen., type: int}
-    process: {description: Its name; null where it cannot be seen., type: str}
-    unit: {description: Its systemd unit; null for none., type: str}
+    pid: {description: Process; null if it is not visible., type: int}
+    process: {description: Its name; null if it is not visible., type: str}
+    unit: {description: Its systemd unit; null if it has none., type: str}
     ours:
-      description: Whether it is the expected unit, or the gateway's former one, and not somebody else's.
+      description: Whether it is Bedplate's expected unit, or the gateway's former one.
       type: bool
 former_gateway:
-  description: The unit of a gateway that was installed under the former name; empty where there is none.
+  description: The unit of a gateway that was installed under the former name; empty if there is none.
   returned: always
   type: str
-foreign:
-  description: Services of the same kinds that are not Bedplate's. Masked units are never listed, units from a
-    distribution's package only while they are active or enabled.
+third_party:
+  description: Services of the same kinds that are not Bedplate's. Masked units are never listed; units of a
+    distribution's package are listed only if they are active or enabled.
   returned: always
   type: list
   elements: dict
@@ -95,14 +96,14 @@ foreign:
     service: {description: 'One of ollama, litellm, prometheus, node-exporter.', type: str}
     unit: {description: The unit., type: str}
     fragment_path: {description: Its file., type: str}
-    active: {description: Whether it runs or is about to., type: bool}
-    enabled: {description: Whether it starts with the machine., type: bool}
+    active: {description: Whether it runs or is starting., type: bool}
+    enabled: {description: Whether it starts at boot., type: bool}
 free_bytes:
-  description: For each of paths, the bytes that an ordinary user may still write there.
+  description: For each of paths, the bytes that an unprivileged user can still write there.
   returned: always
   type: dict
 disk_bytes:
-  description: For each of paths, the size of the file system that it lies on, in bytes.
+  description: For each of paths, the size of its file system in bytes.
   returned: always
   type: dict
 exists:
@@ -110,7 +111,7 @@ exists:
   returned: always
   type: dict
 own_address:
-  description: For each of addresses, whether it is one of this host.
+  description: For each of addresses, whether it is an address of this host.
   returned: always
   type: dict
 has_systemd:
@@ -122,14 +123,14 @@ python_version:
   returned: always
   type: str
 memory_bytes:
-  description: Memory of the machine.
+  description: Memory of the machine in bytes.
   returned: always
   type: int
 """
 
 MARKER = "# Managed by Bedplate."
 LISTEN = "0A"
-# Unit names under which these programs are commonly installed, by us or by others.
+# Common unit names of these programs, Bedplate's and others'.
 SERVICES = {
     "ollama.service": "ollama",
     "snap.ollama.listener.service": "ollama",
@@ -143,7 +144,7 @@ SERVICES = {
 }
 GATEWAY = "bedplate-gateway.service"
 FORMER_GATEWAY = re.compile(r"^ExecStart=\S*/bedplate-litellm\b", re.MULTILINE)
-"""The command of the gateway's unit when that was called litellm.service; the LiteLLM proxy has another."""
+"""ExecStart of the gateway's unit when it was called litellm.service; the LiteLLM proxy has another."""
 PACKAGED = ("/usr/lib/systemd/", "/lib/systemd/")
 PROC = Path("/proc")
 UNIT_FILES = Path("/etc/systemd/system")
@@ -161,8 +162,8 @@ class Unit(NamedTuple):
     ours: bool
 
     @property
-    def foreign(self) -> bool:
-        """Whether it is somebody else's and in the way."""
+    def third_party(self) -> bool:
+        """Whether it is not Bedplate's and conflicts with it."""
         packaged = self.fragment_path.startswith(PACKAGED)
         return not self.ours and not self.masked and (self.active or self.enabled or not packaged)
 
@@ -173,7 +174,7 @@ def listening_inodes(ports: Iterable[int], proc: Path = PROC) -> dict[str, int]:
     found: dict[str, int] = {}
     for table in ("tcp", "tcp6"):
         path = proc / "net" / table
-        # The second table is missing where IPv6 is switched off.
+        # tcp6 is missing if IPv6 is disabled.
         lines = path.read_text().splitlines()[1:] if path.exists() else []
         for fields in (line.split() for line in lines):
             port = int(fields[1].rpartition(":")[2], 16)
@@ -183,7 +184,7 @@ def listening_inodes(ports: Iterable[int], proc: Path = PROC) -> dict[str, int]:
 
 
 def holders(inodes: Iterable[str], proc: Path = PROC) -> dict[str, list[int]]:
-    """Map socket inodes to the processes that hold them, as far as they may be seen."""
+    """Map socket inodes to the visible processes that hold them."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     found: dict[str, list[int]] = {}
     for process in (
@@ -195,7 +196,7 @@ def holders(inodes: Iterable[str], proc: Path = PROC) -> dict[str, list[int]]:
 
 
 def links_of(folder: Path) -> set[str]:
-    """Return the targets of a folder's links, without those that vanish or may not be read."""
+    """Return the targets of a folder's links, without those that vanish or are not readable."""
     found = set()
     with contextlib.suppress(OSError):
         for link in folder.iterdir():
@@ -205,7 +206,7 @@ def links_of(folder: Path) -> set[str]:
 
 
 def unit_of_cgroup(text: str) -> str | None:
-    """Return the systemd unit that a /proc/PID/cgroup file names, or None."""
+    """Return the systemd unit in the text of /proc/PID/cgroup, or None."""
     for line in text.splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
         if controllers in ("", "name=systemd"):
@@ -216,7 +217,7 @@ def unit_of_cgroup(text: str) -> str | None:
 
 
 def socket_units(text: str) -> dict[int, str]:
-    """Map ports to socket units from `systemctl show -p Id -p Listen` over all sockets."""
+    """Map ports to socket units from `systemctl show -p Id -p Listen` of all sockets."""
     found: dict[int, str] = {}
     for block in text.split("\n\n"):
         name = re.search(r"^Id=(.+)$", block, re.MULTILINE)
@@ -227,7 +228,7 @@ def socket_units(text: str) -> dict[int, str]:
 
 
 def units(text: str) -> list[Unit]:
-    """Read the known services from the blocks of `systemctl show`; absent ones are left out."""
+    """Return the known services from the blocks of `systemctl show`, without absent ones."""
     found: dict[str, Unit] = {}
     for block in text.split("\n\n"):
         shown = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -248,7 +249,7 @@ def units(text: str) -> list[Unit]:
 
 
 def is_ours(path: str) -> bool:
-    """Return whether the file has our marker as a line of its own."""
+    """Return whether one line of the file is Bedplate's marker."""
     try:
         return MARKER in Path(path).read_text(errors="replace").splitlines()
     except OSError:
@@ -256,7 +257,7 @@ def is_ours(path: str) -> bool:
 
 
 def former_gateway(folder: Path = UNIT_FILES) -> str:
-    """Return the unit of a gateway that was installed under its former name, or nothing."""
+    """Return the unit of a gateway that was installed under its former name, or ''."""
     for path in sorted(folder.glob("*.service")):
         if is_ours(str(path)) and FORMER_GATEWAY.search(path.read_text(errors="replace")):
             return path.name
@@ -264,7 +265,7 @@ def former_gateway(folder: Path = UNIT_FILES) -> str:
 
 
 def systemctl_show(names: Iterable[str], properties: Iterable[str]) -> str:
-    """Return what systemctl shows of these units, or nothing where systemd does not run."""
+    """Return the output of `systemctl show` for these units, or '' if systemd does not run."""
     if not has_systemd():
         return ""
     command = ["systemctl", "show", *(f"--property={name}" for name in properties), "--", *names]
@@ -272,12 +273,12 @@ def systemctl_show(names: Iterable[str], properties: Iterable[str]) -> str:
 
 
 def keeps_sockets(unit: str) -> bool:
-    """Return whether systemd keeps sockets for a service that starts again."""
+    """Return whether systemd holds sockets of this service in its file descriptor store."""
     return re.search("=[1-9]", systemctl_show([unit], ["NFileDescriptorStore"])) is not None
 
 
 def has_systemd() -> bool:
-    """Return whether systemd is the running init (its own sd_booted test)."""
+    """Return whether systemd is the running init, as sd_booted(3) does."""
     return Path("/run/systemd/system").is_dir()
 
 
@@ -287,18 +288,18 @@ def stem(unit: str) -> str:
 
 
 def listeners(
-    expected: Mapping[int, str], foreign: Iterable[str], proc: Path = PROC, former: str = ""
+    expected: Mapping[int, str], third_party: Iterable[str], proc: Path = PROC, former: str = ""
 ) -> list[dict[str, Any]]:
-    """Say who listens on the expected ports (port to unit); units named in `foreign` are never ours.
+    """Return the listeners on the expected ports (port to unit); units in `third_party` are never ours.
 
-    `former` is the unit of the gateway under its former name: where the gateway is expected it is ours too.
+    `former` is the unit of the gateway under its former name; it is ours on the gateway's ports.
     """
     inodes = listening_inodes(expected, proc)
     by_inode = holders(inodes, proc)
     sockets: dict[int, str] | None = None
     found: dict[tuple[int, int | None], dict[str, Any]] = {}
     for inode, port in inodes.items():
-        # systemd holds the sockets of activated services too: whoever works with one counts.
+        # systemd also holds the sockets of activated services; prefer the process that uses the socket.
         pids = by_inode.get(inode, [])
         pid = next((pid for pid in pids if pid != 1), pids[0] if pids else None)
         service = f"{stem(expected[port])}.service"
@@ -308,18 +309,18 @@ def listeners(
             process = (proc / str(pid) / "comm").read_text().strip() if pid else None
             unit = unit_of_cgroup((proc / str(pid) / "cgroup").read_text()) if pid else None
         except OSError:
-            pass  # ended meanwhile
+            pass  # the process has ended
         if pid == 1:
             if sockets is None:
                 sockets = socket_units(systemctl_show(["*.socket"], ["Id", "Listen"]))
             unit = sockets.get(port) or next(filter(keeps_sockets, accepted), None)
-        ours = unit is not None and stem(unit) in map(stem, accepted) and unit not in set(foreign)
+        ours = unit is not None and stem(unit) in map(stem, accepted) and unit not in set(third_party)
         found[port, pid] = {"port": port, "pid": pid, "process": process, "unit": unit, "ours": ours}
     return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1] or 0))]
 
 
 def disk(path: str) -> os.statvfs_result:
-    """Return the numbers of the file system at the path or its nearest existing parent."""
+    """Return the statistics of the file system of the path or its nearest existing parent."""
     folder = Path(path)
     while not folder.exists():
         folder = folder.parent
@@ -327,29 +328,29 @@ def disk(path: str) -> os.statvfs_result:
 
 
 def free_bytes(path: str) -> int:
-    """Return what an ordinary user may still write there."""
+    """Return the bytes that an unprivileged user can still write there."""
     stats = disk(path)
     return stats.f_bavail * stats.f_frsize
 
 
 def disk_bytes(path: str) -> int:
-    """Return how large the file system is."""
+    """Return the size of the file system in bytes."""
     stats = disk(path)
     return stats.f_blocks * stats.f_frsize
 
 
 def own_address(address: str) -> bool:
-    """Return whether a service of this host can listen at the IPv4 address."""
+    """Return whether a service of this host can listen on the IPv4 address."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         try:
             probe.bind((address, 0))
-        except OSError:  # another host's, or none at all
+        except OSError:  # another host's address, or not an address
             return False
     return True
 
 
 def memory_bytes(proc: Path = PROC) -> int:
-    """Return the machine's memory."""
+    """Return the machine's memory in bytes."""
     (total,) = re.findall(r"^MemTotal:\s+(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
     return int(total) * 1024
 
@@ -379,14 +380,14 @@ def main() -> None:
     shown = units(
         systemctl_show(SERVICES, ["Id", "LoadState", "FragmentPath", "ActiveState", "UnitFileState"])
     )
-    foreign = [unit for unit in shown if unit.foreign]
+    third_party = [unit for unit in shown if unit.third_party]
     expected = {item["port"]: item["unit"] for item in module.params["ports"]}
     former = former_gateway()
     module.exit_json(
         changed=False,
-        listeners=listeners(expected, [unit.unit for unit in foreign], former=former),
+        listeners=listeners(expected, [unit.unit for unit in third_party], former=former),
         former_gateway=former,
-        foreign=[
+        third_party=[
             {
                 "service": unit.service,
                 "unit": unit.unit,
@@ -394,7 +395,7 @@ def main() -> None:
                 "active": unit.active,
                 "enabled": unit.enabled,
             }
-            for unit in foreign
+            for unit in third_party
         ],
         free_bytes={path: free_bytes(path) for path in module.params["paths"]},
         disk_bytes={path: disk_bytes(path) for path in module.params["paths"]},

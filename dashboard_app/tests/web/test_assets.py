@@ -1,6 +1,8 @@
 """Static files: cached by version, compressed, and only those that the page needs."""
 
 import gzip
+import hashlib
+import json
 
 import pytest
 from bedplate_dashboard.settings import Secrets
@@ -44,16 +46,26 @@ def test_a_file_is_cached_until_it_changes(client: FlaskClient, name: str) -> No
 
 def test_no_other_file_is_served(client: FlaskClient) -> None:
     assert client.get("/static/../wsgi.py").status_code == 404
-    assert client.get("/static/uPlot.mousewheel.js").status_code == 404
-
-
-def test_a_missing_uplot_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets, "PLOT_PACKAGE", "uplot-that-is-not-there")
-    with pytest.raises(assets.AssetError, match=r"^uplot-that-is-not-there is not installed; deploy"):
-        assets.load()
+    assert client.get("/static/LICENSE").status_code == 404
+    assert client.get("/static/vendored.json").status_code == 404
+    assert client.get("/static/vendor/uplot/vendored.json").status_code == 404
 
 
 def test_a_missing_file_of_uplot_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets, "PLOT_FILES", {"uPlot.js": "uplot/static/gone.js"})
+    monkeypatch.setattr(assets, "PLOT_FILES", {"uPlot.js": "vendor/uplot/gone.js"})
     with pytest.raises(assets.AssetError, match=r"gone\.js cannot be read \(No such file or directory\)"):
         assets.load()
+
+
+def test_uplots_files_are_those_that_npm_published() -> None:
+    folder = assets.STATIC / "vendor/uplot"
+    vendored = json.loads((folder / "vendored.json").read_text())
+    hashes = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.name != "vendored.json"
+    }
+    assert hashes == vendored["sha256"]
+    assert set(assets.PLOT_FILES.values()) <= {f"vendor/uplot/{name}" for name in hashes}
+    assert f"uPlot (v{vendored['version']})" in (folder / "uPlot.iife.min.js").read_text()
+    assert "MIT License" in (folder / "LICENSE").read_text()

@@ -18,8 +18,9 @@ from tests.support.stack import ROOT
 def addresses() -> Iterator[dict[str, str]]:
     """Return the address of each sample."""
     server = subprocess.Popen(
-        [sys.executable, ROOT / "dashboard_app/tests/sample_server.py", "0"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}/dashboard_app/src:{ROOT}/dashboard_app/tests"},
+        [sys.executable, "-m", "dashboard_app.tests.sample_server", "0"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/dashboard_app/src"},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -75,8 +75,8 @@ def test_several_hosts_must_reach_each_other(control: Control, plain: Host, othe
     }
     run = control.run(control.inventory(groups, {**models, **address}))
     assert run.refused() == (
-        "plain is reached as 'plain': with several hosts each needs an IPv4 address that the others reach, "
-        "set bedplate_host_address."
+        "plain is reached as 'plain': with several hosts, each needs an IPv4 address that the others can "
+        "reach: set bedplate_host_address."
     )
 
 
@@ -89,7 +89,7 @@ def test_a_host_without_systemd_is_refused(control: Control, plain: Host) -> Non
         run = control.run(control.one_box(behind, {"ollama_models": [MODEL]}))
     finally:
         plain("systemctl stop no-systemd")
-    assert run.refused() == "plain is not run by systemd (sshd): Bedplate installs systemd services only."
+    assert run.refused() == "plain is not managed by systemd (its init is sshd): Bedplate needs systemd."
 
 
 def test_a_port_in_use_is_refused(control: Control, one_box: Path, plain: Host) -> None:
@@ -111,8 +111,8 @@ def test_a_small_disk_is_refused(control: Control, one_box: Path, plain: Host) -
     plain("mkdir -p /opt/bedplate && mount -t tmpfs -o size=700M tmpfs /opt/bedplate")
     try:
         assert control.run(one_box).refused() == (
-            "plain: a first installation needs 7.0 GB at /opt/bedplate, free are 0.7 GB: "
-            "make room, or mount a larger disk there."
+            "plain: a first installation needs 7.0 GB at /opt/bedplate, but only 0.7 GB are free: "
+            "free some space, or mount a larger disk there."
         )
         plain("mount -o remount,size=8G /opt/bedplate")
         control.run(one_box).accepted()
@@ -135,7 +135,7 @@ def test_a_host_with_keys_needs_their_file(control: Control, one_box: Path, plai
     try:
         assert control.run(one_box).refused() == (
             f"plain has API keys, but their file {control.keys} is missing on this control machine: "
-            "restore it from your backup, or make new keys for every client with -e gateway_keys_reset=true."
+            "restore it from your backup, or replace the keys of all clients with -e gateway_keys_reset=true."
         )
         control.run(one_box, {"gateway_keys_reset": True}).accepted()
         assert not control.keys.exists()

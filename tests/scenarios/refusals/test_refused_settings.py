@@ -56,7 +56,7 @@ def test_an_inventory_of_an_earlier_release_is_refused_with_all_new_names(
     assert control.run(inventory).refused() == " ".join(
         [
             *(
-                f"{row['old']} is set for group all, but it is called {row['new']} since {row['since']}; "
+                f"{row['old']} is set for group all, but it was renamed to {row['new']} on {row['since']}; "
                 f"write {row['new']} instead."
                 for row in settable
             ),
@@ -69,7 +69,7 @@ def test_an_empty_group_is_refused(control: Control, plain: Host) -> None:
     inventory = control.inventory({"inference": [plain], "gateway": [plain], "monitoring": []}, {})
     assert control.run(inventory).refused() == (
         f"The group 'monitoring' has no hosts in {inventory}: copy inventory/example to inventory/mine "
-        "and name a host in each of inference, gateway and monitoring (one machine may stand in all three)."
+        "and name a host in each of inference, gateway and monitoring (one machine may be in all three)."
     )
 
 

@@ -25,8 +25,8 @@ def hand_over(run: Run, host: Host, units: dict[str, str]) -> None:
     run.refused()
     for unit, file in units.items():
         assert (
-            f"other has {unit} ({file}), which Bedplate did not install. To hand over, run there:\n"
-            in run.message
+            f"other has {unit} ({file}), which Bedplate did not install. "
+            "To let Bedplate replace it, run there:\n" in run.message
         )
     commands = [line.strip() for line in run.message.splitlines() if line.startswith("  ")]
     assert len(commands) == sum(1 if not file.startswith("/etc/") else 2 for file in units.values()), (
@@ -110,7 +110,7 @@ def test_an_ollama_is_handed_over_with_its_models(
 ) -> None:
     run = control.run(control.one_box(other, third_party_ollama))
     hand_over(run, other, {"ollama.service": "/etc/systemd/system/ollama.service"})
-    assert f"Its models stay: set ollama_models_dir to their folder, {MODELS} unless" in run.sentence
+    assert f"Its models are kept: set ollama_models_dir to their folder, {MODELS} unless" in run.sentence
     inventory = control.one_box(other, {**third_party_ollama, "ollama_models_dir": MODELS})
     control.run(inventory).accepted()
 

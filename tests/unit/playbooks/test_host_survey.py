@@ -185,10 +185,12 @@ def test_whose_unit_it_is(survey: ModuleType, tmp_path: Path) -> None:
             block("ssh.service", "/etc/systemd/system/ssh.service", active="active"),
         ]
     )
-    foreign = {
-        unit.unit: (unit.service, unit.active, unit.enabled) for unit in survey.units(shown) if unit.foreign
+    third_party = {
+        unit.unit: (unit.service, unit.active, unit.enabled)
+        for unit in survey.units(shown)
+        if unit.third_party
     }
-    assert foreign == {
+    assert third_party == {
         "ollama.service": ("ollama", False, False),
         "node_exporter.service": ("node-exporter", True, False),
     }
@@ -200,7 +202,7 @@ def test_whose_unit_it_is(survey: ModuleType, tmp_path: Path) -> None:
 def test_a_packaged_unit_counts_when_it_is_used(survey: ModuleType, active: str, file: str) -> None:
     shown = block("prometheus.service", "/lib/systemd/system/prometheus.service", active=active, file=file)
     (unit,) = survey.units(shown)
-    assert unit.foreign
+    assert unit.third_party
 
 
 def test_free_bytes_of_a_folder_to_come(survey: ModuleType, tmp_path: Path) -> None:

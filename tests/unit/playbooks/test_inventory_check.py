@@ -137,19 +137,19 @@ def test_nearest(plugin: ModuleType, word: str, guess: str | None) -> None:
         (
             "litellm_port",
             "renamed",
-            "litellm_port is set for group inference, but it is called gateway_port since 2026-11-27; "
+            "litellm_port is set for group inference, but it was renamed to gateway_port on 2026-11-27; "
             "write gateway_port instead.",
         ),
         (
             "litellm_engines",
             "renamed",
-            "litellm_engines is set for group inference, but it is called gateway_engines since 2026-11-27 "
+            "litellm_engines is set for group inference, but it was renamed to gateway_engines on 2026-11-27 "
             "and Bedplate sets it itself; remove it.",
         ),
         (
             "ollama_turbo_mode",
             "renamed",
-            "ollama_turbo_mode is set for group inference, but it went away on 2026-11-27; "
+            "ollama_turbo_mode is set for group inference, but it was removed on 2026-11-27; "
             "set ollama_num_parallel.",
         ),
         (

@@ -14,8 +14,10 @@ PAGES = sorted(
     {*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("roles/*/README.md")}
 )
 PAGES = [page for page in PAGES if not page.relative_to(ROOT).parts[0].startswith(".")]
-# The pages for users and contributors; the READMEs inside the folders belong to their parts.
+# The pages for users and contributors; the READMEs of folders have wide tables.
 MANUAL = [page for page in PAGES if page.parent == ROOT or page.is_relative_to(ROOT / "docs")]
+# bench/*.md are reports that programs write.
+WRITTEN = [page for page in PAGES if page.parent != ROOT / "bench"]
 ARCHITECTURE = ROOT / "docs/design/architecture.md"
 LONGEST_LINE = 140
 # Words that a stranger has to guess, and the word to use.
@@ -121,7 +123,7 @@ def prose(page: Path) -> Iterator[tuple[int, str]]:
             yield number, re.sub(r"`[^`]*`|(?<![*\w])\*[^*]+\*(?!\*)|\]\([^)]*\)", "", line)
 
 
-@pytest.mark.parametrize("page", MANUAL, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_words_are_plain(page: Path) -> None:
     for number, line in prose(page):
         for words, better in UNCLEAR.items():
@@ -136,6 +138,24 @@ def test_lines_are_short(page: Path) -> None:
         fenced ^= line.lstrip().startswith("```")
         assert fenced or len(line) <= LONGEST_LINE, (
             f"{page.relative_to(ROOT)}:{number} has {len(line)} characters"
+        )
+
+
+@pytest.mark.parametrize("package", ["gateway", "dashboard_app", "traffic", "lab"])
+def test_a_package_describes_each_module(package: str) -> None:
+    text = (ROOT / package / "README.md").read_text()
+    modules = {path.stem for path in (ROOT / package / "src").rglob("*.py")} - {"__init__", "__main__"}
+    assert {name for name in modules if not re.search(rf"`([a-z_]+/)?{name}(\.py)?`", text)} == set()
+
+
+def test_every_scenario_and_script_is_described() -> None:
+    for folder, names in (
+        ("molecule", [path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")]),
+        ("scripts", [path.name for path in ROOT.glob("scripts/*") if path.name != "README.md"]),
+    ):
+        rows = re.findall(r"^\| (`.*?) \|", (ROOT / folder / "README.md").read_text(), re.MULTILINE)
+        assert sorted(re.findall(r"`([^`]+)`", " ".join(rows))) == sorted(
+            name for name in names if not name.startswith("__")
         )
 
 

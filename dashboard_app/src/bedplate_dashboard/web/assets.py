@@ -1,21 +1,19 @@
 """The page's static files, ours and uPlot's, read and compressed once at startup.
 
-uPlot is read from the package `uplot-python`, which the lock file pins by hash: this needs no second registry
-and no copy of uPlot in this repository. Two of its files are read; nothing is imported.
+scripts/vendor-uplot fetched uPlot's files; static/vendor/uplot/vendored.json has their version and hashes.
 """
 
 import gzip
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from flask import Flask, Response, abort, request
 
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-PLOT_PACKAGE = "uplot-python"
-PLOT_FILES = {"uPlot.css": "uplot/static/uPlot.min.css", "uPlot.js": "uplot/static/uPlot.iife.js"}
+STATIC = Path(__file__).with_name("static")
+PLOT_FILES = {"uPlot.css": "vendor/uplot/uPlot.min.css", "uPlot.js": "vendor/uplot/uPlot.iife.min.js"}
 YEAR_SECONDS = 365 * 24 * 3600
 
 
@@ -35,12 +33,8 @@ class Asset:
 
 def load() -> dict[str, Asset]:
     """Read every static file, by name; raises AssetError."""
-    files = {path.name: path for path in Path(__file__).with_name("static").iterdir()}
-    try:
-        package = distribution(PLOT_PACKAGE)
-    except PackageNotFoundError as error:
-        raise AssetError(f"{PLOT_PACKAGE} is not installed; deploy the dashboard again.") from error
-    files |= {name: Path(str(package.locate_file(place))) for name, place in PLOT_FILES.items()}
+    files = {path.name: path for path in STATIC.iterdir() if path.is_file()}
+    files |= {name: STATIC / path for name, path in PLOT_FILES.items()}
     assets = {}
     for name, path in files.items():
         try:
