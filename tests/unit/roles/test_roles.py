@@ -16,7 +16,7 @@ from tests.support.rendering import wired_names
 ROOT = Path(__file__).resolve().parents[3]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 # Roles that others call with inputs of their own.
-SHARED = ("python_app", "release", "service_unit")
+SHARED = ("python_app", "release", "service_unit", "service_user")
 STEPS = ("validate", "probe", "install", "configure", "service", "models")
 TAGS = {"validate.yml": "always", "probe.yml": ["never", "gpu-probe"]}
 # Keys of tasks whose values are bare expressions.
