@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tests.support.servers import ROOT, environment
+from tests.support.servers import environment
 
 HERE = Path(__file__).resolve().parent
 PROMPT = "amber anchor apple arrow autumn basil basket beacon birch bottle branch bread"
@@ -65,7 +65,7 @@ class Traffic:
             argv += [f"--rate={load.rate}", f"--seconds={load.count / load.rate}"]
         else:
             argv += [f"--concurrency={load.concurrency}", f"--requests={load.count}"]
-        return Command(argv, {"PYTHONPATH": str(ROOT / "traffic/src")})
+        return Command(argv, {})
 
     def read_medians(self, folder: Path) -> Medians:
         """Return the medians in its report."""

@@ -22,7 +22,7 @@ def list_imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative import"
             if node.module == NAME:
-                yield from (alias.name for alias in node.names if alias.name != "__version__")
+                yield from (alias.name for alias in node.names)
             elif (node.module or "").startswith(f"{NAME}."):
                 module = (node.module or "").removeprefix(f"{NAME}.")
                 folder = PACKAGE / module.replace(".", "/")

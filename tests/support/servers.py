@@ -106,12 +106,12 @@ def get(url: str, key: str | None = None, seconds: float = 10.0) -> tuple[int, s
 def environment(name: str) -> Path:
     """Return the Python of the environment of a lock, which is made where it is missing.
 
-    The gateway's (`gateway`) has the gateway of this checkout in it.
+    Those of `gateway` and `traffic` also have the package of this checkout.
     """
     lock = next(path for path in LOCKS if path.stem == name)
     place = CACHE / f"{name}-{hashlib.sha256(lock.read_bytes() + bytes(ROOT)).hexdigest()[:12]}"
     interpreter = place / "bin/python"
-    if not (place / "complete").exists():
+    if not (place / "installed").exists():
         say(f"installing {lock.relative_to(ROOT)} for the benches")
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([str(UV), "venv", "--quiet", "--python", "3.11", str(place)], check=True)
@@ -125,10 +125,10 @@ def environment(name: str) -> Path:
             "--compile-bytecode",
         ]
         subprocess.run([*install, "--python", str(interpreter), "--requirement", str(lock)], check=True)
-        if name == "gateway":
+        if name in ("gateway", "traffic"):
             itself = [str(UV), "pip", "install", "--quiet", "--no-deps", "--python", str(interpreter)]
-            subprocess.run([*itself, "--editable", str(ROOT / "gateway")], check=True)
-        (place / "complete").touch()
+            subprocess.run([*itself, "--editable", str(ROOT / name)], check=True)
+        (place / "installed").touch()
     return interpreter
 
 

@@ -3,12 +3,14 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+VERSION = version("bedplate-dashboard")
 CONFIG_VARIABLE = "BEDPLATE_DASHBOARD_CONFIG"
 KEY_FILE = "gateway-key"
 LOGIN_FILE = "login"

@@ -1,3 +1,1 @@
 """Bedplate's gateway: API keys, exact limits and priorities in front of inference engines."""
-
-__version__ = "0.1.0"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -9,7 +10,6 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from bedplate_gateway import __version__
 from bedplate_gateway.access_log import NONE, AccessRecord
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.settings import PRIORITY_CLASSES
@@ -17,6 +17,7 @@ from bedplate_gateway.settings import PRIORITY_CLASSES
 # They would double the series, and nothing reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
+VERSION = version("bedplate-gateway")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 LONG = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
@@ -196,7 +197,7 @@ class _AdmissionCollector(Collector):
 
         now, scheduler, engines = self._admission.clock(), self._admission.scheduler, self._admission.engines
         add("bedplate_gateway_in_flight_requests", self._in_flight())
-        add("bedplate_gateway_info", 1, __version__)
+        add("bedplate_gateway_info", 1, VERSION)
         for slots in scheduler.engine_slots():
             for name, model in slots.models.items():
                 add("bedplate_gateway_slots", model.slots, slots.engine.name, name)

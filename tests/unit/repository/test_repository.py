@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,17 @@ def test_hosts_get_the_uv_of_the_control_machine() -> None:
     backends = [path.read_text() for path in ROOT.glob("*/pyproject.toml")]
     assert len(backends) == 5
     assert all(f'requires = ["uv_build=={version}"]' in text for text in backends)
+
+
+def test_the_five_packages_have_one_version() -> None:
+    projects = [tomllib.loads(path.read_text())["project"] for path in ROOT.glob("*/pyproject.toml")]
+    assert len(projects) == 5
+    (version,) = {project["version"] for project in projects}
+    # After a change `make lint` installs them again.
+    installed = {importlib.metadata.version(project["name"]) for project in projects}
+    assert installed == {version}
+    for source in ROOT.glob("*/src/**/*.py"):
+        assert f'"{version}"' not in source.read_text(), f"{source} repeats the version"
 
 
 def test_ollama_checksums() -> None:

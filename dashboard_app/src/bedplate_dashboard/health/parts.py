@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
-from bedplate_dashboard import __version__
 from bedplate_dashboard.health.model import (
     Alert,
     Answered,
@@ -21,7 +20,7 @@ from bedplate_dashboard.health.model import (
     Slots,
     Version,
 )
-from bedplate_dashboard.settings import Settings
+from bedplate_dashboard.settings import VERSION, Settings
 from bedplate_dashboard.sources.collect import Contact, HostAnswer, Observation, ReportFile
 from bedplate_dashboard.sources.payloads import clean_label
 from bedplate_dashboard.sources.prometheus_text import Samples
@@ -253,7 +252,7 @@ def list_versions(settings: Settings, observation: Observation) -> tuple[Version
             component="Prometheus", host=here, pinned=None, running=observation.prometheus.version, ok=None
         )
     )
-    versions.append(Version(component="Dashboard", host=here, pinned=None, running=__version__, ok=None))
+    versions.append(Version(component="Dashboard", host=here, pinned=None, running=VERSION, ok=None))
     return tuple(versions)
 
 

@@ -18,8 +18,7 @@ from typing import Literal, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from bedplate_dashboard import __version__
-from bedplate_dashboard.settings import InferenceHost, NodeExporter, Secrets, Settings
+from bedplate_dashboard.settings import VERSION, InferenceHost, NodeExporter, Secrets, Settings
 from bedplate_dashboard.sources import prometheus_text
 from bedplate_dashboard.sources.metric_names import GATEWAY_METRICS, NODE_COLLECTORS, NODE_METRICS
 from bedplate_dashboard.sources.payloads import (
@@ -155,7 +154,7 @@ def _new_client(trusted: ssl.SSLContext, auth: httpx.BasicAuth | None) -> httpx.
         trust_env=False,
         # No connection is reused: one that its server has closed meanwhile would look like a fault.
         limits=httpx.Limits(max_keepalive_connections=0),
-        headers={"User-Agent": f"bedplate-dashboard/{__version__}", "Accept-Encoding": "identity"},
+        headers={"User-Agent": f"bedplate-dashboard/{VERSION}", "Accept-Encoding": "identity"},
     )
 
 

@@ -13,10 +13,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException
 
-from bedplate_dashboard import __version__
 from bedplate_dashboard.health.model import Status
 from bedplate_dashboard.health.poller import Poller
-from bedplate_dashboard.settings import Secrets, Settings
+from bedplate_dashboard.settings import VERSION, Secrets, Settings
 from bedplate_dashboard.sources.history import SPANS, History
 from bedplate_dashboard.web import assets, filters, login
 from bedplate_dashboard.web.events import Events, TooManyStreamsError
@@ -87,7 +86,7 @@ def _add_pages(
         if form != "html":
             return _text("format must be html or text.\n", 400)
         text = render(
-            "page.html", snippets=snippets, version=__version__, range=span, kiosk="kiosk" in request.args
+            "page.html", snippets=snippets, version=VERSION, range=span, kiosk="kiosk" in request.args
         )
         return Response(text, mimetype="text/html")
 

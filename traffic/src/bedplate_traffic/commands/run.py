@@ -8,13 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import orjson
 import uvloop
 from rich.console import Console
 
-from bedplate_traffic import __version__
 from bedplate_traffic.arguments import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -135,7 +135,7 @@ def run(options: RunOptions) -> int:
         interrupted=finished.interrupted,
         at=at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         seconds=round(finished.seconds, 6),
-        traffic_version=__version__,
+        traffic_version=version("bedplate-traffic"),
         url=url,
         profile=name,
         description=profile.description,
