@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.hosts import run_script, users_environment
+from tests.support.hosts import run_script, send_file, users_environment
 
 ROOT = Path(__file__).resolve().parents[3]
 GROUPS = ("inference", "gateway", "monitoring")
@@ -33,9 +33,7 @@ class Host:
 
     def send(self, file: Path, path: str) -> None:
         """Copy a file of this machine to the host."""
-        command = [str(ROOT / "lab/lab"), "exec", self.name, "sh", "-c", f"cat >{path}"]
-        with file.open("rb") as content:
-            subprocess.run(command, stdin=content, timeout=300, check=True)
+        send_file(self.name, file, path)
 
     def changes_since(self, mark: Path) -> str:
         """Return the files that changed in the directories to which Bedplate writes."""
