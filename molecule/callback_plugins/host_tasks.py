@@ -19,7 +19,8 @@ description:
   - Counts each task that ran on a host, and each item of a loop separately. Tasks that run on the control
     machine or are delegated to it do not count.
   - Prints the numbers and the duration at the end.
-  - Writes the numbers as a JSON object, by host, to the file that BEDPLATE_HOST_TASKS names.
+  - Writes the numbers as a JSON object, by host, to the file that BEDPLATE_HOST_TASKS names, except after a
+    play that ran no module on a host.
 """
 
 CONTROL_SIDE = {
@@ -65,7 +66,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible ships no ty
         del stats
         numbers = ", ".join(f"{host} {count}" for host, count in sorted(self.counts.items())) or "none"
         self._display.display(f"Module runs: {numbers}; {time.monotonic() - self.started:.0f} s")
-        if target := os.environ.get("BEDPLATE_HOST_TASKS"):
+        # molecule runs verify after idempotence, the run that counts.
+        if self.counts and (target := os.environ.get("BEDPLATE_HOST_TASKS")):
             Path(target).write_text(json.dumps(self.counts) + "\n")
 
     def _count(self, result: CallbackTaskResult) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
-
+from tests.support.prometheus import PrometheusApi
 from tests.support.stack import Stack
 
 FOLDER = Path(__file__).parent
@@ -57,30 +55,12 @@ class Receiver:
         }
 
 
-class AlertWatch:
+class AlertWatch(PrometheusApi):
     """The host's alerts in Prometheus, each written as name and subject: `ServiceDown ollama.service`."""
 
     def __init__(self, stack: Stack) -> None:
-        files = stack.keys_file.parent
-        self._client = httpx.Client(
-            base_url=stack.url.replace("http:", "https:").replace(":8000", ":9090"),
-            auth=("bedplate", (files / "prometheus-password").read_text()),
-            verify=ssl.create_default_context(cafile=files / f"prometheus-{stack.name}.crt"),
-            trust_env=False,
-            timeout=10,
-        )
+        super().__init__(stack)
         self._times: list[tuple[str, str, float, float | None]] = []
-
-    def query(self, path: str, **parameters: str) -> Any:
-        """Return the data of one response of Prometheus' API."""
-        answer = self._client.get(f"/api/v1/{path}", params=parameters)
-        assert answer.status_code == 200, answer.text
-        return answer.json()["data"]
-
-    def value(self, expr: str, **parameters: str) -> float:
-        """Return the value of an expression, 0 without a result; now, unless `time` is given."""
-        result = self.query("query", query=expr, **parameters)["result"]
-        return float(result[0]["value"][1]) if result else 0.0
 
     def firing(self) -> set[str]:
         """Return the alerts that fire now."""

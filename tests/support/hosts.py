@@ -1,4 +1,4 @@
-"""The hosts of a running lab, and running scripts on them, for the tests of all scenarios."""
+"""The hosts of a running lab, and running commands and scripts on them, for the tests of all scenarios."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def run_lab(*arguments: str) -> str:
+    """Run a command of the lab on this machine and return its output."""
+    done = subprocess.run(
+        [ROOT / "lab/lab", *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"lab/lab {' '.join(arguments)}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
 def running_hosts() -> dict[str, dict[str, Any]]:
     """Return the Ansible variables of each host by its name."""
-    listed = subprocess.run(
-        [ROOT / "lab/lab", "inventory", "--list"], capture_output=True, text=True, check=True
-    )
-    hosts: dict[str, dict[str, Any]] = json.loads(listed.stdout)["_meta"]["hostvars"]
+    hosts: dict[str, dict[str, Any]] = json.loads(run_lab("inventory", "--list"))["_meta"]["hostvars"]
     return hosts
 
 
-def run_script(host: str, script: str, *, fails: bool = False, seconds: float = 300) -> str:
+def run_script(host: str, script: str, *, fails: bool = False, stdin: str = "", seconds: float = 300) -> str:
     """Run a script on a host without SSH and return its output; `fails` expects a non-zero exit status."""
     done = subprocess.run(
         [ROOT / "lab/lab", "exec", host, "bash", "-euo", "pipefail", "-c", script],
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=seconds,
@@ -33,11 +40,17 @@ def run_script(host: str, script: str, *, fails: bool = False, seconds: float = 
     return done.stdout
 
 
-def send_file(host: str, source: Path, path: str) -> None:
+def send_file(host: str, file: Path, path: str) -> None:
     """Copy a file of this machine to a host."""
     command = [str(ROOT / "lab/lab"), "exec", host, "sh", "-c", f"cat >{path}"]
-    with source.open("rb") as content:
+    with file.open("rb") as content:
         subprocess.run(command, stdin=content, timeout=300, check=True)
+
+
+def lab_artifact(kind: str) -> dict[str, str]:
+    """Return the record of the lab's `engine` (version, archive, checksum) or `model` (path, checksum)."""
+    record: dict[str, str] = json.loads(run_lab(kind))
+    return record
 
 
 def users_environment() -> dict[str, str]:

@@ -27,19 +27,24 @@ class Stack:
 
     def __init__(self, name: str, variables: dict[str, Any]) -> None:
         self.name = name
-        self.url = f"http://{variables['bedplate_bind_address']}:8000"
+        self.address = str(variables["bedplate_bind_address"])
+        self.url = f"http://{self.address}:8000"
         self.metrics_url = "http://127.0.0.1:9464/metrics"
         self.model = "smollm2:135m"
         home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         self.keys_file = home / "bedplate" / variables["bedplate_name"] / "keys.json"
 
+    def keys(self) -> list[str]:
+        """Return the secrets of all keys."""
+        return list(json.loads(self.keys_file.read_text())["keys"].values())
+
     def key(self, alias: str) -> str:
         """Return the secret that `make key` prints."""
         return str(json.loads(self.keys_file.read_text())["keys"][alias])
 
-    def __call__(self, script: str, *, fails: bool = False) -> str:
+    def __call__(self, script: str, *, fails: bool = False, stdin: str = "") -> str:
         """Run a script on the host without SSH and return its output."""
-        return run_script(self.name, script, fails=fails)
+        return run_script(self.name, script, fails=fails, stdin=stdin)
 
     def play(
         self,
@@ -47,24 +52,30 @@ class Stack:
         playbook: str = "site.yml",
         settings: dict[str, Any] | None = None,
         seconds: float = 600,
+        checkout: Path = ROOT,
     ) -> int:
         """Run a playbook like a user; returns the number of changed tasks."""
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "ansible", "playbook", "--inventory=inventory/lab", playbook),
-                *arguments,
-                *([f"--extra-vars={json.dumps(settings)}"] if settings else []),
-            ],
-            cwd=ROOT,
-            env=users_environment(),
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
+        passed, output = run_playbook(
+            playbook, *arguments, settings=settings, seconds=seconds, checkout=checkout
         )
-        output = done.stdout + done.stderr
-        assert done.returncode == 0, output
+        assert passed, output
         return sum(int(number) for number in re.findall(r" changed=(\d+)", output))
+
+    def play_fails(
+        self,
+        *arguments: str,
+        playbook: str = "site.yml",
+        settings: dict[str, Any] | None = None,
+        checkout: Path = ROOT,
+    ) -> str:
+        """Run a playbook that must fail; returns its output in one line, because Ansible folds long ones."""
+        passed, output = run_playbook(playbook, *arguments, settings=settings, checkout=checkout)
+        assert not passed, output
+        return " ".join(output.split())
+
+    def verify(self) -> None:
+        """Check the running stack; fails with the failed checks."""
+        self.play(playbook="playbooks/verify.yml")
 
     def client(self, secret: str = "") -> httpx.Client:
         """Return a client with a key and persistent connections; the timeout is 60 s."""
@@ -94,6 +105,30 @@ class Stack:
     def main_pid(self) -> str:
         """Return the process id of the gateway's main process."""
         return self("systemctl show --property=MainPID --value bedplate-gateway").strip()
+
+
+def run_playbook(
+    playbook: str,
+    *arguments: str,
+    settings: dict[str, Any] | None = None,
+    seconds: float = 600,
+    checkout: Path = ROOT,
+) -> tuple[bool, str]:
+    """Run a checkout's playbook on this checkout's hosts; returns whether it passed, and its output."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "ansible", "playbook", f"--inventory={ROOT}/inventory/lab", playbook),
+            *arguments,
+            *([f"--extra-vars={json.dumps(settings)}"] if settings else []),
+        ],
+        cwd=checkout,
+        env={**users_environment(), "ANSIBLE_CONFIG": str(checkout / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    return done.returncode == 0, done.stdout + done.stderr
 
 
 def stack_of(scenario: str) -> Stack:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.scenarios.monitoring.metric_names import missing
 from tests.support.alerts import AlertWatch, Receiver, wait_until
+from tests.support.hosts import run_lab
 from tests.support.stack import ROOT, Load, Stack
 
 MODEL = "smollm2:135m"
@@ -25,7 +26,7 @@ OTHER_LIBRARY = "Failed to initialize NVML: Driver/library version mismatch"
 
 def fault(*arguments: str) -> None:
     """Inject a fault into the lab, or remove it."""
-    subprocess.run([ROOT / "lab/lab", "fault", *arguments], check=True, capture_output=True)
+    run_lab("fault", *arguments)
 
 
 def verify() -> None:

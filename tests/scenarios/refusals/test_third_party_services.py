@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.scenarios.refusals.refusing import MODEL, ROOT, Control, Host, Run
+from tests.scenarios.refusals.refusing import MODEL, Control, Host, Run
+from tests.support.hosts import lab_artifact
 
 UNIT = """[Unit]
 Description={name} of somebody else
@@ -73,17 +72,10 @@ WantedBy=default.target
 MODELS = "/usr/share/ollama/.ollama/models"
 
 
-def lab_output(what: str) -> dict[str, str]:
-    """Return the JSON output of `lab/lab engine` or `lab/lab model`."""
-    done = subprocess.run([ROOT / "lab/lab", what], capture_output=True, text=True, check=True)
-    result: dict[str, str] = json.loads(done.stdout)
-    return result
-
-
 @pytest.fixture
 def third_party_ollama(other: Host) -> dict[str, Any]:
     """Install Ollama like its install script, with one model; returns Bedplate's settings for the same."""
-    engine, model = lab_output("engine"), lab_output("model")
+    engine, model = lab_artifact("engine"), lab_artifact("model")
     other.send(Path(engine["archive"]), "/root/ollama.tar.zst")
     other.send(Path(model["path"]), "/root/small.gguf")
     other(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.hosts import ROOT, run_script, running_hosts, send_file
+from tests.support.hosts import ROOT, lab_artifact, run_script, running_hosts, send_file
 
 CHECKOUT = "/root/bedplate"
 LONG_SECONDS = 1200.0
@@ -44,13 +43,6 @@ class Machine:
         return run_script(self.name, f"{login}\n{script}", seconds=LONG_SECONDS)
 
 
-def lab_record(what: str) -> dict[str, str]:
-    """Return what `lab/lab engine` or `lab/lab model` prints."""
-    listed = subprocess.run([ROOT / "lab/lab", what], capture_output=True, text=True, check=True)
-    record: dict[str, str] = json.loads(listed.stdout)
-    return record
-
-
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """The host with this checkout, the engine and the model in /root."""
@@ -62,7 +54,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     subprocess.run(["git", "archive", f"--output={archive}", "HEAD"], cwd=ROOT, check=True)
     run_script("one", f"mkdir {CHECKOUT}")
     send_file("one", archive, "/root/checkout.tar")
-    engine, model = lab_record("engine"), lab_record("model")
+    engine, model = lab_artifact("engine"), lab_artifact("model")
     send_file("one", Path(engine["archive"]), "/root/engine.tar.zst")
     send_file("one", Path(model["path"]), "/root/model.gguf")
     machine("tar -xf /root/checkout.tar && mkdir -p inventory/mine/group_vars")

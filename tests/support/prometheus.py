@@ -1,0 +1,41 @@
+"""The API of a host's Prometheus, with the control machine's password and certificate."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import httpx
+
+from tests.support.stack import Stack
+
+
+class PrometheusApi:
+    """Queries to the Prometheus of one host."""
+
+    def __init__(self, stack: Stack) -> None:
+        files = stack.keys_file.parent
+        self._client = httpx.Client(
+            base_url=f"https://{stack.address}:9090",
+            auth=("bedplate", (files / "prometheus-password").read_text()),
+            verify=ssl.create_default_context(cafile=files / f"prometheus-{stack.name}.crt"),
+            trust_env=False,
+            timeout=10,
+        )
+
+    def query(self, path: str, **parameters: str) -> Any:
+        """Return the data of one response of the API."""
+        answer = self._client.get(f"/api/v1/{path}", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"]
+
+    def value(self, expr: str, **parameters: str) -> float:
+        """Return the value of an expression, 0 without a result; now, unless `time` is given."""
+        result = self.query("query", query=expr, **parameters)["result"]
+        return float(result[0]["value"][1]) if result else 0.0
+
+    def targets_down(self) -> list[str]:
+        """Return the jobs of the targets that are not up, one entry a target, sorted."""
+        targets = self.query("targets", state="active")["activeTargets"]
+        assert targets
+        return sorted(target["labels"]["job"] for target in targets if target["health"] != "up")
