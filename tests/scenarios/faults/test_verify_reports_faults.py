@@ -52,7 +52,7 @@ class Check(NamedTuple):
 
 def unit(name: str) -> str:
     """Return the name of the check of a unit."""
-    return f"{name} runs and starts with the machine"
+    return f"{name} runs and starts at boot"
 
 
 def inactive(name: str) -> dict[str, Check]:
