@@ -45,7 +45,7 @@ WITHOUT_HEALTH_URL = {"ollama-preload", "traffic-canary"}
         ("status-traffic-canary", "status traffic-canary.timer traffic-canary.service;"),
         ("logs-traffic-canary", "--lines 50 --unit traffic-canary.timer --unit traffic-canary.service'"),
         ("status", "traffic-canary.timer traffic-canary.service prometheus.service"),
-        ("status", "node-exporter.service bedplate.target'"),
+        ("status", ".service bedplate.target'"),
         ("logs", "--unit traffic-canary.timer --unit traffic-canary.service --unit prometheus.service"),
     ],
 )
