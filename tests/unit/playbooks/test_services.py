@@ -45,4 +45,4 @@ def test_wired_settings_are_not_the_users(services: ModuleType, repo_root: Path)
     assert {"gateway_keys", "ollama_models", "bedplate_name"} <= set(user)
     assert not set(user) & set(wired)
     # The inputs of a shared role are no settings.
-    assert not [name for name in user if name.startswith(("service_", "python_app_", "release_"))]
+    assert not [name for name in user if name.startswith(("service_", "python_app_"))]

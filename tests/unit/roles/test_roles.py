@@ -16,7 +16,7 @@ from tests.support.rendering import wired_names
 ROOT = Path(__file__).resolve().parents[3]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 # Roles that others call with inputs of their own.
-SHARED = ("python_app", "release", "service_unit", "service_user")
+SHARED = ("python_app", "service_unit", "service_user")
 STEPS = ("validate", "probe", "install", "configure", "service", "models")
 TAGS = {"validate.yml": "always", "probe.yml": ["never", "gpu-probe"]}
 # Keys of tasks whose values are bare expressions.
@@ -89,7 +89,6 @@ def test_a_role_reads_its_own_variables_only(role: str) -> None:
     for file, template in templates(role):
         for name in names_read(template):
             inputs = name.startswith("service_unit_") and file.startswith("templates/systemd/")
-            inputs |= name == "release_dir" and file.endswith("/tasks/fill_release.yml")
             assert inputs or not name.startswith(others), f"{file} reads {name}"
 
 
@@ -166,7 +165,6 @@ def test_a_role_works_in_order(role: str) -> None:
     texts = "".join(path.read_text() for path in [*tasks.iterdir(), *(ROOT / "playbooks").glob("*.yml")])
     for file in beside:
         called = rf"(name: {role}\n +tasks_from: {Path(file).stem}\n)|((import|include)_tasks: {file}\n)"
-        called += rf"|(release_role: {role}\n)" if file == "fill_release.yml" else ""
         assert re.search(called, texts), f"nobody calls {file}"
     assert [task.get("tags") for task in main] == [TAGS.get(file) for file in files]
 
