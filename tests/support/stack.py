@@ -167,8 +167,8 @@ class Load:
             started = time.monotonic()
             try:
                 answer = self._stack.chat(client, **self._fields)
-                complete = not self._fields["stream"] or answer.text.endswith("data: [DONE]\n\n")
-                result = str(answer.status_code) if complete else "incomplete"
+                cut = self._fields["stream"] and not answer.text.endswith("data: [DONE]\n\n")
+                result = "incomplete" if answer.status_code == 200 and cut else str(answer.status_code)
             except httpx.HTTPError as error:
                 result = repr(error)
             self.outcomes.append(Outcome(result, time.monotonic() - started))
