@@ -104,6 +104,7 @@ PREFIXES = (
     "exporter_",
     "gateway_",
     "gpu_driver_",
+    "litellm_",
     "node_exporter_",
     "ollama_",
     "prometheus_",

@@ -72,6 +72,20 @@ def gateway_engines(
     return [*hosts, *backends]
 
 
+def litellm_deployments(engines: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return name, model and api_base of a LiteLLM deployment for each model of each inference host."""
+    return [
+        {
+            "name": f"{engine['name']}/{model['name']}",
+            "model": model["name"],
+            "api_base": f"{engine['url']}/v1",
+        }
+        for engine in engines
+        if engine["kind"] == "ollama"
+        for model in engine["models"]
+    ]
+
+
 def served_models(models: Iterable[Mapping[str, Any]], slots: int, context: int) -> list[dict[str, Any]]:
     """Return name, slots and context length (tokens) of the declared models; num_ctx overrides `context`."""
     return [
@@ -126,6 +140,7 @@ class FilterModule:
             for function in (
                 prometheus_targets,
                 gateway_engines,
+                litellm_deployments,
                 served_models,
                 dashboard_inference_hosts,
                 dashboard_node_exporters,

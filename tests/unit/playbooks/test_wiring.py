@@ -75,6 +75,17 @@ def engine(name: str, url: str, *models: dict[str, Any], loaded: int = 1) -> dic
     return {"name": name, "kind": "ollama", "url": url, "models_at_once": loaded, "models": list(models)}
 
 
+def litellm(*deployments: tuple[str, str, str]) -> dict[str, Any]:
+    """Return LiteLLM's wiring; each deployment is host, model and the engine's URL."""
+    return {
+        "litellm_deployments": [
+            {"name": f"{host}/{model}", "model": model, "api_base": f"{url}/v1"}
+            for host, model, url in deployments
+        ],
+        "litellm_engine_timeout_seconds": 330,
+    }
+
+
 def canary(api: str, metrics: str, *models: str) -> dict[str, Any]:
     """Return the canary's variables; its key is not generated yet."""
     return {
@@ -104,6 +115,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_metrics_allowed_clients": ["127.0.0.1"],
             "gateway_engines": [engine("box", "http://127.0.0.1:11434", SMALL)],
             "gateway_service_keys": SERVICE_KEYS,
+            **litellm(("box", "smollm2:135m", "http://127.0.0.1:11434")),
             **canary("127.0.0.1:8000", "127.0.0.1:9464", "smollm2:135m"),
             "prometheus_listen_address": "127.0.0.1",
             "prometheus_url": "http://127.0.0.1:9090",
@@ -159,6 +171,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})
             ],
             "gateway_service_keys": SERVICE_KEYS,
+            **litellm(("gpu1", "smollm2:135m", "http://10.1.0.1:11434")),
             **canary("10.1.0.2:8000", "10.1.0.2:9464", "smollm2:135m"),
         },
         "monitor1": {
@@ -245,6 +258,11 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 },
             ],
             "gateway_service_keys": SERVICE_KEYS,
+            **litellm(
+                ("gpu1", "smollm2:135m", "http://10.2.0.1:21434"),
+                ("gpu1", "llama3.2:3b", "http://10.2.0.1:21434"),
+                ("gpu2", "smollm2:135m", "http://10.2.0.2:21434"),
+            ),
             **canary("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "more"),
             "prometheus_listen_address": "10.2.0.3",
             "node_exporter_own_certificates": ["/etc/bedplate/prometheus/server.pem"],

@@ -1,0 +1,107 @@
+"""Starts the LiteLLM proxy for systemd: `start.py PORT CONFIG`.
+
+- LiteLLM reads its master key from the environment. The key is put there after the start, from the unit's
+  credential, so neither the command line nor /proc/PID/environ shows it.
+- systemd is notified after LiteLLM has answered one request of each kind. The first of each kind loads
+  modules, which takes up to 3 s.
+"""
+
+import http.client
+import json
+import os
+import runpy
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+MESSAGES = [{"role": "user", "content": "warm-up"}]
+WARM_UP: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", {"messages": MESSAGES}),
+    ("/v1/chat/completions", {"messages": MESSAGES, "stream": True}),
+    ("/v1/completions", {"prompt": "warm-up"}),
+    ("/v1/embeddings", {"input": "warm-up"}),
+    ("/v1/responses", {"input": "warm-up"}),
+    ("/v1/messages", {"messages": MESSAGES, "max_tokens": 8}),
+]
+
+
+def master_key() -> str:
+    """Return the master key. Without one, LiteLLM would accept every request."""
+    key = Path(os.environ["CREDENTIALS_DIRECTORY"], "master-key").read_text().strip()
+    if not key.startswith("sk-"):
+        sys.exit(
+            "/etc/bedplate/litellm/master-key contains no key: remove it and run site.yml to generate one."
+        )
+    return key
+
+
+def refuse_taken_port(port: int) -> None:
+    """Exit if the port is in use: instead of port 4000, LiteLLM would take a random one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen()
+        except OSError as error:
+            sys.exit(
+                f"127.0.0.1:{port} cannot be used ({error.strerror}): set litellm_listen_port to a free port."
+            )
+
+
+def status(port: int, path: str, key: str = "", body: dict[str, Any] | None = None) -> int:
+    """Send one request to LiteLLM and return the HTTP status, or 0 if nothing listens."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    try:
+        connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
+        response = connection.getresponse()
+        response.read()
+        return response.status
+    except ConnectionRefusedError:
+        return 0
+    finally:
+        connection.close()
+
+
+def warm_up(port: int, key: str) -> None:
+    """Wait until LiteLLM listens, then send one request of each kind. No engine gets a request."""
+    while status(port, "/health/liveliness") != 200:
+        time.sleep(0.1)
+    for path, body in WARM_UP:
+        code = status(port, path, key, {"model": "warm-up", **body})
+        if code != 200:
+            raise RuntimeError(f"LiteLLM answered {code} at {path}")
+
+
+def notify_ready() -> None:
+    """Notify systemd that the service has started."""
+    address = os.environ["NOTIFY_SOCKET"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+
+
+def report_when_warm(port: int, key: str) -> None:
+    """Warm LiteLLM up and notify systemd; if LiteLLM fails its own request, end the process."""
+    try:
+        warm_up(port, key)
+        notify_ready()
+    except Exception as error:
+        print(f"warm-up failed: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def main() -> None:
+    """Run the `litellm` command of this interpreter's virtual environment."""
+    port, config = int(sys.argv[1]), sys.argv[2]
+    key = os.environ["LITELLM_MASTER_KEY"] = master_key()
+    refuse_taken_port(port)
+    threading.Thread(target=report_when_warm, args=(port, key), daemon=True).start()
+    sys.argv = ["litellm", "--config", config, "--host", "127.0.0.1", "--port", str(port)]
+    runpy.run_path(str(Path(sys.executable).with_name("litellm")), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""LiteLLM's configuration and unit, as the role renders them."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.rendering import Rendered, Stack
+
+# Maximum of `systemd-analyze security`, in tenths: 1.5.
+EXPOSURE = 15
+
+
+def gateway(stack: Stack) -> Rendered:
+    """Return the rendered files of the stack's gateway host."""
+    (rendered,) = (rendered for rendered in stack.hosts.values() if "litellm.service" in rendered.units)
+    return rendered
+
+
+def config(stack: Stack) -> dict[str, Any]:
+    """Return LiteLLM's configuration."""
+    parsed: dict[str, Any] = yaml.safe_load(gateway(stack).files["config.yaml"])
+    return parsed
+
+
+def test_litellm_runs_on_gateway_hosts_only(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        assert ("litellm.service" in rendered.units) == ("gateway_url" in rendered.wiring)
+
+
+def test_each_engine_and_model_has_a_deployment(stack: Stack) -> None:
+    expected = [
+        {
+            "model_name": f"{engine['name']}/{model['name']}",
+            "litellm_params": {
+                "model": f"hosted_vllm/{model['name']}",
+                "api_base": f"{engine['url']}/v1",
+                "api_key": "none",
+                "use_chat_completions_api": True,
+                "timeout": 330,
+            },
+        }
+        for engine in gateway(stack).wiring["gateway_engines"]
+        if engine["kind"] == "ollama"
+        for model in engine["models"]
+    ]
+    *deployments, warm_up = config(stack)["model_list"]
+    assert deployments == expected
+    assert warm_up["model_name"] == "warm-up"
+    # No request to it leaves the process.
+    assert warm_up["litellm_params"]["mock_response"]
+    assert "api_base" not in warm_up["litellm_params"]
+
+
+def test_the_settings_are_the_ones_ordered(stack: Stack) -> None:
+    settings = config(stack)
+    assert settings["litellm_settings"]["request_timeout"] == 120
+    assert settings["litellm_settings"]["num_retries"] == 1
+    assert settings["litellm_settings"]["callbacks"] == ["prometheus"]
+    assert settings["router_settings"] == {"enable_pre_call_checks": False, "disable_cooldowns": True}
+    assert settings["general_settings"] == {
+        "master_key": "os.environ/LITELLM_MASTER_KEY",
+        "cancel_on_disconnect": True,
+        "background_health_checks": False,
+        "health_check_interval": 300,
+    }
+
+
+def test_litellm_listens_on_loopback_and_reaches_the_engines_only(stack: Stack) -> None:
+    unit = gateway(stack).units["litellm.service"]
+    engines = {
+        "one-box": [],
+        "three-hosts": ["10.1.0.1"],
+        "two-engines": ["10.2.0.1", "10.2.0.2"],
+    }[stack.name]
+    assert "\nIPAddressDeny=any\n" in unit
+    assert re.findall(r"^IPAddressAllow=(.*)$", unit, re.MULTILINE)[0].split() == ["localhost", *engines]
+    assert "--silent --fail --max-time 5 --output /dev/null http://127.0.0.1:4000/health/readiness;" in unit
+
+
+def test_memory_is_limited(stack: Stack) -> None:
+    unit = gateway(stack).units["litellm.service"]
+    assert "\nMemoryMax=2G\n" in unit
+    assert f"\nMemoryHigh={int(2 * 1024**3 * 0.9)}\n" in unit
+    # The last assignment counts.
+    assert re.findall(r"^Restart=(.*)$", unit, re.MULTILINE)[-1] == "always"
+
+
+@pytest.mark.parametrize("stack", ["one-box", "two-engines"], indirect=True)
+def test_exposure(stack: Stack, tmp_path: Path) -> None:
+    unit = tmp_path / "litellm.service"
+    unit.write_text(gateway(stack).units["litellm.service"])
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE}", unit],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
