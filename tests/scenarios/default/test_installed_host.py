@@ -10,12 +10,15 @@ from tests.support.stack import Stack
 KEY_FILES = {
     "/etc/bedplate/bedplate-gateway/keys.json": "640 root bedplate-gateway",
     "/etc/bedplate/bedplate-gateway/gateway.json": "640 root bedplate-gateway",
+    "/etc/bedplate/litellm/config.yaml": "640 root litellm",
+    "/etc/bedplate/litellm/master-key": "600 root root",
     "/etc/bedplate/bedplate-dashboard/gateway-key": "600 root root",
 }
 # The symlink `current` of each program points to a folder of its `releases`.
 RELEASES = {
     "ollama": "",
     "bedplate-gateway": "/venv",
+    "litellm": "/venv",
     "bedplate-exporter": "/venv",
     "bedplate-dashboard": "/venv",
     "traffic": "/venv",
@@ -38,7 +41,8 @@ MAX_EXPOSURE = 3.0
 
 def test_no_key_is_readable(stack: Stack) -> None:
     """Neither in the journal, nor in process lists, nor in world-readable files."""
-    assert stack(FIND_SECRETS, stdin="\n".join(stack.keys())) == ""
+    master_key = stack("cat /etc/bedplate/litellm/master-key")
+    assert stack(FIND_SECRETS, stdin="\n".join([*stack.keys(), master_key.strip()])) == ""
 
 
 def test_key_files_are_readable_only_for_their_services(stack: Stack) -> None:
@@ -56,8 +60,9 @@ def test_each_program_is_a_release(stack: Stack) -> None:
 
 
 def test_the_proprietary_litellm_enterprise_is_not_installed(stack: Stack) -> None:
-    python = "/opt/bedplate/bedplate-gateway/current/bin/python"
-    assert "ModuleNotFoundError" in stack(f"{python} -c 'import litellm_enterprise' 2>&1", fails=True)
+    for name in ("bedplate-gateway", "litellm"):
+        python = f"/opt/bedplate/{name}/current/bin/python"
+        assert "ModuleNotFoundError" in stack(f"{python} -c 'import litellm_enterprise' 2>&1", fails=True)
 
 
 def test_each_unit_is_bedplates_and_enabled(stack: Stack) -> None:

@@ -17,11 +17,11 @@ LIMIT, WINDOW_SECONDS = 100, 60.0
 # A request may count at another moment than it was sent.
 COUNT_TOLERANCE = 2
 LEFTOVERS = """
-find / -xdev -name '*litellm*' -not -path '/proc/*' -not -path '/sys/*' \
-  -not -path '/var/lib/prometheus/*' -not -path '/opt/bedplate/bedplate-gateway/releases/*/venv/*'
-getent passwd litellm || true
-getent group litellm || true
-systemctl list-units --all --plain --no-legend '*litellm*'
+find / -xdev -name '*bedplate[-_]litellm*' -not -path '/proc/*' -not -path '/sys/*'
+find /etc/bedplate/litellm -type f -not -name config.yaml -not -name master-key
+find /opt/bedplate/litellm/releases -mindepth 1 -maxdepth 1 -not -name '[1-9].*'
+ls -d /run/litellm /var/lib/litellm 2>/dev/null || true
+systemctl cat litellm | grep bedplate-litellm || true
 """
 
 
