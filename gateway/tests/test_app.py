@@ -14,6 +14,7 @@ import pytest
 from bedplate_gateway.api.schema import Request
 from bedplate_gateway.app import Gateway
 from bedplate_gateway.engines.health import EngineState
+from bedplate_gateway.engines.litellm import Lane
 from bedplate_gateway.engines.request import Answer
 from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.keys import Key, Keys
@@ -47,6 +48,7 @@ class StubEngineRequest:
     estimated: bool = False
     truncated: bool = False
     retries: int = 0
+    lane: Lane | None = Lane.DIRECT
     error: ApiError | None = None
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 

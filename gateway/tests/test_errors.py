@@ -33,6 +33,7 @@ EVERY = [
     errors.internal_error(),
     errors.engine_error("it stopped"),
     errors.empty_stream(),
+    errors.litellm_unavailable(),
     errors.engine_unavailable("m"),
     errors.not_ready(["one", "two"]),
     errors.queue_timeout("m", 20.0, 3.0),

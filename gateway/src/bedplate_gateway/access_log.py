@@ -38,6 +38,8 @@ class AccessRecord:
     truncated: bool = False
     status: int = 0
     reason: str = NONE
+    lane: str = NONE
+    """The way to the engine: litellm, direct or bypass."""
 
     def line(self) -> str:
         """Return one line of key=value pairs, always in the same order."""
@@ -48,6 +50,7 @@ class AccessRecord:
             "class": self.priority_class or NONE,
             "model": self.model,
             "engine": self.engine,
+            "lane": self.lane,
             "path": self.path,
             "stream": "yes" if self.stream else "no",
             "wait": _seconds(self.wait),

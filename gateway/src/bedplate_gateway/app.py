@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from bedplate_gateway import errors
-from bedplate_gateway.access_log import AccessRecord
+from bedplate_gateway.access_log import NONE, AccessRecord
 from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.usage_log import UsageLog
@@ -17,6 +17,7 @@ from bedplate_gateway.api.adapter import Adapter, PassThrough
 from bedplate_gateway.api.responses import ResponsesAdapter, load_translator
 from bedplate_gateway.api.schema import Request
 from bedplate_gateway.engines.health import Engines
+from bedplate_gateway.engines.litellm import LiteLLM
 from bedplate_gateway.engines.request import Upstream
 from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.http.request import ClientRequest, Receive, Scope, Send
@@ -46,13 +47,14 @@ class Gateway:
         self.settings = settings
         self.keys = keys
         self.engines = Engines(settings)
-        self.upstream = Upstream(settings, self.engines)
+        self.litellm = LiteLLM(settings.litellm)
+        self.upstream = Upstream(settings, self.engines, self.litellm)
         self.local = LocalAdmission(
             settings, keys, self.engines, time.monotonic, UsageLog(settings.state_dir / "limits.jsonl")
         )
         self.admission: Admission = self.local
         self.engines.on_change = self.local.engines_changed
-        self.metrics = Metrics(self.local, lambda: self.in_flight)
+        self.metrics = Metrics(self.local, self.litellm, lambda: self.in_flight)
         # After a reload the new process, which Prometheus scrapes, counts the requests that end here.
         self.count: Callable[[AccessRecord], None] = self.metrics.count
         self.in_flight = 0
@@ -65,6 +67,7 @@ class Gateway:
         # Importing takes seconds, and only /v1/responses needs it.
         self._translator = asyncio.create_task(asyncio.to_thread(load_translator))
         await self.engines.start()
+        await self.litellm.start(self.engines.session)
         self._ticker = asyncio.create_task(self._tick())
 
     async def translator_loaded(self) -> None:
@@ -76,6 +79,7 @@ class Gateway:
         """Stop the tasks that `start` began."""
         if self._ticker:
             self._ticker.cancel()
+        await self.litellm.stop()
         await self.engines.stop()
 
     async def _tick(self) -> None:
@@ -118,11 +122,17 @@ class Gateway:
         allowed = self.settings.metrics.allowed_clients
         if allowed and scope["client"][0] not in allowed:
             error = errors.metrics_forbidden()
-        elif client.path != "/metrics":
-            error = errors.unknown_metrics_url()
-        else:
+        elif client.path == "/metrics":
             await client.respond(200, self.metrics.exposition(), {}, CONTENT_TYPE)
             return
+        elif client.path == "/metrics/litellm" and self.litellm.configured:
+            try:
+                await client.respond(200, await self.litellm.metrics(), {}, CONTENT_TYPE)
+                return
+            except ApiError as unavailable:
+                error = unavailable
+        else:
+            error = errors.unknown_metrics_url()
         await client.respond(error.status, error.body(), {})
 
     async def _route(self, client: ClientRequest, record: AccessRecord) -> None:
@@ -233,6 +243,7 @@ class Gateway:
             await engine_request.close()
             record.service = time.monotonic() - started
             record.engine = lease.engine.name
+            record.lane = engine_request.lane or NONE
             record.prompt_tokens, record.completion_tokens = (
                 engine_request.prompt_tokens,
                 engine_request.completion_tokens,
@@ -260,6 +271,9 @@ class Gateway:
         ):
             if needed and self.engines.lacks(request.model, capability):
                 raise errors.capability_unsupported(request.model, capability, param)
+        if self.engines.lacks(request.model, "thinking"):
+            # Clients send it to every model, and Ollama refuses it.
+            request.body.pop("reasoning_effort", None)
 
     def _max_output(self, model: str) -> int | None:
         limits = self.settings.models.get(model)

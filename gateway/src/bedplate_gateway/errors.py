@@ -31,6 +31,7 @@ ApiError
   431 header_too_large                             the header exceeds 64 KiB
   500 internal_error                               a fault in the gateway itself
   502 engine_error                                 the engine failed, or returned an invalid response
+  502 litellm_unavailable                          LiteLLM returns no metrics (metrics port only)
   503 engine_unavailable                           no engine serves the model
   503 queue_timeout                                no slot became free in time
   503 restarting                                   the gateway restarted before the answer had begun
@@ -203,7 +204,9 @@ def unknown_url(method: str, path: str, suggestion: str) -> ApiError:
 
 def unknown_metrics_url() -> ApiError:
     """Return the 404 for a path of the metrics port."""
-    return ApiError(404, "unknown_url", "This port serves the metrics only: use GET /metrics.")
+    return ApiError(
+        404, "unknown_url", "This port serves metrics only: use GET /metrics or GET /metrics/litellm."
+    )
 
 
 def model_not_found(model: str) -> ApiError:
@@ -305,6 +308,16 @@ def engine_error(text: str) -> ApiError:
     )
 
 
+def litellm_unavailable() -> ApiError:
+    """Return the 502 for LiteLLM's metrics while it does not answer."""
+    return ApiError(
+        502,
+        "litellm_unavailable",
+        "LiteLLM returns no metrics: the operator sees why with: systemctl status litellm",
+        type="server_error",
+    )
+
+
 def empty_stream() -> ApiError:
     """Return the 502 for a stream that the engine ended before the first event of its answer."""
     return ApiError(
@@ -360,12 +373,13 @@ def restarting() -> ApiError:
     )
 
 
-def engine_timeout(seconds: float) -> ApiError:
+def engine_timeout(seconds: float | None = None) -> ApiError:
     """Return the 504 for an answer, or its next part, that took too long; clients must not retry it."""
+    bound = f"within the limit of {seconds:g} s" if seconds else "in time"
     return ApiError(
         504,
         "timeout",
-        f"The engine did not answer within the limit of {seconds:g} s: "
+        f"The engine did not answer {bound}: "
         "request a shorter answer (max_tokens), shorten the prompt, or use stream: true.",
         type="server_error",
         headers={"x-should-retry": "false"},

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from bedplate_gateway.access_log import NONE, AccessRecord
 from bedplate_gateway.admission.local import LocalAdmission
+from bedplate_gateway.engines.litellm import Lane, LiteLLM
 from bedplate_gateway.settings import PRIORITY_CLASSES
 
 # They would double the series, and nothing reads them.
@@ -44,6 +45,11 @@ COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         (),
     ),
     ("bedplate_gateway_retries_total", "Total number of retries.", ("model",)),
+    (
+        "bedplate_gateway_lane_requests_total",
+        "Total number of requests to engines: through LiteLLM, direct, or direct because LiteLLM is down.",
+        ("lane",),
+    ),
     (
         "bedplate_gateway_truncations_total",
         "Total number of prompts that filled the whole context.",
@@ -82,6 +88,7 @@ HISTOGRAMS: tuple[tuple[str, str, tuple[str, ...], tuple[float, ...]], ...] = (
 SCRAPED_GAUGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("bedplate_gateway_in_flight_requests", "Number of requests without a complete answer.", ()),
     ("bedplate_gateway_info", "Version of the gateway; always 1.", ("version",)),
+    ("bedplate_gateway_litellm_up", "Whether LiteLLM answers (1) or is bypassed (0).", ()),
     ("bedplate_gateway_slots", "Maximum number of concurrent requests.", ("engine", "model")),
     ("bedplate_gateway_slots_busy", "Number of running requests.", ("engine", "model")),
     (
@@ -108,10 +115,10 @@ SCRAPED_GAUGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 class Metrics:
     """Counts requests as they end, and reads the other metrics from admission at each scrape."""
 
-    def __init__(self, admission: LocalAdmission, in_flight: Callable[[], int]) -> None:
+    def __init__(self, admission: LocalAdmission, litellm: LiteLLM, in_flight: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        registry.register(_AdmissionCollector(admission, in_flight))
+        registry.register(_AdmissionCollector(admission, litellm, in_flight))
         self._counters = {
             name: Counter(name, text, labels, registry=registry) for name, text, labels in COUNTERS
         }
@@ -123,6 +130,8 @@ class Metrics:
         # Series that exist from the start, so that their first burst counts as an increase.
         for reason, status in KNOWN_REFUSALS.items():
             self._counters["bedplate_gateway_refusals_total"].labels(reason, str(status))
+        for lane in Lane:
+            self._counters["bedplate_gateway_lane_requests_total"].labels(lane)
         for slots in admission.scheduler.engine_slots():
             for model in slots.models:
                 self._counters["bedplate_gateway_retries_total"].labels(model)
@@ -137,6 +146,8 @@ class Metrics:
         ).inc()
         if record.reason != NONE:
             counters["bedplate_gateway_refusals_total"].labels(record.reason, str(record.status)).inc()
+        if record.lane != NONE:
+            counters["bedplate_gateway_lane_requests_total"].labels(record.lane).inc()
         if record.wait is None:
             return
         if result := _result(record):
@@ -182,8 +193,9 @@ def _result(record: AccessRecord) -> str | None:
 class _AdmissionCollector(Collector):
     """Metrics computed at scrape time."""
 
-    def __init__(self, admission: LocalAdmission, in_flight: Callable[[], int]) -> None:
+    def __init__(self, admission: LocalAdmission, litellm: LiteLLM, in_flight: Callable[[], int]) -> None:
         self._admission = admission
+        self._litellm = litellm
         self._in_flight = in_flight
 
     def collect(self) -> Iterator[Metric]:
@@ -198,6 +210,8 @@ class _AdmissionCollector(Collector):
         now, scheduler, engines = self._admission.clock(), self._admission.scheduler, self._admission.engines
         add("bedplate_gateway_in_flight_requests", self._in_flight())
         add("bedplate_gateway_info", 1, VERSION)
+        if self._litellm.configured:
+            add("bedplate_gateway_litellm_up", self._litellm.up)
         for slots in scheduler.engine_slots():
             for name, model in slots.models.items():
                 add("bedplate_gateway_slots", model.slots, slots.engine.name, name)

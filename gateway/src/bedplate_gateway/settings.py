@@ -51,6 +51,17 @@ class Engine(Strict):
     models: tuple[EngineModel, ...]
 
 
+class LiteLLMSettings(Strict):
+    """The LiteLLM proxy: its base URL without /v1, the file with its master key, and what goes without it.
+
+    `direct` names inference hosts and models.
+    """
+
+    url: str
+    key_file: Path
+    direct: frozenset[str] = frozenset()
+
+
 class ModelLimits(Strict):
     """Limits of a model for all keys together: requests and tokens per minute, and tokens per answer."""
 
@@ -73,6 +84,7 @@ class Settings(Strict):
     api: Listener
     metrics: Listener
     engines: tuple[Engine, ...]
+    litellm: LiteLLMSettings | None = None
     models: dict[str, ModelLimits] = {}
     queues: dict[PriorityClass, Queue] = {}
     share: Positive = 8
@@ -97,6 +109,17 @@ class Settings(Strict):
 def read_settings(path: Path) -> Settings:
     """Return the settings in a file; raises SettingsError."""
     return parse_file(path, Settings)
+
+
+def read_secret(path: Path) -> str:
+    """Return the one line of a secret's file; raises SettingsError."""
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read ({error}): deploy it again.") from None
+    if not secret:
+        raise SettingsError(f"{path} is empty: remove it and deploy it again.")
+    return secret
 
 
 def parse_file(path: Path, model: type[File]) -> File:

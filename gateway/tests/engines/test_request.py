@@ -10,6 +10,7 @@ from aiohttp import web
 from bedplate_gateway.api.schema import Request, parse_request
 from bedplate_gateway.engines import request as module
 from bedplate_gateway.engines.health import Engines
+from bedplate_gateway.engines.litellm import LiteLLM
 from bedplate_gateway.engines.request import (
     TRANSITIONS,
     WAITING,
@@ -169,7 +170,7 @@ def run(test: Test, *fakes: FakeEngine, context: int | None = None, **more: Any)
         )
         states = Engines(settings)
         await states.start()
-        bench = Bench(settings, states, Upstream(settings, states))
+        bench = Bench(settings, states, Upstream(settings, states, LiteLLM(None)))
         try:
             await test(bench)
         finally:

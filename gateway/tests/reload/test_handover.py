@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import uvloop
@@ -18,7 +19,14 @@ from bedplate_gateway.admission.usage_log import UsageLog
 from bedplate_gateway.errors import ApiError
 from bedplate_gateway.http.server import HttpServer, StartError, listen
 from bedplate_gateway.keys import Key, Keys
-from bedplate_gateway.reload.handover import VERSION, InheritedSockets, Offer, Predecessor, take_over
+from bedplate_gateway.reload.handover import (
+    VERSION,
+    InheritedSockets,
+    Offer,
+    Predecessor,
+    Successor,
+    take_over,
+)
 from bedplate_gateway.reload.handover import connect as connect_handover
 from bedplate_gateway.settings import Settings
 
@@ -165,11 +173,26 @@ def test_the_protocol_keeps_its_names_within_a_version(tmp_path: Path) -> None:
     assert set(asdict(ApiError(429, "x", "y"))) == {
         *("status", "code", "message", "type", "param", "retry_after", "headers", "reason")
     }
-    assert set(asdict(AccessRecord("req", 0.0))) == {
+    # `lane` came later: it is sent next to the record, where older releases do not read it.
+    assert set(asdict(AccessRecord("req", 0.0))) - {"lane"} == {
         *("id", "arrived", "path", "alias", "priority_class", "model", "engine", "stream", "wait"),
         *("first_byte", "service", "seconds", "prompt_tokens", "completion_tokens", "estimated"),
         *("retries", "truncated", "status", "reason"),
     }
+
+
+def test_a_record_is_counted_with_its_lane_and_without_one() -> None:
+    sent: list[dict[str, Any]] = []
+    writer = Mock(spec=asyncio.StreamWriter)
+    writer.is_closing.return_value = False
+    writer.write.side_effect = lambda line: sent.append(json.loads(line))
+    Successor(writer).count(AccessRecord("req", 0.0, lane="bypass"))
+    assert "lane" not in sent[0]["record"]
+    counted: list[AccessRecord] = []
+    predecessor = Predecessor(writer, Mock(count=counted.append))
+    predecessor._handle(sent[0])
+    predecessor._handle({"do": "count", "record": sent[0]["record"]})
+    assert [record.lane for record in counted] == ["bypass", "-"]
 
 
 def test_requests_that_run_and_wait_keep_their_order(tmp_path: Path) -> None:

@@ -123,8 +123,9 @@ class _AssistantMessage(TypedDict, total=False):
     content: _Texts | None
     name: str | None
     tool_calls: Annotated[list[_ToolCall], Field(fail_fast=True)] | None
-    # Not OpenAI's: engines return it, and need it back between calls of a tool.
+    # Not OpenAI's: engines return it, by either name, and need it back between calls of a tool.
     reasoning: str | None
+    reasoning_content: str | None
 
 
 class _ToolMessage(TypedDict, total=False):
@@ -356,7 +357,10 @@ def _normalise_message(message: dict[str, Any], index: int) -> dict[str, Any]:
         content = "\n\n".join(part["text"] for part in content)
     # Chat templates have no developer role and would drop the message.
     role = "system" if message["role"] == "developer" else message["role"]
-    return {name: value for name, value in message.items() if value} | {"role": role, "content": content}
+    kept = {name: value for name, value in message.items() if value} | {"role": role, "content": content}
+    if reasoning := kept.pop("reasoning_content", None):
+        kept.setdefault("reasoning", reasoning)
+    return kept
 
 
 def _message_bytes(message: dict[str, Any]) -> int:

@@ -99,6 +99,12 @@ class Engines:
         state = self._states[engine.name]
         return state.up and model in state.present
 
+    def serves_elsewhere(self, engine: Engine, model: str) -> bool:
+        """Return whether another engine is up and has the model."""
+        return any(
+            other.name != engine.name and self.serves(other, model) for other in self._engines.values()
+        )
+
     def loaded(self, engine: Engine, model: str) -> bool:
         """Return whether the model is in the engine's memory."""
         return model in self._states[engine.name].loaded

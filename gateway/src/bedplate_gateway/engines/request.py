@@ -14,8 +14,9 @@ The rules:
 
 1. Tokens are charged once an engine has worked on the prompt (`WORKED`). No transition leads back from there,
    so a retry does not make the prompt free.
-2. An engine continues with the prompt of a disconnected client until the first token; then it stops. So
-   DRAINING holds the slot until the attempt ends, or for the estimated time. It is not retried.
+2. Ollama continues with the prompt of a disconnected client until the first token; then it stops. So
+   DRAINING holds the slot until the attempt ends, or for the estimated time. It is not retried. Other engines
+   stop at once, and so does DRAINING there.
 3. Between two attempts and in its answer a disconnected client holds no slot: SETTLED follows at once.
 4. SETTLED is final. The cancelled attempt may still end, which changes nothing.
 
@@ -43,8 +44,16 @@ from bedplate_gateway.engines import errors as engine_errors
 from bedplate_gateway.engines.client import LeaseLike, abort, post, read_answer
 from bedplate_gateway.engines.errors import EngineError
 from bedplate_gateway.engines.health import Engines
+from bedplate_gateway.engines.litellm import (
+    Lane,
+    LiteLLM,
+    LiteLLMError,
+    LiteLLMEvents,
+    restored_answer,
+    restored_embeddings,
+)
 from bedplate_gateway.engines.speed_estimates import SpeedEstimate
-from bedplate_gateway.engines.sse import EventStream, read_usage, rename_model, usage_object
+from bedplate_gateway.engines.sse import EventStream, name_reasoning, read_usage, rename_model, usage_object
 from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.settings import Engine, EngineModel, Settings
 
@@ -144,9 +153,10 @@ class Answer:
 class Upstream:
     """Creates the requests to all engines, and keeps what they share: session, speeds and model loads."""
 
-    def __init__(self, settings: Settings, engines: Engines) -> None:
+    def __init__(self, settings: Settings, engines: Engines, litellm: LiteLLM) -> None:
         self.settings = settings
         self.engines = engines
+        self.litellm = litellm
         self._speeds: dict[tuple[str, str], SpeedEstimate] = {}
         self._loads: Counter[tuple[str, str]] = Counter()
 
@@ -187,6 +197,8 @@ class EngineRequest:
         self.ttft: float | None = None
         """Seconds from the start of the call that worked to the first byte of its stream."""
         self.retries = 0
+        self.lane: Lane | None = None
+        """The lane of the last attempt; None before the first."""
         self.error: ApiError | None = None
         """The error inside a stream, already sent to the client."""
         self._upstream = upstream
@@ -220,7 +232,8 @@ class EngineRequest:
         try:
             if self._call is not None and not self._call.done() and self._state in WAITING:
                 self._handle(Event.CLOSE_WAITING)
-                await asyncio.wait((self._call,), timeout=self._hold_seconds())
+                if self._lease.engine.kind == "ollama":
+                    await asyncio.wait((self._call,), timeout=self._hold_seconds())
         finally:
             for task in (self._call, self._disconnect_watch):
                 if task is not None and not task.cancel() and not task.cancelled():
@@ -276,6 +289,7 @@ class EngineRequest:
         engine, model = self._lease.engine, self._lease.model
         self._speed = self._upstream.speed(engine.name, model.name)
         self.truncated = False
+        self.lane = self._upstream.litellm.lane(engine, model.name)
         self._measured_prompt_seconds = None
         self._lease.touch()
         with self._upstream.loading(engine, model.name) as loading:
@@ -308,14 +322,35 @@ class EngineRequest:
                 return self._whole(body)
             if self._abandoned():
                 raise ClientDisconnected
-        self._response = response = await self._post(request.path, json.dumps(request.body).encode())
+        if self.lane is Lane.LITELLM:
+            try:
+                return await self._forward(engine, model)
+            except LiteLLMError:
+                if self._abandoned():
+                    raise ClientDisconnected from None
+                # Nothing has reached the client yet, and the engine stops when LiteLLM's connection closes.
+                self.lane = Lane.BYPASS
+        return await self._forward(engine, model)
+
+    async def _forward(self, engine: Engine, model: EngineModel) -> Answer:
+        """Send the request in its lane, and return the answer once it has begun; raises LiteLLMError."""
+        request, through_litellm = self._request, self.lane is Lane.LITELLM
+        self._stream.restore = LiteLLMEvents() if through_litellm else None
+        self._response = response = await self._open(engine, model)
         if not request.stream:
-            return self._whole(await read_answer(response))
-        try:
+            try:
+                body = await read_answer(response)
+            except EngineError:
+                if through_litellm:
+                    raise LiteLLMError from None
+                raise
+            return self._whole(body)
+        data = b""
+        with suppress(aiohttp.ClientError, OSError):
             data = await response.content.readany()
-        except (aiohttp.ClientError, OSError):
-            data = b""
         if not data:
+            if through_litellm:
+                raise LiteLLMError
             raise engine_errors.failed("it closed the connection before it answered", again=True)
         self._first_byte_at = self._charged_at = time.monotonic()
         self.ttft = self._measured_prompt_seconds = self._first_byte_at - self._started
@@ -325,6 +360,18 @@ class EngineRequest:
             raise engine_errors.failed(engine_errors.redact(self._stream.failure, engine))
         self._lease.charge(self._speed.tokens(request.prompt_bytes))
         return Answer(200, self._headers(), None, lambda: self._events(response, chunk))
+
+    async def _open(self, engine: Engine, model: EngineModel) -> aiohttp.ClientResponse:
+        """Return the 200 of the engine, or of LiteLLM, its body not read yet."""
+        request, upstream = self._request, self._upstream
+        if self.lane is not Lane.LITELLM:
+            return await self._post(request.path, json.dumps(request.body).encode())
+        # One retry in all: LiteLLM asks the same engine again, but only where there is no other one to ask.
+        elsewhere = upstream.engines.serves_elsewhere(engine, model.name)
+        retries = 0 if elsewhere else self._settings.retries - self.retries
+        response = await upstream.litellm.post(upstream.engines, self._lease, request, retries)
+        self.retries += int(response.headers.get("x-litellm-attempted-retries", "0"))
+        return response
 
     async def _check_fit(self) -> bytes | None:
         """Check whether the prompt fits into the context; return the answer where the check brings it."""
@@ -358,6 +405,7 @@ class EngineRequest:
         self._handle(Event.ANSWER)
         if self._request.path == "/v1/embeddings":
             # Not parsed: its vectors can be 64 MiB, and only one number is needed.
+            body = restored_embeddings(body) if self.lane is Lane.LITELLM else body
             match = PROMPT_TOKENS.search(body)
             self._usage = (int(match.group(1)), 0) if match else None
         else:
@@ -375,9 +423,12 @@ class EngineRequest:
         if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
             text = engine_errors.error_text(body, self._lease.engine)
             raise engine_errors.failed(f"it returned an invalid response: {text}")
+        if self.lane is Lane.LITELLM:
+            answer = restored_answer(answer)
+        named = name_reasoning(answer)
         self._usage = read_usage(answer)
         if self._usage:
-            return body
+            return json.dumps(answer).encode() if named or self.lane is Lane.LITELLM else body
         # Ollama ends so after 30 equal tokens in a row; to the client that is a limit on the length.
         choices: list[dict[str, Any]] = answer["choices"]
         self._text_bytes = 0
@@ -419,6 +470,8 @@ class EngineRequest:
             )
         if self._disconnected.is_set():
             raise ClientDisconnected
+        if self.lane is Lane.LITELLM:
+            self._upstream.litellm.note_byte()
         chunk = stream.feed(data)
         if not data and not stream.done and not stream.failure:
             chunk += stream.finish(*self._estimate())

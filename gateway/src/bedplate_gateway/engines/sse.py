@@ -2,12 +2,13 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 # JSON escapes a quote inside a string, so these can only be fields. Only events with one of them are parsed.
-MARKS = (b'"usage":{', b'"usage": {', b'"error":', b'"model":""', b"[DONE]")
+MARKS = (b'"usage":{', b'"usage": {', b'"error":', b'"model":""', b'"reasoning', b"[DONE]")
 MODEL = re.compile(rb'"model":\s*("(?:[^"\\]|\\.)*")')
 # Ollama puts this into every event of /v1/completions once usage is requested.
 EMPTY_USAGE = b',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
@@ -42,10 +43,26 @@ def usage_object(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     }
 
 
+def name_reasoning(answer: dict[str, Any]) -> bool:
+    """Give reasoning both of its names, as clients read either; return whether anything was added.
+
+    Ollama sends `reasoning`, LiteLLM and older vLLM `reasoning_content`.
+    """
+    added = False
+    for choice in _choices_of(answer):
+        message = choice.get("delta") or choice.get("message") or {}
+        for name, twin in (("reasoning", "reasoning_content"), ("reasoning_content", "reasoning")):
+            if message.get(name) and twin not in message:
+                message[twin] = message[name]
+                added = True
+    return added
+
+
 class EventStream:
     """One stream. `failure` is the engine's error inside it, `done` is whether it ended correctly.
 
-    `model` is the name that the client uses, `want_usage` whether the client requested the usage.
+    `model` is the name that the client uses, `want_usage` whether the client requested the usage. `restore`
+    returns an event as the engine sent it, where something between has changed it.
     """
 
     def __init__(self, model: str, *, want_usage: bool) -> None:
@@ -53,6 +70,7 @@ class EventStream:
         self.events = 0
         self.done = False
         self.failure: str | None = None
+        self.restore: Callable[[bytes], bytes] | None = None
         self._model = model
         self._want_usage = want_usage
         self._rest = b""
@@ -93,9 +111,13 @@ class EventStream:
         if self._want_usage and self.usage is None:
             closing.append(last | {"choices": [], "usage": usage_object(prompt_tokens, completion_tokens)})
         self.done = True
-        return b"".join(map(_to_event, closing)) + b"data: [DONE]\n\n"
+        return b"".join(map(to_event, closing)) + b"data: [DONE]\n\n"
 
     def _process(self, events: bytes) -> bytes:
+        if self.restore is not None:
+            events = b"".join(map(self.restore, events[:-2].split(b"\n\n")))
+            if not events:
+                return b""
         if self._renames is None and (match := MODEL.search(events)):
             self._renames = match.group(1) != json.dumps(self._model).encode()
         if EMPTY_USAGE in events:
@@ -117,7 +139,7 @@ class EventStream:
         whole = event + b"\n\n"
         if not _needs_parsing(event):
             return self._count(whole)
-        if _data_of(event) == b"[DONE]":
+        if data_of(event) == b"[DONE]":
             self.done = True
             return whole
         chunk = _json_of(event) or {}
@@ -125,14 +147,16 @@ class EventStream:
         if chunk.get("error") or chunk.get("model") == "":
             self.failure = error_message(chunk) or "it failed in the middle of the answer"
             return b""
+        if name_reasoning(chunk):
+            whole = to_event(chunk)
         usage = read_usage(chunk)
         if usage is not None:
             self.usage = usage
             if not any(map(_has_content, _choices_of(chunk))):
-                return _to_event(chunk | {"choices": []}) if self._want_usage else b""
+                return to_event(chunk | {"choices": []}) if self._want_usage else b""
             if not self._want_usage:
                 del chunk["usage"]
-                whole = _to_event(chunk)
+                whole = to_event(chunk)
         return self._count(whole)
 
     def _count(self, events: bytes) -> bytes:
@@ -162,17 +186,19 @@ def _has_content(choice: dict[str, Any]) -> bool:
     return bool(choice.get("delta") or choice.get("text") or choice.get("finish_reason"))
 
 
-def _data_of(event: bytes) -> bytes:
+def data_of(event: bytes) -> bytes:
+    """Return the data of one event."""
     return b"\n".join(line[5:].lstrip() for line in event.split(b"\n") if line.startswith(b"data:"))
 
 
 def _json_of(event: bytes) -> dict[str, Any] | None:
     try:
-        chunk = json.loads(_data_of(event))
+        chunk = json.loads(data_of(event))
     except ValueError:
         return None
     return chunk if isinstance(chunk, dict) else None
 
 
-def _to_event(chunk: dict[str, Any]) -> bytes:
+def to_event(chunk: dict[str, Any]) -> bytes:
+    """Return an event with its empty line."""
     return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"

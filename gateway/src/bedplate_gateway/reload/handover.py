@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bedplate_gateway import errors
-from bedplate_gateway.access_log import AccessRecord
+from bedplate_gateway.access_log import NONE, AccessRecord
 from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, QueuedRequest
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.scheduler import Slot
@@ -182,7 +182,9 @@ class Successor:
 
     def count(self, record: AccessRecord) -> None:
         """Count a request that has ended in the metrics there."""
-        _send(self._writer, {"do": "count", "record": asdict(record)})
+        fields = asdict(record)
+        # Next to the record, because older releases do not know the field.
+        _send(self._writer, {"do": "count", "lane": fields.pop("lane"), "record": fields})
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
         """Pass grants and refusals on until the new process ends."""
@@ -306,7 +308,7 @@ class Predecessor:
 
     def _handle(self, message: Message) -> None:
         if message["do"] == "count":
-            self._app.count(AccessRecord(**message["record"]))
+            self._app.count(AccessRecord(**message["record"], lane=message.get("lane", NONE)))
             return
         number = message["number"]
         held = self._held.get(number)

@@ -1,0 +1,342 @@
+"""The LiteLLM proxy between gateway and inference hosts: whether it answers, and the requests through it.
+
+A request reaches its engine in one of three lanes:
+
+    LITELLM   through LiteLLM, whose model `<engine>/<model>` is that model on that engine
+    DIRECT    without LiteLLM: the setting `direct` names the engine or the model, or the engine is no
+              inference host
+    BYPASS    without LiteLLM, because it is down or hangs
+
+LiteLLM changes answers and errors. `LiteLLMEvents`, `restored_answer` and `engine_body` undo that, so that
+clients cannot tell the lanes apart. Source: answers of LiteLLM 1.110.2 with the prefix hosted_vllm/.
+"""
+
+import asyncio
+import json
+import logging
+import re
+import time
+from contextlib import suppress
+from enum import StrEnum
+from typing import Any
+
+import aiohttp
+
+from bedplate_gateway import errors
+from bedplate_gateway.api.schema import Request
+from bedplate_gateway.engines import errors as engine_errors
+from bedplate_gateway.engines.client import (
+    CONNECTION_REFUSED,
+    MAX_ERROR_BYTES,
+    EngineHealth,
+    LeaseLike,
+    read_body,
+)
+from bedplate_gateway.engines.errors import EngineError
+from bedplate_gateway.engines.sse import data_of, read_usage, to_event, usage_object
+from bedplate_gateway.settings import Engine, LiteLLMSettings, read_secret
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+MAX_MISSES = 3
+"""Consecutive polls without an answer, and without a byte of any other answer, after which LiteLLM hangs."""
+STEADY_POLLS = 5
+"""Consecutive answers after which LiteLLM is used again: at first it loads modules for seconds."""
+METRICS_SECONDS = 8.0
+MAX_METRICS_BYTES = 8 * 1024 * 1024
+
+ENGINE_TEXT = re.compile(r"Exception - (.*?)\s*(?:\n\n(?:LiteLLM: |Deployment Info: )|$)", re.DOTALL)
+CANNOT_CONNECT = re.compile(r"Cannot connect to host|Connect call failed|Connection error")
+DISCONNECTED = re.compile(r"Server disconnected|Connection reset|Connection closed")
+UNKNOWN_MODEL = "Invalid model name passed in"
+NO_FINISH_REASON = "Stream ended before a finish_reason was received"
+EMBEDDINGS_USAGE = re.compile(
+    rb'"usage":\{"completion_tokens":0,("prompt_tokens":\d+,"total_tokens":\d+)'
+    rb',"completion_tokens_details":null,"prompt_tokens_details":null\}'
+)
+
+
+class Lane(StrEnum):
+    """The way of a request to its engine; the module describes them."""
+
+    LITELLM = "litellm"
+    DIRECT = "direct"
+    BYPASS = "bypass"
+
+
+class LiteLLMError(Exception):
+    """LiteLLM itself failed before it passed on a byte of an answer: the request can go to the engine."""
+
+
+class LiteLLM:
+    """The proxy's state, polled each second after `start`; without settings every request goes directly.
+
+    Raises SettingsError where the key cannot be read.
+    """
+
+    def __init__(self, settings: LiteLLMSettings | None) -> None:
+        self.up = False
+        self._settings = settings
+        self._headers = {"Content-Type": "application/json"}
+        if settings is not None:
+            self._headers["Authorization"] = f"Bearer {read_secret(settings.key_file)}"
+        self._session: aiohttp.ClientSession | None = None
+        self._poller: asyncio.Task[None] | None = None
+        self._last_byte = 0.0
+        self._misses = self._answers = 0
+
+    async def start(self, session: aiohttp.ClientSession) -> None:
+        """Poll once, then start to poll regularly; `session` is used until `stop`."""
+        self._session = session
+        if self._settings is not None:
+            with suppress(aiohttp.ClientConnectorError):
+                self.up = await self._poll()
+            self._poller = asyncio.create_task(self._poll_regularly())
+
+    async def stop(self) -> None:
+        """Stop polling."""
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.gather(self._poller, return_exceptions=True)
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is a proxy at all."""
+        return self._settings is not None
+
+    def lane(self, engine: Engine, model: str) -> Lane:
+        """Return the lane of a request that starts now."""
+        if self._settings is None or engine.kind != "ollama" or {engine.name, model} & self._settings.direct:
+            return Lane.DIRECT
+        return Lane.LITELLM if self.up else Lane.BYPASS
+
+    def note_byte(self) -> None:
+        """Note that a part of an answer has arrived: a proxy that answers late is busy, it does not hang."""
+        self._last_byte = time.monotonic()
+
+    async def post(
+        self, health: EngineHealth, lease: LeaseLike, request: Request, retries: int
+    ) -> aiohttp.ClientResponse:
+        """Return LiteLLM's 200, its body not read yet; it tries the engine up to `retries` times again.
+
+        Raises LiteLLMError, or EngineError for what the engine did.
+        """
+        body = json.dumps(request.body | {"model": f"{lease.engine.name}/{lease.model.name}"}).encode()
+        try:
+            response = await self._send("POST", request.path, body, {"x-litellm-num-retries": str(retries)})
+            self.note_byte()
+            if response.status == 200:
+                return response
+            async with response:
+                error_body = await response.content.read(MAX_ERROR_BYTES)
+        except aiohttp.ClientConnectorError:
+            self._set(up=False)
+            raise LiteLLMError from None
+        except (aiohttp.ClientError, OSError):
+            raise LiteLLMError from None
+        failure = self._engine_error(health, lease, request, response.status, error_body)
+        # What LiteLLM has tried again is not tried once more.
+        raise EngineError(failure.error) if retries else failure
+
+    async def metrics(self) -> bytes:
+        """Return LiteLLM's own metrics in Prometheus' text format; raises ApiError 502."""
+        try:
+            async with asyncio.timeout(METRICS_SECONDS):
+                response = await self._send("GET", "/metrics/")
+                async with response:
+                    if response.status == 200:
+                        return await read_body(response, MAX_METRICS_BYTES)
+                    log.warning("LiteLLM answers with HTTP %d at /metrics/.", response.status)
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
+            pass
+        raise errors.litellm_unavailable()
+
+    async def _send(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> aiohttp.ClientResponse:
+        if self._session is None or self._settings is None:
+            raise aiohttp.ClientConnectionError("There is no LiteLLM.")
+        return await self._session.request(
+            method,
+            self._settings.url + path,
+            data=body,
+            headers=self._headers | (headers or {}),
+            allow_redirects=False,
+        )
+
+    # State
+
+    async def _poll_regularly(self) -> None:
+        while True:
+            started = time.monotonic()
+            await self._update()
+            await asyncio.sleep(max(0.0, POLL_SECONDS - (time.monotonic() - started)))
+
+    async def _update(self) -> None:
+        """Poll once and set the state."""
+        started = time.monotonic()
+        try:
+            answered = await self._poll()
+        except aiohttp.ClientConnectorError:
+            self._set(up=False)
+            return
+        if answered:
+            self._misses = 0
+            self._answers += 1
+            if self._answers >= STEADY_POLLS:
+                self._set(up=True)
+            return
+        self._answers = 0
+        self._misses = 0 if self._last_byte >= started else self._misses + 1
+        if self._misses >= MAX_MISSES:
+            self._set(up=False)
+
+    async def _poll(self) -> bool:
+        """Return whether LiteLLM answered in time; raises ClientConnectorError."""
+        try:
+            async with asyncio.timeout(POLL_SECONDS):
+                response = await self._send("GET", "/health/liveliness")
+                async with response:
+                    return response.status == 200
+        except aiohttp.ClientConnectorError:
+            raise
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return False
+
+    def _set(self, *, up: bool) -> None:
+        if up != self.up:
+            self.up = up
+            log.warning(
+                "LiteLLM %s.", "answers again" if up else "does not answer: requests go to the engines"
+            )
+        if not up:
+            self._answers = 0
+
+    # Errors
+
+    def _engine_error(
+        self, health: EngineHealth, lease: LeaseLike, request: Request, status: int, body: bytes
+    ) -> EngineError:
+        """Return the engine's failure from LiteLLM's response; raises LiteLLMError for LiteLLM's own."""
+        engine, model = lease.engine, lease.model
+        message = _message(body)
+        text = engine_text(message)
+        if text is None:
+            # LiteLLM refuses the key, or does not know the model before its restart.
+            log.warning("LiteLLM answers with HTTP %d: %s", status, engine_errors.redact(message, engine))
+            raise LiteLLMError
+        if status >= 500 and CANNOT_CONNECT.search(text):
+            health.report_failure(engine.name, CONNECTION_REFUSED)
+            return engine_errors.unreachable(request.model)
+        if status >= 500 and DISCONNECTED.search(text):
+            return engine_errors.failed("it closed the connection before it answered", again=True)
+        if status == 408:
+            return EngineError(errors.engine_timeout())
+        if status == 404:
+            health.report_missing(engine.name, model.name)
+        return engine_errors.from_response(status, text.encode(), request, engine, model.context)
+
+
+def engine_text(message: str) -> str | None:
+    """Return what the engine sent, from LiteLLM's error message; None where the error is LiteLLM's own."""
+    match = ENGINE_TEXT.search(message)
+    return match.group(1) if match else None
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace")
+
+
+# Answers
+
+
+def restored_answer(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return a whole answer as the engine sent it."""
+    _restore(answer)
+    usage = read_usage(answer)
+    if usage is None:
+        # Where Ollama ends an answer without usage, it gives no finish reason either; LiteLLM says stop.
+        for choice in answer["choices"]:
+            choice["finish_reason"] = None
+    else:
+        answer["usage"] = usage_object(*usage)
+    return answer
+
+
+def _restore(answer: dict[str, Any]) -> None:
+    """Restore the fields that a whole answer and a chunk of a stream share."""
+    fields = answer.pop("provider_specific_fields", None) or {}
+    answer["id"] = fields.get("original_response_id", answer.get("id"))
+    for choice in answer.get("choices") or ():
+        choice.pop("provider_specific_fields", None)
+        choice.setdefault("finish_reason", None)
+        if "logprobs" in choice and choice["logprobs"] is None:
+            del choice["logprobs"]
+        message = choice.get("message", choice.get("delta"))
+        if message is None:
+            choice.setdefault("text", "")
+        else:
+            message.pop("provider_specific_fields", None)
+
+
+def restored_embeddings(body: bytes) -> bytes:
+    """Return an answer of /v1/embeddings as the engine sent it; it is not parsed, because it can be large."""
+    return EMBEDDINGS_USAGE.sub(rb'"usage":{\1}', body)
+
+
+class LiteLLMEvents:
+    """Restores the events of one stream: call it with each event, without the empty line at its end.
+
+    LiteLLM counts tokens itself where the engine reports no usage. It passes on the engine's event with the
+    usage as one without content, so a usage that follows no such event is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._finished = False
+        self._engine_counted = False
+        self._cut = False
+
+    def __call__(self, event: bytes) -> bytes:
+        """Return the event with the empty line, or nothing where the engine has not sent it."""
+        data = data_of(event)
+        if self._cut:
+            return b""
+        if data == b"[DONE]":
+            return event + b"\n\n"
+        try:
+            chunk = json.loads(data)
+        except ValueError:
+            return event + b"\n\n"
+        if not isinstance(chunk, dict):
+            return event + b"\n\n"
+        if "error" in chunk:
+            return self._restored_error(chunk)
+        return self._restored_chunk(chunk)
+
+    def _restored_error(self, chunk: dict[str, Any]) -> bytes:
+        text = engine_text(_message(json.dumps(chunk).encode()))
+        if text is not None and NO_FINISH_REASON in text:
+            # The engine's stream just ends so.
+            self._cut = True
+            return b""
+        return to_event({"error": {"message": text or ""}})
+
+    def _restored_chunk(self, chunk: dict[str, Any]) -> bytes:
+        choices = chunk.get("choices") or []
+        is_text = chunk.get("object") == "text_completion"
+        if choices and self._finished and not choices[0].get("delta") and not choices[0].get("finish_reason"):
+            self._engine_counted = True
+            return b""
+        if chunk.get("usage") and not (self._engine_counted or is_text):
+            del chunk["usage"]
+            if not choices:
+                return b""
+        self._finished = self._finished or any(choice.get("finish_reason") for choice in choices)
+        _restore(chunk)
+        if usage := read_usage(chunk):
+            chunk["usage"] = usage_object(*usage)
+        return to_event(chunk)
