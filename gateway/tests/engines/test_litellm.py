@@ -123,6 +123,11 @@ def stream(*events: str) -> Answer:
     return answer
 
 
+async def whole(_: web.Request) -> web.StreamResponse:
+    headers = {"x-litellm-call-id": "call-1", "x-litellm-version": "1", "x-litellm-attempted-retries": "1"}
+    return web.Response(text=WHOLE, headers=headers, content_type="application/json")
+
+
 async def cut(request: web.Request) -> web.StreamResponse:
     assert request.transport is not None
     request.transport.abort()
@@ -402,16 +407,17 @@ def test_litellm_retries_only_where_no_other_engine_can_serve(tmp_path: Path) ->
     bench(tmp_path, refusal(500, "broken"), text("{}"), text("{}")).run(with_another)
 
 
-def test_litellms_retries_are_counted(tmp_path: Path) -> None:
-    async def retried(_: web.Request) -> web.StreamResponse:
-        headers = {"x-litellm-attempted-retries": "1"}
-        return web.Response(text=WHOLE, headers=headers, content_type="application/json")
-
+def test_litellms_retries_are_counted_and_its_call_id_is_passed_on(tmp_path: Path) -> None:
     async def test(bench: Bench) -> None:
-        _, engine_request = await bench.ask()
+        engine_request = bench.upstream.new_request(
+            request(), FakeLease(bench.settings.engines[0], []), asyncio.Event()
+        )
+        answer = await engine_request.answer()
+        assert answer.headers == {"x-litellm-call-id": "call-1"}
         assert engine_request.retries == 1
+        await engine_request.close()
 
-    bench(tmp_path, retried).run(test)
+    bench(tmp_path, whole).run(test)
 
 
 # Lanes
@@ -464,7 +470,8 @@ def test_a_stopped_proxy_is_bypassed_and_used_again_when_it_answers_steadily(
         assert engine_request.lane is Lane.BYPASS
         bench.runners[0] = await bench.proxy.start()
         await asyncio.sleep(0.1)
-        assert not bench.litellm.up
+        _, engine_request = await bench.ask()
+        assert engine_request.lane is Lane.BYPASS
         async with asyncio.timeout(5):
             while not bench.litellm.up:
                 await asyncio.sleep(0.02)

@@ -3,9 +3,10 @@
 - LiteLLM reads its master key from the environment. The key is put there after the start, from the unit's
   credential, so neither the command line nor /proc/PID/environ shows it.
 - systemd is notified after LiteLLM has answered one request of each kind. The first of each kind loads
-  modules, which takes up to 3 s.
+  modules, which takes up to 3 s. Afterwards the watchdog is notified as long as LiteLLM answers.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+WATCHDOG_SECONDS = 2.0
 MESSAGES = [{"role": "user", "content": "warm-up"}]
 WARM_UP: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"messages": MESSAGES}),
@@ -32,9 +34,7 @@ def master_key() -> str:
     """Return the master key. Without one, LiteLLM would accept every request."""
     key = Path(os.environ["CREDENTIALS_DIRECTORY"], "master-key").read_text().strip()
     if not key.startswith("sk-"):
-        sys.exit(
-            "/etc/bedplate/litellm/master-key contains no key: remove it and run site.yml to generate one."
-        )
+        sys.exit("/etc/bedplate/litellm/master-key contains no key: ansible-playbook site.yml --tags litellm")
     return key
 
 
@@ -76,21 +76,32 @@ def warm_up(port: int, key: str) -> None:
             raise RuntimeError(f"LiteLLM answered {code} at {path}")
 
 
-def notify_ready() -> None:
-    """Notify systemd that the service has started."""
+def notify(message: bytes) -> None:
+    """Send a message to systemd; see sd_notify(3)."""
     address = os.environ["NOTIFY_SOCKET"]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+        channel.sendto(message, "\0" + address[1:] if address.startswith("@") else address)
 
 
-def report_when_warm(port: int, key: str) -> None:
-    """Warm LiteLLM up and notify systemd; if LiteLLM fails its own request, end the process."""
+def report_state(port: int, key: str) -> None:
+    """Warm LiteLLM up and notify systemd, then its watchdog; if the warm-up fails, end the process."""
     try:
         warm_up(port, key)
-        notify_ready()
     except Exception as error:
         print(f"warm-up failed: {error}", file=sys.stderr, flush=True)
         os._exit(1)
+    else:
+        notify(b"READY=1")
+        notify_watchdog(port)
+
+
+def notify_watchdog(port: int) -> None:
+    """Notify systemd's watchdog for as long as LiteLLM answers."""
+    while True:
+        time.sleep(WATCHDOG_SECONDS)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if status(port, "/health/liveliness") == 200:
+                notify(b"WATCHDOG=1")
 
 
 def main() -> None:
@@ -98,7 +109,7 @@ def main() -> None:
     port, config = int(sys.argv[1]), sys.argv[2]
     key = os.environ["LITELLM_MASTER_KEY"] = master_key()
     refuse_taken_port(port)
-    threading.Thread(target=report_when_warm, args=(port, key), daemon=True).start()
+    threading.Thread(target=report_state, args=(port, key), daemon=True).start()
     sys.argv = ["litellm", "--config", config, "--host", "127.0.0.1", "--port", str(port)]
     runpy.run_path(str(Path(sys.executable).with_name("litellm")), run_name="__main__")
 

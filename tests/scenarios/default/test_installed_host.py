@@ -10,6 +10,7 @@ from tests.support.stack import Stack
 KEY_FILES = {
     "/etc/bedplate/bedplate-gateway/keys.json": "640 root bedplate-gateway",
     "/etc/bedplate/bedplate-gateway/gateway.json": "640 root bedplate-gateway",
+    "/etc/bedplate/bedplate-gateway/litellm-key": "640 root bedplate-gateway",
     "/etc/bedplate/litellm/config.yaml": "640 root litellm",
     "/etc/bedplate/litellm/master-key": "600 root root",
     "/etc/bedplate/bedplate-dashboard/gateway-key": "600 root root",
@@ -41,7 +42,7 @@ MAX_EXPOSURE = 3.0
 
 def test_no_key_is_readable(stack: Stack) -> None:
     """Neither in the journal, nor in process lists, nor in world-readable files."""
-    master_key = stack("cat /etc/bedplate/litellm/master-key")
+    master_key = stack("cat /etc/bedplate/bedplate-gateway/litellm-key")
     assert stack(FIND_SECRETS, stdin="\n".join([*stack.keys(), master_key.strip()])) == ""
 
 

@@ -78,6 +78,9 @@ def engine(name: str, url: str, *models: dict[str, Any], loaded: int = 1) -> dic
 def litellm(*deployments: tuple[str, str, str]) -> dict[str, Any]:
     """Return LiteLLM's wiring; each deployment is host, model and the engine's URL."""
     return {
+        "gateway_litellm_url": "http://127.0.0.1:4000",
+        "gateway_litellm_key_file": "/etc/bedplate/bedplate-gateway/litellm-key",
+        "litellm_master_key_file": "/etc/bedplate/bedplate-gateway/litellm-key",
         "litellm_deployments": [
             {"name": f"{host}/{model}", "model": model, "api_base": f"{url}/v1"}
             for host, model, url in deployments

@@ -23,6 +23,7 @@ LISTENERS = {
     "exporter_port": "exporter of Ollama",
     "gateway_port": "gateway",
     "gateway_metrics_port": "the gateway's metrics",
+    "litellm_listen_port": "LiteLLM",
     "prometheus_port": "Prometheus",
     "alertmanager_port": "Alertmanager",
     "dashboard_port": "dashboard",

@@ -244,7 +244,7 @@ def test_the_gateway_reads_its_settings(stack: Stack) -> None:
     assert f"http://{settings.api.address}:{settings.api.port}" == rendered.wiring["gateway_url"]
     assert settings.metrics.allowed_clients == {*rendered.wiring["gateway_metrics_allowed_clients"]}
     # The role's defaults equal the gateway's.
-    more = {"api", "metrics", "engines", "keys_file", "state_dir"}
+    more = {"api", "metrics", "engines", "litellm", "keys_file", "state_dir"}
     if stack.name == "two-engines":
         assert dumped["models"] == {"llama3.2:3b": {"tpm": 50000, "max_output_tokens": 2048}}
         assert dumped["queues"] == {"low": {"size": 50, "seconds": 600}}

@@ -137,6 +137,8 @@ CHARGE_SECONDS = 0.25
 DRAIN_SECONDS = 1.0
 """How long to wait for the end of a stream after its last event, so that its connection can be reused."""
 PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d+)')
+CALL_ID = "x-litellm-call-id"
+"""The header with LiteLLM's id of a request, by which its callbacks name it."""
 TRUNCATED_HEADERS = {"x-bedplate-context": "truncated"}
 
 
@@ -215,6 +217,7 @@ class EngineRequest:
         self._measured_prompt_seconds: float | None = None
         self._charged_events = 0
         self._text_bytes: int | None = None
+        self._call_id = ""
         self._usage: tuple[int, int] | None = None
         self._state = State.IDLE
 
@@ -371,6 +374,7 @@ class EngineRequest:
         retries = 0 if elsewhere else self._settings.retries - self.retries
         response = await upstream.litellm.post(upstream.engines, self._lease, request, retries)
         self.retries += int(response.headers.get("x-litellm-attempted-retries", "0"))
+        self._call_id = response.headers.get(CALL_ID, "")
         return response
 
     async def _check_fit(self) -> bytes | None:
@@ -396,7 +400,8 @@ class EngineRequest:
         return await post(self._upstream.engines, self._lease, self._request, path, body)
 
     def _headers(self) -> dict[str, str]:
-        return TRUNCATED_HEADERS if self.truncated else {}
+        call_id = {CALL_ID: self._call_id} if self.lane is Lane.LITELLM else {}
+        return call_id | (TRUNCATED_HEADERS if self.truncated else {})
 
     # Whole answers
 

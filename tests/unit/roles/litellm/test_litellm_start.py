@@ -68,10 +68,21 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         yield channel
 
 
+def before_silence(systemd: socket.socket) -> int:
+    """Return the number of notifications, at most 100, before none came for the socket's timeout."""
+    for number in range(100):
+        try:
+            systemd.recv(100)
+        except TimeoutError:
+            return number
+    return 100
+
+
 def test_systemd_is_notified_after_one_request_of_each_kind(
     start: ModuleType, litellm: FakeLiteLLM, systemd: socket.socket
 ) -> None:
-    start.report_when_warm(litellm.server_port, "sk-master")
+    threading.Thread(target=start.report_state, args=(litellm.server_port, "sk-master"), daemon=True).start()
+    systemd.settimeout(5)
     assert systemd.recv(100) == b"READY=1"
     first, *warm_up = litellm.requests
     assert first[0] == "/health/liveliness"
@@ -86,6 +97,18 @@ def test_systemd_is_notified_after_one_request_of_each_kind(
     assert {(key, body["model"]) for _, key, body in warm_up} == {("Bearer sk-master", "warm-up")}
 
 
+def test_the_watchdog_is_notified_only_while_litellm_answers(
+    start: ModuleType, litellm: FakeLiteLLM, systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "WATCHDOG_SECONDS", 0.01)
+    threading.Thread(target=start.notify_watchdog, args=(litellm.server_port,), daemon=True).start()
+    systemd.settimeout(5)
+    assert systemd.recv(100) == b"WATCHDOG=1"
+    litellm.statuses["/health/liveliness"] = 503
+    systemd.settimeout(0.3)
+    assert before_silence(systemd) < 100
+
+
 def test_a_failed_warm_up_ends_the_service(
     start: ModuleType,
     litellm: FakeLiteLLM,
@@ -96,7 +119,7 @@ def test_a_failed_warm_up_ends_the_service(
     litellm.statuses["/v1/embeddings"] = 500
     codes: list[int] = []
     monkeypatch.setattr("os._exit", codes.append)
-    start.report_when_warm(litellm.server_port, "sk-master")
+    start.report_state(litellm.server_port, "sk-master")
     assert codes == [1]
     assert capsys.readouterr().err == "warm-up failed: LiteLLM answered 500 at /v1/embeddings\n"
     with pytest.raises(TimeoutError):
