@@ -665,7 +665,7 @@ RESTARTED = status(
                 state="warn",
                 detail="81 requests in the last minute, 29 around it; adds 21 ms; 443 MB",
                 version="1.110.2",
-                error="29 requests in the last minute went directly to the engines",
+                error="29 requests went directly to the engines",
             ),
             *CHAIN[4:],
         ),

@@ -137,7 +137,7 @@ MINUTE = "in the last minute"
             (
                 "warn",
                 f"12 requests {MINUTE}, 1 around it",
-                f"1 request {MINUTE} went directly to the engines",
+                "1 request went directly to the engines",
             ),
         ),
         (

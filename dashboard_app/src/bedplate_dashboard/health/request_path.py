@@ -85,7 +85,7 @@ def _describe_litellm(litellm: LitellmFacts) -> Hop:
         state, error = "warn", "does not answer, so requests go directly to the engines"
     elif bypassed:
         requests = "1 request" if bypassed == 1 else f"{bypassed} requests"
-        state, error = "warn", f"{requests} in the last minute went directly to the engines"
+        state, error = "warn", f"{requests} went directly to the engines"
     elif not status.up:
         state, error = "unknown", "does not answer, but no request needs it"
     return Hop(
