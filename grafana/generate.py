@@ -89,6 +89,25 @@ ROWS = {
         ),
         Graph("Loaded models", "bool_yes_no", {"{{host}} {{model}}": "bedplate_ollama_model_loaded"}),
     ],
+    "LiteLLM": [
+        Graph(
+            "Requests by way",
+            "reqps",
+            {"{{lane}}": "sum by (lane) (rate(bedplate_gateway_lane_requests_total[5m]))"},
+            "bypass: directly to the engine, because LiteLLM did not answer; direct: because of a setting.",
+        ),
+        Graph(
+            "Time that LiteLLM adds to a request",
+            "s",
+            {
+                "{{host}}": "(sum by (host) (rate(litellm_request_total_latency_metric_sum[5m])) "
+                "- sum by (host) (rate(litellm_llm_api_latency_metric_sum[5m]))) "
+                "/ sum by (host) (rate(litellm_request_total_latency_metric_count[5m]))"
+            },
+        ),
+        Graph("Answers the gateway", "bool_yes_no", {"{{host}}": "bedplate_gateway_litellm_up"}),
+        Graph("Running requests", "short", {"{{host}}": "litellm_in_flight_requests"}),
+    ],
     "GPUs": [
         Graph(
             "Utilization", "percentunit", {"{{host}} {{vendor}} {{gpu}}": "bedplate_gpu_utilization_ratio"}

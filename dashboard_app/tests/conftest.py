@@ -39,7 +39,10 @@ def config(tmp_path: Path) -> dict[str, Any]:
         ],
         "other_models": [],
         "node_exporters": [{"name": "gpu1", "url": "http://127.0.0.1:9100"}],
-        "pinned_versions": [{"component": "Ollama", "host": "gpu1", "version": "0.24.0"}],
+        "pinned_versions": [
+            {"component": "Ollama", "host": "gpu1", "version": "0.24.0"},
+            {"component": "LiteLLM", "host": "gateway1", "version": "1.110.2"},
+        ],
         "verify_report": str(tmp_path / "verify.json"),
         "smoke_report": str(tmp_path / "smoke.json"),
         "login": False,

@@ -2,11 +2,12 @@
 
 from datetime import UTC, datetime
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 
 from bedplate_dashboard.settings import Secrets
 from bedplate_dashboard.sources import prometheus_text
 from bedplate_dashboard.sources.collect import Contact
-from bedplate_dashboard.sources.metric_names import GATEWAY_METRICS, NODE_METRICS
+from bedplate_dashboard.sources.metric_names import GATEWAY_METRICS, LITELLM_METRICS, NODE_METRICS
 from bedplate_dashboard.sources.payloads import EngineState
 from bedplate_dashboard.sources.prometheus_text import Samples
 
@@ -35,6 +36,15 @@ def gateway_metrics(*lines: str) -> Samples:
 def node_metrics(*lines: str) -> Samples:
     """Parse lines of a node exporter's metrics."""
     return prometheus_text.parse("\n".join(lines).encode(), NODE_METRICS)
+
+
+def litellm_metrics(*lines: str) -> Samples:
+    """Parse lines of LiteLLM's own metrics."""
+    return prometheus_text.parse("\n".join(lines).encode(), LITELLM_METRICS)
+
+
+LITELLM_SCRAPE = Path(__file__).with_name("litellm_metrics.txt").read_text()
+"""A real scrape of LiteLLM."""
 
 
 class FakeServer(ThreadingHTTPServer):

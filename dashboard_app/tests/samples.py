@@ -14,8 +14,10 @@ from bedplate_dashboard.health.model import (
     Gpu,
     Hop,
     HostStatus,
+    Lanes,
     LastError,
     Limit,
+    Litellm,
     Machine,
     ModelStatus,
     Operations,
@@ -97,6 +99,7 @@ def host(name: str = "gpu1", **changes: object) -> HostStatus:
 
 SERVICES = (
     Service(name="bedplate-gateway", state="active", restarts=0),
+    Service(name="litellm", state="active", restarts=0),
     Service(name="ollama", state="active", restarts=0),
     Service(name="bedplate-exporter", state="active", restarts=0),
     Service(name="bedplate-dashboard", state="active", restarts=0),
@@ -136,6 +139,13 @@ CHAIN = (
         latency_seconds=0.004,
     ),
     Hop(kind="queue", name="queue", state="ok", detail="no request waits; 1 of 2 slots busy"),
+    Hop(
+        kind="litellm",
+        name="litellm",
+        state="ok",
+        detail="98 requests in the last minute, 12 direct; adds 21 ms; 443 MB",
+        version="1.110.2",
+    ),
     Hop(
         kind="host",
         name="gpu1",
@@ -242,6 +252,7 @@ OPERATIONS = Operations(
     versions=(
         Version(component="Ollama", host="gpu1", pinned="0.24.0", running="0.24.0", ok=True),
         Version(component="Gateway", host="gpu1", pinned="0.1.0", running="0.1.0", ok=True),
+        Version(component="LiteLLM", host="gpu1", pinned="1.110.2", running=None, ok=None),
         Version(component="Prometheus", host="gpu1", pinned=None, running="2.53.3", ok=None),
         Version(component="Dashboard", host="gpu1", pinned="0.1.0", running="0.1.0", ok=True),
     ),
@@ -263,6 +274,12 @@ _WELL = Verdict(
     queue=QUEUE,
     machines=(machine(),),
     operations=OPERATIONS,
+    litellm=Litellm(
+        up=True,
+        requests=Lanes(litellm=98, direct=12, bypass=0),
+        added_seconds=0.021,
+        memory_bytes=443_000_000,
+    ),
 )
 
 
@@ -579,7 +596,8 @@ DOWN = status(
                 last_error=LastError(text="connection refused", at=AT),
             ),
             Hop(kind="queue", name="queue", state="unknown", detail="unknown"),
-            *CHAIN[3:],
+            Hop(kind="litellm", name="litellm", state="unknown", detail="unknown", version="1.110.2"),
+            *CHAIN[4:],
         ),
         traffic=None,
         limits=None,
@@ -593,6 +611,67 @@ DOWN = status(
     ),
     since=before(seconds=9),
 )
+
+_LITELLM = Fault(
+    what="LiteLLM does not answer, so requests go directly to the engines meanwhile",
+    next="journalctl -u litellm -n 50",
+    next_on="the gateway host",
+    since=before(minutes=3),
+)
+BYPASSED = status(
+    dataclasses.replace(
+        _WELL,
+        state="degraded",
+        reason=f"smollm2:135m can be served, but {_LITELLM.what}.",
+        faults=(_LITELLM,),
+        litellm=Litellm(
+            up=False,
+            requests=Lanes(litellm=0, direct=12, bypass=98),
+            added_seconds=None,
+            memory_bytes=None,
+        ),
+        chain=(
+            *CHAIN[:3],
+            Hop(
+                kind="litellm",
+                name="litellm",
+                state="warn",
+                detail="0 requests in the last minute, 98 around it, 12 direct",
+                version="1.110.2",
+                error="does not answer, so requests go directly to the engines",
+                last_error=LastError(text="does not answer, so requests go directly to the engines", at=AT),
+            ),
+            *CHAIN[4:],
+        ),
+    ),
+    since=before(minutes=3),
+)
+"""LiteLLM is down."""
+
+RESTARTED = status(
+    dataclasses.replace(
+        _WELL,
+        litellm=Litellm(
+            up=True,
+            requests=Lanes(litellm=81, direct=0, bypass=29),
+            added_seconds=0.021,
+            memory_bytes=443_000_000,
+        ),
+        chain=(
+            *CHAIN[:3],
+            Hop(
+                kind="litellm",
+                name="litellm",
+                state="warn",
+                detail="81 requests in the last minute, 29 around it; adds 21 ms; 443 MB",
+                version="1.110.2",
+                error="29 requests went directly to the engines",
+            ),
+            *CHAIN[4:],
+        ),
+    ),
+)
+"""LiteLLM was down for a moment and answers again."""
 
 STALE = dataclasses.replace(
     HEALTHY,
@@ -646,7 +725,9 @@ GPU = status(
             ),
         ),
         chain=(
-            *CHAIN[:4],
+            # Of an earlier gateway, without LiteLLM.
+            *CHAIN[:3],
+            CHAIN[4],
             Hop(
                 kind="gpu",
                 name="gpu1",
@@ -709,7 +790,7 @@ MANY = status(
             for name in _MANY
         ),
         chain=(
-            *CHAIN[:3],
+            *CHAIN[:4],
             *(
                 Hop(
                     kind="host",
@@ -831,6 +912,8 @@ SAMPLES = {
     "degraded": DEGRADED,
     "alerting": ALERTING,
     "down": DOWN,
+    "bypassed": BYPASSED,
+    "restarted": RESTARTED,
     "stale": STALE,
     "starting": STARTING,
     "gpu": GPU,

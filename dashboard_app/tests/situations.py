@@ -53,6 +53,15 @@ def gateway_metrics_are(*lines: str) -> Change:
     return change
 
 
+def litellm(up: int, *, through: int = 0, direct: int = 0, bypass: int = 0) -> Change:
+    """LiteLLM as the gateway reports it, with the requests of each lane since the gateway's start."""
+    lanes = {"litellm": through, "direct": direct, "bypass": bypass}
+    return gateway_metrics_are(
+        f"bedplate_gateway_litellm_up {up}",
+        *(f'bedplate_gateway_lane_requests_total{{lane="{lane}"}} {count}' for lane, count in lanes.items()),
+    )
+
+
 def no_metrics(observation: Observation) -> Observation:
     answer = dataclasses.replace(observation.gateway, metrics_contact=Contact("refused", 0.1, "HTTP 403"))
     return dataclasses.replace(observation, gateway=answer)

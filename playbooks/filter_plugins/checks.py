@@ -151,12 +151,17 @@ def target_check(targets: Result, expected: Sequence[Mapping[str, str]], url: st
     name = "every Prometheus target is up"
     if not responded(targets):
         return check(name, False, f"Prometheus does not respond at {url}", "journalctl -u prometheus -n 50")
+    # Two jobs may share an address: the gateway returns LiteLLM's metrics, too.
     up = {
-        target["discoveredLabels"]["__address__"]
+        (target["discoveredLabels"]["__address__"], target["discoveredLabels"]["__metrics_path__"])
         for target in targets.get("json", {}).get("data", {}).get("activeTargets", [])
         if target["health"] == "up"
     }
-    down = [f"{target['job']} on {target['host']}" for target in expected if target["address"] not in up]
+    down = [
+        f"{target['job']} on {target['host']}"
+        for target in expected
+        if (target["address"], target.get("path", "/metrics")) not in up
+    ]
     seen = f"down: {', '.join(down)}" if down else f"{len(expected)} of {len(expected)} up"
     return check(name, not down, seen, f"open {url}/classic/targets")
 

@@ -28,7 +28,7 @@ def prometheus_targets(
     alertmanagers: Iterable[str],
     extra_targets: Iterable[Mapping[str, str]],
 ) -> list[Mapping[str, str]]:
-    """Return all scrape targets (job, host, address) of the Prometheus on `host`."""
+    """Return all scrape targets (job, host, address, maybe path) of the Prometheus on `host`."""
 
     def targets(job: str, hosts: Iterable[str], variable: str) -> list[Mapping[str, str]]:
         return [{"job": job, "host": name, "address": hostvars[name][variable]} for name in hosts]
@@ -43,11 +43,24 @@ def prometheus_targets(
     ]
     return [
         *targets("gateway", groups.get("gateway", []), "__gateway_metrics_endpoint"),
+        # LiteLLM's own metrics need its master key, so the gateway reads and returns them.
+        *(
+            {**target, "path": "/metrics/litellm"}
+            for target in targets("litellm", groups.get("gateway", []), "__gateway_metrics_endpoint")
+        ),
         *targets("ollama", groups.get("inference", []), "__exporter_endpoint"),
         *monitoring,
         *targets("node", all_hosts(groups), "__node_exporter_endpoint"),
         *({"job": "alertmanager", "host": host, "address": address} for address in alertmanagers),
         *extra_targets,
+    ]
+
+
+def litellm_memory_limits(groups: Groups, hostvars: HostVars) -> list[dict[str, Any]]:
+    """Return host and memory limit (bytes) of each LiteLLM."""
+    return [
+        {"host": host, "bytes": int(hostvars[host]["__litellm_memory_bytes"])}
+        for host in groups.get("gateway", [])
     ]
 
 
@@ -127,6 +140,7 @@ def dashboard_pinned_versions(groups: Groups, hostvars: HostVars, gateway: str) 
     return [
         *ollama,
         {"component": "Gateway", "host": gateway, "version": hostvars[gateway]["__gateway_version"]},
+        {"component": "LiteLLM", "host": gateway, "version": hostvars[gateway]["__litellm_version"]},
     ]
 
 
@@ -139,6 +153,7 @@ class FilterModule:
             function.__name__: function
             for function in (
                 prometheus_targets,
+                litellm_memory_limits,
                 gateway_engines,
                 litellm_deployments,
                 served_models,

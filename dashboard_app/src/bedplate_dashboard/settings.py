@@ -72,7 +72,7 @@ class NodeExporter(_Settings):
 class PinnedVersion(_Settings):
     """The version of a component that the playbooks install on a host."""
 
-    component: Literal["Ollama", "Gateway"]
+    component: Literal["Ollama", "Gateway", "LiteLLM"]
     host: HostName
     version: ShortText
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from bedplate_dashboard.health.facts import Facts, derive_facts
-from bedplate_dashboard.health.model import Disk, Machine, Refusals, Service
+from bedplate_dashboard.health.model import Disk, Lanes, Litellm, Machine, Refusals, Service
 from bedplate_dashboard.health.traffic_window import RecentTraffic
 from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources.collect import Contact, MachineAnswer, Observation
@@ -19,6 +19,8 @@ from dashboard_app.tests.situations import (
     engine,
     gateway_metrics_are,
     host,
+    litellm,
+    no_metrics,
     units,
 )
 
@@ -208,3 +210,52 @@ def test_refusals_that_the_client_caused_are_left_out(settings: Settings, all_we
     theirs = Refusals(reason="key_tokens", status=429, count=3)
     facts = derive(settings, all_well, RecentTraffic(refusals=(ours, theirs)))
     assert facts.server_refusals == (ours,)
+
+
+LANES = Lanes(litellm=5, direct=0, bypass=2)
+RECENT = RecentTraffic(lanes=LANES, bypassed=2, litellm_added_seconds=0.02, litellm_memory_bytes=4e8)
+
+
+def test_litellm(settings: Settings, all_well: Observation) -> None:
+    found = derive(settings, litellm(1, through=5)(all_well), RECENT).litellm
+    assert found is not None
+    assert (found.host, found.version, found.unit_state) == ("gateway1", "1.110.2", None)
+    assert (found.needed, found.bypassed) == (True, 2)
+    assert found.status == Litellm(up=True, requests=LANES, added_seconds=0.02, memory_bytes=400_000_000)
+
+
+def test_litellm_that_is_down_has_no_own_numbers(settings: Settings, all_well: Observation) -> None:
+    found = derive(settings, litellm(0, through=5)(all_well), RECENT).litellm
+    assert found is not None
+    assert found.status == Litellm(up=False, requests=LANES, added_seconds=None, memory_bytes=None)
+
+
+def test_an_earlier_gateway_has_no_litellm(settings: Settings, all_well: Observation) -> None:
+    assert derive(settings, all_well, RECENT).litellm is None
+
+
+def test_litellm_is_unknown_without_the_gateways_metrics(settings: Settings, all_well: Observation) -> None:
+    observation = no_metrics(litellm(0)(all_well))
+    found = derive(settings, observation, RECENT).litellm
+    assert found is not None
+    assert found.bypassed == 0
+    assert found.status == Litellm(up=None, requests=None, added_seconds=None, memory_bytes=None)
+    unpinned = settings.model_copy(update={"pinned_versions": ()})
+    assert derive(unpinned, observation, RECENT).litellm is None
+
+
+@pytest.mark.parametrize(
+    ("lanes", "needed"),
+    [
+        ({}, True),
+        ({"through": 1, "direct": 9}, True),
+        ({"bypass": 1, "direct": 9}, True),
+        ({"direct": 1}, False),
+    ],
+)
+def test_litellm_is_not_needed_while_all_requests_are_direct(
+    settings: Settings, all_well: Observation, lanes: dict[str, int], needed: bool
+) -> None:
+    found = derive(settings, litellm(1, **lanes)(all_well)).litellm
+    assert found is not None
+    assert found.needed is needed

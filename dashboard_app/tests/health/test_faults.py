@@ -21,6 +21,7 @@ from dashboard_app.tests.situations import (
     gateway,
     gateway_metrics_are,
     host,
+    litellm,
     prometheus,
     units,
 )
@@ -37,9 +38,11 @@ def find(
     *,
     models: tuple[ModelStatus, ...] = (),
     refusals: tuple[Refusals, ...] = (),
+    bypassed: int = 0,
 ) -> Faults:
     """Return the faults of an observation."""
-    return find_faults(derive_facts(settings, observation, RecentTraffic(refusals=refusals), {}), models)
+    recent = RecentTraffic(refusals=refusals, bypassed=bypassed)
+    return find_faults(derive_facts(settings, observation, recent, {}), models)
 
 
 def model(name: str, *, listed: bool | None, present: bool | None) -> ModelStatus:
@@ -96,6 +99,7 @@ def test_every_fault_says_what_to_type_and_where(settings: Settings, all_well: O
         prometheus("failed", "HTTP 503"),
         disk(1),
         LONG_WAIT,
+        litellm(0),
     ):
         faults = find(settings, change(all_well)).counted
         assert faults
@@ -145,6 +149,45 @@ def test_an_unreachable_host_is_one_fault(settings: Settings, all_well: Observat
 
 def test_a_polled_service_is_judged_by_its_answer(settings: Settings, all_well: Observation) -> None:
     assert find(settings, units(ollama="failed", prometheus="inactive")(all_well)).counted == ()
+
+
+def gateway_host(**states: str) -> Change:
+    """The units of the gateway's host."""
+    return lambda observation: dataclasses.replace(
+        observation,
+        machines=tuple(
+            dataclasses.replace(answer, name="gateway1") for answer in units(**states)(observation).machines
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "bypassed", "what"),
+    [
+        ([litellm(1)], 0, None),
+        ([litellm(0)], 0, "LiteLLM does not answer, so requests go directly to the engines meanwhile"),
+        (
+            [litellm(0), gateway_host(litellm="failed")],
+            3,
+            "LiteLLM does not answer (litellm is failed), so requests go directly to the engines meanwhile",
+        ),
+        ([litellm(1)], 1, "LiteLLM did not answer, so 1 request just went directly to the engines"),
+        ([litellm(1)], 3, "LiteLLM did not answer, so 3 requests just went directly to the engines"),
+        ([litellm(0, direct=5)], 0, None),
+        ([litellm(0, direct=5), gateway_host(litellm="inactive")], 0, None),
+        # An earlier gateway does not report LiteLLM, and no gateway reports that of another host.
+        ([gateway_host(litellm="failed")], 0, "litellm on gateway1 is failed"),
+        ([litellm(1), units(litellm="failed")], 0, "litellm on gpu1 is failed"),
+    ],
+)
+def test_litellm(
+    settings: Settings, all_well: Observation, changes: list[Change], bypassed: int, what: str | None
+) -> None:
+    for change in changes:
+        all_well = change(all_well)
+    faults = find(settings, all_well, bypassed=bypassed).counted
+    assert [fault.what for fault in faults] == ([what] if what else [])
+    assert {fault.next for fault in faults} <= {"journalctl -u litellm -n 50"}
 
 
 @pytest.mark.parametrize(

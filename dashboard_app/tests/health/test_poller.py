@@ -9,11 +9,12 @@ import pytest
 from bedplate_dashboard.health import poller as polling
 from bedplate_dashboard.health.poller import Poller
 from bedplate_dashboard.settings import Settings
-from bedplate_dashboard.sources import history
+from bedplate_dashboard.sources import collect, history
 from bedplate_dashboard.sources.collect import Clients, Observation
+from bedplate_dashboard.sources.prometheus_text import Samples
 
-from dashboard_app.tests.observed import SECRETS
-from dashboard_app.tests.situations import gateway
+from dashboard_app.tests.observed import SECRETS, litellm_metrics
+from dashboard_app.tests.situations import gateway, litellm
 
 
 def wait_until_polled(poller: Poller, number: int) -> None:
@@ -68,6 +69,43 @@ def test_a_defect_does_not_end_the_polling(
     wait_until_polled(poller, 1)
     assert "a poll failed" in caplog.messages
     assert "could not query Prometheus for disk growth" in caplog.messages
+
+
+def test_litellms_own_metrics_are_read_again_and_again(
+    *,
+    settings: Settings,
+    all_well: Observation,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answers = iter([RuntimeError(), None, litellm_metrics("process_resident_memory_bytes 5e+08")])
+    read = threading.Event()
+
+    async def fetch(*_: object) -> Samples | None:
+        answer = next(answers, None)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        if answer is None:
+            return None
+        read.set()
+        monkeypatch.setattr(polling, "LITELLM_SECONDS", 60.0)
+        return answer
+
+    async def observe(*_: object) -> Observation:
+        return litellm(1)(all_well)
+
+    monkeypatch.setattr(polling, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(polling, "LITELLM_SECONDS", 0.02)
+    monkeypatch.setattr(collect, "fetch_litellm", fetch)
+    poller = Poller(settings, SECRETS, observe)
+    poller.start()
+    assert read.wait(10)
+    wait_until_polled(poller, poller.status().poll_number + 2)
+    verdict = poller.status().verdict
+    assert verdict is not None
+    assert verdict.litellm is not None
+    assert verdict.litellm.memory_bytes == 500_000_000
+    assert "could not read LiteLLM's metrics" in caplog.messages
 
 
 def test_waiting_ends_with_the_next_poll_or_after_its_time(poller: Poller, all_well: Observation) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from bedplate_dashboard.health.facts import derive_facts
 from bedplate_dashboard.health.faults import find_faults
-from bedplate_dashboard.health.model import Hop, ModelStatus
+from bedplate_dashboard.health.model import Hop, Lanes, ModelStatus
 from bedplate_dashboard.health.request_path import trace_request
 from bedplate_dashboard.health.traffic_window import RecentTraffic
 from bedplate_dashboard.settings import Settings
@@ -23,6 +23,7 @@ from dashboard_app.tests.situations import (
     gateway,
     gateway_metrics_are,
     host,
+    litellm,
     no_metrics,
 )
 
@@ -112,6 +113,62 @@ def test_the_queue(settings: Settings, all_well: Observation) -> None:
     assert (slow.state, slow.detail) == ("warn", "4 requests wait, the oldest for 31 s; 0 of 2 slots busy")
     assert slow.error == "requests of class normal wait 31 s for a slot"
     assert trace(settings, no_metrics(all_well))["queue queue"].state == "unknown"
+
+
+def recent_lanes(through: int, direct: int = 0, bypass: int = 0) -> RecentTraffic:
+    """Return the requests of the last minute by lane."""
+    return RecentTraffic(lanes=Lanes(litellm=through, direct=direct, bypass=bypass))
+
+
+OWN_NUMBERS = RecentTraffic(litellm_added_seconds=0.0214, litellm_memory_bytes=4.43e8)
+MINUTE = "in the last minute"
+
+
+@pytest.mark.parametrize(
+    ("change", "recent", "shown"),
+    [
+        (litellm(1), RecentTraffic(), ("ok", "unknown", None)),
+        (litellm(1), recent_lanes(1), ("ok", f"1 request {MINUTE}", None)),
+        (litellm(1), recent_lanes(12, direct=3), ("ok", f"12 requests {MINUTE}, 3 direct", None)),
+        (litellm(1), OWN_NUMBERS, ("ok", "adds 21 ms; 443 MB", None)),
+        (
+            litellm(1),
+            recent_lanes(12, bypass=1),
+            (
+                "warn",
+                f"12 requests {MINUTE}, 1 around it",
+                "1 request went directly to the engines",
+            ),
+        ),
+        (
+            litellm(0),
+            recent_lanes(0, bypass=9),
+            (
+                "warn",
+                f"0 requests {MINUTE}, 9 around it",
+                "does not answer, so requests go directly to the engines",
+            ),
+        ),
+        (
+            litellm(0, direct=9),
+            recent_lanes(0, direct=9),
+            ("unknown", f"0 requests {MINUTE}, 9 direct", "does not answer, but no request needs it"),
+        ),
+        (no_metrics, recent_lanes(5), ("unknown", "unknown", None)),
+    ],
+)
+def test_litellm(
+    settings: Settings,
+    all_well: Observation,
+    change: Change,
+    recent: RecentTraffic,
+    shown: tuple[str, str, str | None],
+) -> None:
+    hops = trace(settings, change(all_well), recent=recent)
+    assert list(hops)[2:5] == ["queue queue", "litellm litellm", "host gpu1"]
+    hop = hops["litellm litellm"]
+    assert (hop.state, hop.detail, hop.error) == shown
+    assert hop.version == "1.110.2"
 
 
 @pytest.mark.parametrize(

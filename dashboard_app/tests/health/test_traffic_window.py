@@ -3,11 +3,11 @@
 import math
 
 import pytest
-from bedplate_dashboard.health.model import Refusals, Traffic
+from bedplate_dashboard.health.model import Lanes, Refusals, Traffic
 from bedplate_dashboard.health.traffic_window import TrafficWindow, estimate_quantile
 from bedplate_dashboard.sources.prometheus_text import Samples
 
-from dashboard_app.tests.observed import gateway_metrics
+from dashboard_app.tests.observed import LITELLM_SCRAPE, gateway_metrics, litellm_metrics
 
 
 def counters(
@@ -105,6 +105,64 @@ def test_a_restart_of_the_gateway_changes_no_count() -> None:
     window.add(counters(served=3, process=2.0), 4)
     window.add(counters(served=110, process=2.0), 6)
     assert summarize(window, 6).requests == 117
+
+
+def lanes(**counts: int) -> Samples:
+    """Return the gateway's requests by lane."""
+    return gateway_metrics(
+        *(f'bedplate_gateway_lane_requests_total{{lane="{lane}"}} {count}' for lane, count in counts.items())
+    )
+
+
+def test_requests_by_lane() -> None:
+    window = TrafficWindow()
+    window.add(lanes(litellm=5, direct=1, bypass=0), 0)
+    assert (window.summary(0).lanes, window.summary(0).bypassed) == (None, 0)
+    window.add(lanes(litellm=9, direct=2, bypass=3), 2)
+    assert window.summary(2).lanes == Lanes(litellm=4, direct=1, bypass=3)
+    assert (window.summary(2).bypassed, window.summary(13).bypassed) == (3, 0)
+    assert window.summary(13).lanes == Lanes(litellm=4, direct=1, bypass=3)
+
+
+def latencies(model: str, total: tuple[float, float], engine: tuple[float, float]) -> list[str]:
+    """Return LiteLLM's lines for one model: sum and count of the whole time and of the engine's."""
+    labels = f'{{model="m",requested_model="{model}"}}'
+    return [
+        f"litellm_{name}_latency_metric_{part}{labels} {value}"
+        for name, values in (("request_total", total), ("llm_api", engine))
+        for part, value in zip(("sum", "count"), values, strict=True)
+    ]
+
+
+def test_what_litellm_adds_by_a_real_scrape() -> None:
+    window = TrafficWindow()
+    window.add_litellm(litellm_metrics("process_start_time_seconds 1"), 0)
+    window.add_litellm(litellm_metrics(LITELLM_SCRAPE), 15)
+    recent = window.summary(15)
+    # 5.2885 s less the engine's 5.1530 s for 8 requests; the warm-up does not count.
+    assert recent.litellm_added_seconds == pytest.approx(0.01694, abs=1e-5)
+    assert recent.litellm_memory_bytes == 458_809_344
+
+
+def test_what_litellm_adds_counts_the_last_minute_of_requests_with_both_times() -> None:
+    window = TrafficWindow()
+    window.add_litellm(litellm_metrics(*latencies("a", (100, 50), (10, 50))), 0)
+    assert window.summary(0).litellm_added_seconds is None
+    window.add_litellm(litellm_metrics(*latencies("a", (102, 54), (11.9, 54))), 15)
+    assert window.summary(15).litellm_added_seconds == pytest.approx(0.025)
+    # Clocks that differ a little must not show a negative time.
+    window.add_litellm(litellm_metrics(*latencies("a", (103, 55), (13, 55))), 80)
+    assert window.summary(80).litellm_added_seconds == 0
+    window.add_litellm(litellm_metrics(*latencies("a", (104, 57), (13, 56))), 100)
+    assert window.summary(100).litellm_added_seconds is None
+
+
+def test_litellm_without_metrics() -> None:
+    window = TrafficWindow()
+    assert (window.summary(0).litellm_memory_bytes, window.summary(0).litellm_added_seconds) == (None, None)
+    window.add_litellm(litellm_metrics("process_resident_memory_bytes 5e+08"), 0)
+    window.add_litellm(None, 15)
+    assert window.summary(15).litellm_memory_bytes is None
 
 
 @pytest.mark.parametrize(

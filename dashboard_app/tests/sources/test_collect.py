@@ -16,8 +16,9 @@ import pytest
 from bedplate_dashboard.settings import Secrets, Settings
 from bedplate_dashboard.sources import collect
 from bedplate_dashboard.sources.collect import Observation, ReportFile, read_report
+from bedplate_dashboard.sources.prometheus_text import Samples
 
-from dashboard_app.tests.observed import FakeServer
+from dashboard_app.tests.observed import LITELLM_SCRAPE, FakeServer
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 ALERT = {
@@ -138,6 +139,50 @@ def test_every_service_answers(poll_stack: Callable[..., Observation], stack: Fa
     assert any(path.startswith("/metrics?collect[]=filesystem") for path in stack.requested)
     assert (observation.verify, observation.smoke) == (ReportFile(), ReportFile())
     assert len(stack.requested) == 7
+
+
+@pytest.fixture
+def read_litellm(stack: FakeStack, settings: Settings) -> Callable[[], Samples | None]:
+    async def once() -> Samples | None:
+        there = settings.model_copy(update={"gateway_metrics_url": stack.url})
+        async with collect.new_clients(Secrets("sk-dashboard")) as clients:
+            return await collect.fetch_litellm(clients, there)
+
+    return lambda: asyncio.run(once())
+
+
+def test_litellm_answers_through_the_gateway(
+    stack: FakeStack, read_litellm: Callable[[], Samples | None]
+) -> None:
+    stack.answers["/metrics/litellm"] = send(200, LITELLM_SCRAPE.encode())
+    metrics = read_litellm()
+    assert metrics is not None
+    assert metrics.value("process_resident_memory_bytes") == 458_809_344
+    assert len(metrics["litellm_llm_api_latency_metric_sum"]) == 2
+    # The metrics' address needs no key.
+    assert stack.authorization is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        send(502, b"LiteLLM does not answer"),
+        send(404, b""),
+        send(200, b"process_resident_memory_bytes NaN"),
+        send(200, b"\n" * (collect.METRICS_BYTES + 1)),
+        drip,
+    ],
+    ids=["down", "earlier gateway", "invalid", "too much", "dripping"],
+)
+def test_litellm_without_a_usable_answer(
+    stack: FakeStack,
+    read_litellm: Callable[[], Samples | None],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Answer,
+) -> None:
+    monkeypatch.setattr(collect, "ANSWER_SECONDS", 1.0)
+    stack.answers["/metrics/litellm"] = answer
+    assert read_litellm() is None
 
 
 GATEWAY_FAULTS: dict[str, tuple[Answer, str, str]] = {

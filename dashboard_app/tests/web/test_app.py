@@ -20,6 +20,7 @@ from bedplate_dashboard.web.app import build_client_snippets, create_app
 from flask.testing import FlaskClient
 
 from dashboard_app.tests.observed import SECRETS
+from dashboard_app.tests.situations import litellm
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"&{{7*7}}"
 
@@ -55,7 +56,7 @@ def test_the_state_comes_first_in_the_api(show: Callable[..., FlaskClient], all_
             "poll_number",
         ),
         *("name", "base_url", "faults", "chain", "gateway", "inference_hosts", "models", "gpus", "traffic"),
-        *("limits", "queue", "machines", "prometheus", "operations"),
+        *("limits", "queue", "litellm", "machines", "prometheus", "operations"),
     ]
     assert (status["at"], status["since"]) == ("2026-03-01T12:00:00Z", "2026-03-01T12:00:00Z")
     assert status["models"][0] | {"placements": None} == {
@@ -67,6 +68,22 @@ def test_the_state_comes_first_in_the_api(show: Callable[..., FlaskClient], all_
         "tokens_per_second": None,
     }
     assert status["operations"]["verify"]["ok"] is None
+    assert status["litellm"] is None
+
+
+def test_litellm_in_the_api(show: Callable[..., FlaskClient], all_well: Observation) -> None:
+    client = show(litellm(1, through=7)(all_well))
+    show(litellm(0, through=9, direct=1, bypass=4)(all_well))
+    status = client.get("/api/status.json").get_json()
+    assert status["litellm"] == {
+        "up": False,
+        "requests": {"litellm": 2, "direct": 1, "bypass": 4},
+        "added_seconds": None,
+        "memory_bytes": None,
+    }
+    assert (status["state"], status["next"]) == ("degraded", "journalctl -u litellm -n 50")
+    (hop,) = (hop for hop in status["chain"] if hop["kind"] == "litellm")
+    assert (hop["state"], hop["version"]) == ("warn", "1.110.2")
 
 
 def test_nothing_is_healthy_before_the_first_poll(client: FlaskClient) -> None:

@@ -207,19 +207,43 @@ def test_numbers_are_available_in_base_units() -> None:
     }
 
 
-def test_the_request_path_is_clients_gateway_queue_hosts_and_their_gpus() -> None:
+def test_the_request_path_is_clients_gateway_queue_litellm_hosts_and_their_gpus() -> None:
     hops = page_of("degraded").find("data-hop")
     assert [(found["data-hop"], found.get("data-host"), found["data-state"]) for found, _ in hops] == [
         ("clients", None, "ok"),
         ("gateway", None, "warn"),
         ("queue", None, "warn"),
+        ("litellm", None, "ok"),
         ("gpu1", "gpu1", "ok"),
         ("gpu", "gpu1", "ok"),
         ("gpu2", "gpu2", "bad"),
         ("gpu", "gpu2", "unknown"),
     ]
-    assert "Ollama did not answer /api/version within 1 s" in hops[5][1]
-    assert "last error 3 h ago: Ollama does not listen" in hops[3][1]
+    assert "Ollama did not answer /api/version within 1 s" in hops[6][1]
+    assert "last error 3 h ago: Ollama does not listen" in hops[4][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "healthy",
+            "LiteLLM 98 requests in the last minute, 12 direct; adds 21 ms; 443 MB 1.110.2",
+        ),
+        (
+            "bypassed",
+            "LiteLLM does not answer, so requests go directly to the engines "
+            "0 requests in the last minute, 98 around it, 12 direct 1.110.2",
+        ),
+        ("down", "LiteLLM unknown 1.110.2"),
+    ],
+)
+def test_litellm_in_the_request_path(name: str, text: str) -> None:
+    assert page_of(name).text("data-hop", "litellm") == text
+
+
+def test_a_gateway_without_litellm_shows_none() -> None:
+    assert "LiteLLM" not in page_of("gpu").text("aria-labelledby", "chain")
 
 
 @pytest.mark.parametrize(

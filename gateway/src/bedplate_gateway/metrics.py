@@ -210,10 +210,10 @@ class _AdmissionCollector(Collector):
         now, scheduler, engines = self._admission.clock(), self._admission.scheduler, self._admission.engines
         add("bedplate_gateway_in_flight_requests", self._in_flight())
         add("bedplate_gateway_info", 1, VERSION)
-        if self._litellm.configured:
-            add("bedplate_gateway_litellm_up", self._litellm.up)
+        lanes = set()
         for slots in scheduler.engine_slots():
             for name, model in slots.models.items():
+                lanes.add(self._litellm.lane(slots.engine, name))
                 add("bedplate_gateway_slots", model.slots, slots.engine.name, name)
                 add("bedplate_gateway_slots_busy", slots.running.get(name, 0), slots.engine.name, name)
                 add(
@@ -228,6 +228,8 @@ class _AdmissionCollector(Collector):
                     slots.engine.name,
                     name,
                 )
+        if lanes - {Lane.DIRECT}:
+            add("bedplate_gateway_litellm_up", self._litellm.up)
         for priority_class in PRIORITY_CLASSES:
             oldest = min((ticket.arrived for ticket in scheduler.queued(priority_class)), default=now)
             add("bedplate_gateway_queue_requests", scheduler.depth(priority_class), priority_class)

@@ -104,6 +104,18 @@ def test_hanging_services_and_a_blocked_port(stack: Stack, alerts: AlertWatch) -
     )
 
 
+def test_a_stopped_litellm(stack: Stack, alerts: AlertWatch) -> None:
+    alerts.fault(
+        "LiteLLM is stopped",
+        lambda: stack("systemctl stop litellm"),
+        lambda: stack("systemctl start litellm"),
+        "ServiceDown litellm.service",
+        "TargetDown litellm",
+        # The metric is the gateway's.
+        "LitellmBypassed gateway",
+    )
+
+
 def test_crash_loop_full_disk_and_expiring_certificate(stack: Stack, alerts: AlertWatch) -> None:
     def kill() -> None:
         before = stack("systemctl show --property=MainPID --value bedplate-dashboard").strip()

@@ -194,10 +194,13 @@ def test_chat_requests(checks: ModuleType, result: dict[str, Any], ok: bool, see
     assert (check["ok"], check["seen"]) == (ok, seen)
 
 
-def targets(**health: str) -> dict[str, Any]:
+def targets(path: str = "/metrics", **health: str) -> dict[str, Any]:
     """Return the response of Prometheus' targets API."""
     active = [
-        {"health": state, "discoveredLabels": {"__address__": f"{name}:9100"}}
+        {
+            "health": state,
+            "discoveredLabels": {"__address__": f"{name}:9100", "__metrics_path__": path},
+        }
         for name, state in health.items()
     ]
     return {"status": 200, "json": {"data": {"activeTargets": active}}}
@@ -222,6 +225,17 @@ def test_targets(
         "seen": seen,
         "next": next_command,
     }
+
+
+def test_targets_at_one_address(checks: ModuleType) -> None:
+    response = targets(a="up")
+    litellm = {"job": "litellm", "host": "a", "address": "a:9100", "path": "/metrics/litellm"}
+    expected = [{"job": "gateway", "host": "a", "address": "a:9100"}, litellm]
+    assert checks.target_check(response, expected, URL)["seen"] == "down: litellm on a"
+    response["json"]["data"]["activeTargets"] += targets(path="/metrics/litellm", a="up")["json"]["data"][
+        "activeTargets"
+    ]
+    assert checks.target_check(response, expected, URL)["seen"] == "2 of 2 up"
 
 
 @pytest.mark.parametrize(

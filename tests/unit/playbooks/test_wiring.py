@@ -14,6 +14,7 @@ SERVICE_KEYS = [
     {"alias": "dashboard", "rpm": 120},
     {"alias": "canary", "rpm": 10},
 ]
+GIB = 1024**3
 SMALL = {"name": "smollm2:135m", "slots": 2, "context": 8192}
 # These depend on the checkout and the user's home, not on the inventory.
 PLACES = {
@@ -53,9 +54,11 @@ def pins(gateway: str, *engines: str) -> list[dict[str, str]]:
     (ollama,) = re.findall(
         r"^ollama_version: (\S+)$", (ROOT / "roles/ollama/defaults/main.yml").read_text(), re.MULTILINE
     )
+    (proxy,) = re.findall(r"^litellm==(\S+)", (ROOT / "requirements/litellm.txt").read_text(), re.MULTILINE)
     return [
         *({"component": "Ollama", "host": host, "version": ollama} for host in engines),
         {"component": "Gateway", "host": gateway, "version": project["version"]},
+        {"component": "LiteLLM", "host": gateway, "version": proxy},
     ]
 
 
@@ -87,6 +90,11 @@ def litellm(*deployments: tuple[str, str, str]) -> dict[str, Any]:
         ],
         "litellm_engine_timeout_seconds": 330,
     }
+
+
+def litellm_target(host: str, address: str) -> dict[str, str]:
+    """Return the scrape target of a gateway's LiteLLM."""
+    return {"job": "litellm", "host": host, "address": address, "path": "/metrics/litellm"}
 
 
 def canary(api: str, metrics: str, *models: str) -> dict[str, Any]:
@@ -126,11 +134,13 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "prometheus_ca": "",
             "prometheus_targets": [
                 {"job": "gateway", "host": "box", "address": "127.0.0.1:9464"},
+                litellm_target("box", "127.0.0.1:9464"),
                 {"job": "ollama", "host": "box", "address": "127.0.0.1:9101"},
                 {"job": "prometheus", "host": "box", "address": "127.0.0.1:9090"},
                 {"job": "dashboard", "host": "box", "address": "127.0.0.1:3001"},
                 {"job": "node", "host": "box", "address": "127.0.0.1:9100"},
             ],
+            "prometheus_litellm_memory_limits": [{"host": "box", "bytes": 2 * GIB}],
             "prometheus_alertmanagers": [],
             "alertmanager_listen_address": "127.0.0.1",
             "dashboard_name": "bedplate",
@@ -185,6 +195,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "prometheus_ca": "",
             "prometheus_targets": [
                 {"job": "gateway", "host": "gateway1", "address": "10.1.0.2:9464"},
+                litellm_target("gateway1", "10.1.0.2:9464"),
                 {"job": "ollama", "host": "gpu1", "address": "10.1.0.1:9101"},
                 {"job": "prometheus", "host": "monitor1", "address": "127.0.0.1:9090"},
                 {"job": "dashboard", "host": "monitor1", "address": "127.0.0.1:3001"},
@@ -192,6 +203,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"job": "node", "host": "gateway1", "address": "10.1.0.2:9100"},
                 {"job": "node", "host": "monitor1", "address": "127.0.0.1:9100"},
             ],
+            "prometheus_litellm_memory_limits": [{"host": "gateway1", "bytes": 3 * GIB}],
             "prometheus_alertmanagers": [],
             "alertmanager_listen_address": "127.0.0.1",
             "dashboard_name": "rack",
@@ -275,6 +287,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "prometheus_ca": "",
             "prometheus_targets": [
                 {"job": "gateway", "host": "front", "address": "127.0.0.1:19464"},
+                litellm_target("front", "127.0.0.1:19464"),
                 {"job": "ollama", "host": "gpu1", "address": "10.2.0.1:19101"},
                 {"job": "ollama", "host": "gpu2", "address": "10.2.0.2:19101"},
                 {"job": "prometheus", "host": "front", "address": "10.2.0.3:19090"},
@@ -285,6 +298,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"job": "alertmanager", "host": "front", "address": "127.0.0.1:19093"},
                 {"job": "other", "host": "tenth", "address": "10.2.0.10:9100"},
             ],
+            "prometheus_litellm_memory_limits": [{"host": "front", "bytes": 2 * GIB}],
             "prometheus_alertmanagers": ["127.0.0.1:19093"],
             "alertmanager_listen_address": "127.0.0.1",
             "dashboard_name": "bedplate",

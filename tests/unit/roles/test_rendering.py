@@ -314,6 +314,32 @@ def test_promtool_accepts_the_configuration(stack: Stack, tmp_path: Path, repo_r
     assert set(limits.values()) == {5000}
 
 
+def test_prometheus_stores_no_buckets_of_litellm(stack: Stack) -> None:
+    (rendered,) = (rendered for rendered in stack.hosts.values() if "prometheus.yml" in rendered.files)
+    configs = yaml.safe_load(rendered.files["prometheus.yml"])["scrape_configs"]
+    jobs = {job["job_name"]: job for job in configs}
+    assert jobs["litellm"]["metrics_path"] == "/metrics/litellm"
+    # Prometheus matches whole names.
+    dropped = {
+        name: [
+            metric
+            for metric in (
+                "litellm_request_total_latency_metric_bucket",
+                "litellm_spend_metric_created",
+                "litellm_request_total_latency_metric_sum",
+                "process_resident_memory_bytes",
+            )
+            if any(re.fullmatch(rule["regex"], metric) for rule in job["metric_relabel_configs"])
+        ]
+        for name, job in jobs.items()
+    }
+    assert dropped.pop("litellm") == [
+        "litellm_request_total_latency_metric_bucket",
+        "litellm_spend_metric_created",
+    ]
+    assert set(map(tuple, dropped.values())) == {("litellm_spend_metric_created",)}
+
+
 def test_prometheus_uses_tls_only_off_loopback(stack: Stack) -> None:
     (rendered,) = (rendered for rendered in stack.hosts.values() if "prometheus.yml" in rendered.files)
     encrypted = stack.name == "two-engines"

@@ -10,6 +10,7 @@ from bedplate_dashboard.health.model import (
     EngineStatus,
     Health,
     HostStatus,
+    Litellm,
     Machine,
     Queue,
     QueueClass,
@@ -88,6 +89,22 @@ class HostFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LitellmFacts:
+    """LiteLLM on the gateway's host; `version` is the pinned one, because LiteLLM does not report its own.
+
+    `needed` is False while every request goes directly to the engines because of a setting. `bypassed` counts
+    requests that went around it just now.
+    """
+
+    host: str
+    unit_state: str | None
+    version: str | None
+    needed: bool
+    bypassed: int
+    status: Litellm
+
+
+@dataclass(frozen=True, kw_only=True)
 class MachineFacts:
     """One host as its node exporter reports it; `reachable` is False for an unreachable inference host."""
 
@@ -100,11 +117,15 @@ class MachineFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All facts of one poll; `queue` and `traffic` are None if the gateway returns no metrics."""
+    """All facts of one poll; `queue` and `traffic` are None if the gateway returns no metrics.
+
+    `litellm` is None for a gateway without LiteLLM.
+    """
 
     gateway: ServiceFacts
     gateway_metrics: Contact
     gateway_version: str | None
+    litellm: LitellmFacts | None
     hosts: tuple[HostFacts, ...]
     machines: tuple[MachineFacts, ...]
     prometheus: ServiceFacts
@@ -135,6 +156,7 @@ def derive_facts(
         ),
         gateway_metrics=gateway.metrics_contact,
         gateway_version=parts.find_gateway_version(observation),
+        litellm=_derive_litellm(settings, observation, recent, units.get((settings.gateway, "litellm"))),
         hosts=hosts,
         machines=tuple(
             _derive_machine(answer.contact, machine, machine.name not in unreachable)
@@ -147,6 +169,34 @@ def derive_facts(
         traffic=recent.traffic if gateway.metrics_contact.ok else None,
         long_waits=tuple(filter(_waits_too_long, queue.classes)) if queue else (),
         server_refusals=tuple(refusal for refusal in recent.refusals if refusal.reason in SERVER_REFUSALS),
+    )
+
+
+def _derive_litellm(
+    settings: Settings, observation: Observation, recent: RecentTraffic, unit_state: str | None
+) -> LitellmFacts | None:
+    version = next((pin.version for pin in settings.pinned_versions if pin.component == "LiteLLM"), None)
+    metrics = observation.gateway.metrics
+    known = observation.gateway.metrics_contact.ok
+    up = metrics.value("bedplate_gateway_litellm_up") if known else None
+    # An earlier gateway answers without this metric; one that does not answer may have it.
+    if up is None and (known or version is None):
+        return None
+    total = {
+        sample.labels.get("lane"): sample.value for sample in metrics["bedplate_gateway_lane_requests_total"]
+    }
+    return LitellmFacts(
+        host=settings.gateway,
+        unit_state=unit_state,
+        version=version,
+        needed=any(total.get(lane) for lane in ("litellm", "bypass")) or not total.get("direct"),
+        bypassed=recent.bypassed if known else 0,
+        status=Litellm(
+            up=None if up is None else up == 1,
+            requests=recent.lanes if known else None,
+            added_seconds=recent.litellm_added_seconds if up else None,
+            memory_bytes=parts.to_int(recent.litellm_memory_bytes) if up else None,
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from bedplate_dashboard.health.facts import (
     Facts,
     GpuFacts,
     HostFacts,
+    LitellmFacts,
     MachineFacts,
     ServiceFacts,
 )
@@ -21,6 +22,7 @@ GATEWAY_JOURNAL = "journalctl -u bedplate-gateway -n 50"
 POLLED_SERVICES = frozenset(
     {
         "bedplate-gateway",
+        "litellm",
         "ollama",
         "prometheus",
         "bedplate-exporter",
@@ -55,7 +57,12 @@ def find_faults(facts: Facts, models: tuple[ModelStatus, ...]) -> Faults:
             *_find_failed_requests(facts, models),
             *_find_refusals(facts.server_refusals),
             *waits,
-            *(fault for machine in facts.machines for fault in _find_machine_faults(machine)),
+            *_find_litellm_faults(facts.litellm),
+            *(
+                fault
+                for machine in facts.machines
+                for fault in _find_machine_faults(machine, _list_polled(machine.machine.name, facts.litellm))
+            ),
             *_find_prometheus_faults(facts.prometheus),
         ),
         gpus=gpus,
@@ -208,7 +215,29 @@ def _describe_wait(waiting: QueueClass) -> Fault:
     )
 
 
-def _find_machine_faults(facts: MachineFacts) -> Iterator[Fault]:
+def _find_litellm_faults(litellm: LitellmFacts | None) -> Iterator[Fault]:
+    if litellm is None:
+        return
+    what = None
+    if litellm.status.up is False and litellm.needed:
+        state = litellm.unit_state
+        why = "" if state in (None, "active") else f" (litellm is {state})"
+        what = f"LiteLLM does not answer{why}, so requests go directly to the engines meanwhile"
+    elif litellm.bypassed:
+        count = litellm.bypassed
+        requests = f"{count} request{'' if count == 1 else 's'}"
+        what = f"LiteLLM did not answer, so {requests} just went directly to the engines"
+    if what:
+        yield Fault(what=what, next="journalctl -u litellm -n 50", next_on=GATEWAY_HOST, about="litellm")
+
+
+def _list_polled(host: str, litellm: LitellmFacts | None) -> frozenset[str]:
+    """Return the polled services; LiteLLM is one only where a gateway reports whether it answers."""
+    reported = litellm is not None and litellm.host == host and litellm.status.up is not None
+    return POLLED_SERVICES if reported else POLLED_SERVICES - {"litellm"}
+
+
+def _find_machine_faults(facts: MachineFacts, polled: frozenset[str]) -> Iterator[Fault]:
     name = facts.machine.name
     if not facts.contact.ok:
         # An unreachable inference host is a fault of its own.
@@ -231,7 +260,7 @@ def _find_machine_faults(facts: MachineFacts) -> Iterator[Fault]:
             about=f"disk {name} {disk.mountpoint}",
         )
     for service in facts.bad_services:
-        if service.name not in POLLED_SERVICES:
+        if service.name not in polled:
             yield Fault(
                 what=f"{service.name} on {name} is {service.state}",
                 next=f"journalctl -u {service.name} -n 50",

@@ -91,6 +91,7 @@ def judge(
         queue=facts.queue,
         machines=tuple(answer.machine for answer in facts.machines),
         operations=operations,
+        litellm=facts.litellm.status if facts.litellm else None,
     )
 
 

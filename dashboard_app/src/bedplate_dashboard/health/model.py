@@ -38,11 +38,11 @@ class LastError:
 class Hop:
     """One hop of the request path.
 
-    Clients, gateway and queue have their kind as their name; a host and its gpu have the host's name.
-    `error` is the current error; `last_error` is kept after it is fixed, until the dashboard restarts.
+    A host and its gpu have the host's name, the others their kind as their name. `error` is the
+    current error; `last_error` is kept after it is fixed, until the dashboard restarts.
     """
 
-    kind: Literal["clients", "gateway", "queue", "host", "gpu"]
+    kind: Literal["clients", "gateway", "queue", "litellm", "host", "gpu"]
     name: str
     state: Health
     detail: str
@@ -178,6 +178,32 @@ class Traffic:
     refused_429: int
     refused_503: int
     refusals: tuple[Refusals, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lanes:
+    """The requests of the last minute by their way to the engines.
+
+    `litellm` went through LiteLLM, `direct` directly because a setting says so, `bypass` directly because
+    LiteLLM did not answer.
+    """
+
+    litellm: int
+    direct: int
+    bypass: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Litellm:
+    """LiteLLM as the gateway sees it (`up`, `requests`), and by its own metrics.
+
+    `added_seconds` is the mean of what it adds to a request's time in the last minute.
+    """
+
+    up: bool | None
+    requests: Lanes | None
+    added_seconds: float | None
+    memory_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +355,10 @@ class Operations:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The judgement of one poll, whatever its age; None for what the gateway's metrics do not show."""
+    """The judgement of one poll, whatever its age; None for what the gateway's metrics do not show.
+
+    `litellm` is also None for a gateway without LiteLLM.
+    """
 
     state: State
     reason: str
@@ -345,6 +374,7 @@ class Verdict:
     queue: Queue | None
     machines: tuple[Machine, ...]
     operations: Operations
+    litellm: Litellm | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

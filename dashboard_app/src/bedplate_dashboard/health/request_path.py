@@ -1,10 +1,10 @@
-"""The request path, hop by hop: clients, gateway, queue, and each host with its GPUs."""
+"""The request path, hop by hop: clients, gateway, queue, LiteLLM, and each host with its GPUs."""
 
 from collections.abc import Iterator
 
-from bedplate_dashboard.health.facts import Facts, GpuFacts, HostFacts
+from bedplate_dashboard.health.facts import Facts, GpuFacts, HostFacts, LitellmFacts
 from bedplate_dashboard.health.faults import Faults
-from bedplate_dashboard.health.model import Fault, Health, Hop, ModelStatus, Queue, Traffic
+from bedplate_dashboard.health.model import Fault, Health, Hop, Litellm, ModelStatus, Queue, Traffic
 from bedplate_dashboard.settings import Settings
 
 
@@ -15,6 +15,8 @@ def trace_request(
     yield _describe_clients(settings, facts.traffic)
     yield _describe_gateway(settings, facts, models)
     yield _describe_queue(facts.queue, faults.waits)
+    if facts.litellm:
+        yield _describe_litellm(facts.litellm)
     for host in facts.hosts:
         yield _describe_host(host)
         yield _describe_gpu(host.name, host.gpu, faults.gpus[host.name])
@@ -70,6 +72,42 @@ def _describe_queue(queue: Queue | None, waits: tuple[Fault, ...]) -> Hop:
         detail=f"{summary}; {queue.slots_busy} of {queue.slots} slots busy",
         error=waits[0].what if waits else None,
     )
+
+
+def _describe_litellm(litellm: LitellmFacts) -> Hop:
+    status = litellm.status
+    bypassed = status.requests.bypass if status.requests else 0
+    state: Health = "ok"
+    error = None
+    if status.up is None:
+        state = "unknown"
+    elif not status.up and litellm.needed:
+        state, error = "warn", "does not answer, so requests go directly to the engines"
+    elif bypassed:
+        requests = "1 request" if bypassed == 1 else f"{bypassed} requests"
+        state, error = "warn", f"{requests} went directly to the engines"
+    elif not status.up:
+        state, error = "unknown", "does not answer, but no request needs it"
+    return Hop(
+        kind="litellm",
+        name="litellm",
+        state=state,
+        detail="; ".join(_list_litellm_details(status)) or "unknown",
+        version=litellm.version,
+        error=error,
+    )
+
+
+def _list_litellm_details(status: Litellm) -> Iterator[str]:
+    lanes = status.requests
+    if lanes:
+        others = ((lanes.bypass, "around it"), (lanes.direct, "direct"))
+        requests = f"{lanes.litellm} request{'' if lanes.litellm == 1 else 's'} in the last minute"
+        yield ", ".join([requests, *(f"{count} {way}" for count, way in others if count)])
+    if status.added_seconds is not None:
+        yield f"adds {1000 * status.added_seconds:.0f} ms"
+    if status.memory_bytes is not None:
+        yield f"{status.memory_bytes / 1e6:.0f} MB"
 
 
 def _describe_host(host: HostFacts) -> Hop:

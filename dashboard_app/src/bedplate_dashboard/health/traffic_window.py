@@ -1,82 +1,98 @@
-"""The last minute's traffic, computed from counters: each poll's increase is kept for a minute."""
+"""The last minute's traffic, computed from the increase of the gateway's and LiteLLM's counters."""
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client.samples import Sample
 
-from bedplate_dashboard.health.model import Refusals, Traffic
+from bedplate_dashboard.health.counter_window import CounterWindow
+from bedplate_dashboard.health.model import Lanes, Refusals, Traffic
 from bedplate_dashboard.health.thresholds import REFUSAL_SECONDS
-from bedplate_dashboard.sources.metric_names import COUNTERS
+from bedplate_dashboard.sources.metric_names import COUNTERS, LITELLM_COUNTERS
 from bedplate_dashboard.sources.payloads import clean_label
 from bedplate_dashboard.sources.prometheus_text import Samples
 
-WINDOW_SECONDS = 60.0
 NO_MODEL = "-"
-REFUSED = frozenset({429, 503})
+WARM_UP_MODEL = "warm-up"
+"""The model of LiteLLM's first requests, which are its own."""
 
-Series = tuple[str, frozenset[tuple[str, str]]]
+REFUSED = frozenset({429, 503})
 
 
 @dataclass(frozen=True)
 class RecentTraffic:
-    """Traffic of the last minute, refusals of the last `REFUSAL_SECONDS`, and tokens per second by model."""
+    """Traffic of the last minute, refusals of the last `REFUSAL_SECONDS`, and tokens per second by model.
+
+    `lanes` counts the last minute, `bypassed` the last `REFUSAL_SECONDS`. The other two come from LiteLLM's
+    own metrics; None without them.
+    """
 
     traffic: Traffic | None = None
     refusals: tuple[Refusals, ...] = ()
     tokens_per_second: Mapping[str, float] = field(default_factory=dict)
+    lanes: Lanes | None = None
+    bypassed: int = 0
+    litellm_added_seconds: float | None = None
+    litellm_memory_bytes: float | None = None
 
 
 class TrafficWindow:
-    """The increase of the counters in the last minute, also across a restart of the gateway."""
+    """The increase of the gateway's and LiteLLM's counters in the last minute, also across restarts."""
 
     def __init__(self) -> None:
-        self._last: dict[Series, float] | None = None
-        self._process: float | None = None
-        self._began = 0.0
-        self._growth: deque[tuple[float, dict[Series, float]]] = deque()
+        self._gateway = CounterWindow(COUNTERS)
+        self._litellm = CounterWindow(LITELLM_COUNTERS)
+        self._litellm_memory: float | None = None
 
     def add(self, metrics: Samples, now: float) -> None:
-        """Add the counters of one poll; `now` is in monotonic seconds."""
-        values = {
-            (name, frozenset(sample.labels.items())): sample.value
-            for name in COUNTERS
-            for sample in metrics[name]
-        }
-        process = metrics.value("process_start_time_seconds")
-        if self._last is None:
-            self._began = now
-        else:
-            before = self._last if process == self._process else {}
-            growth = {series: value - before.get(series, 0.0) for series, value in values.items()}
-            self._growth.append((now, {series: value for series, value in growth.items() if value > 0}))
-        self._last, self._process = values, process
-        while self._growth and self._growth[0][0] <= now - WINDOW_SECONDS:
-            self._growth.popleft()
+        """Add the gateway's metrics of one poll; `now` is in monotonic seconds."""
+        self._gateway.add(metrics, now)
 
-    def _sum_increase(self, now: float, seconds: float) -> Samples:
-        """Return the increase over the last `seconds`."""
-        total: dict[Series, float] = defaultdict(float)
-        for at, growth in self._growth:
-            if at > now - seconds:
-                for series, value in growth.items():
-                    total[series] += value
-        found: dict[str, list[Sample]] = {}
-        for (name, labels), value in total.items():
-            found.setdefault(name, []).append(Sample(name, dict(labels), value))
-        return Samples({name: tuple(samples) for name, samples in found.items()})
+    def add_litellm(self, metrics: Samples | None, now: float) -> None:
+        """Add LiteLLM's own metrics, None if it returned none; `now` is in monotonic seconds."""
+        self._litellm_memory = metrics.value("process_resident_memory_bytes") if metrics else None
+        if metrics:
+            self._litellm.add(metrics, now)
 
     def summary(self, now: float) -> RecentTraffic:
         """Return the recent traffic; `now` is in monotonic seconds."""
-        increase = self._sum_increase(now, WINDOW_SECONDS)
-        # An increase needs two polls.
-        traffic = _compute_traffic(increase, min(WINDOW_SECONDS, now - self._began)) if self._growth else None
+        increase = self._gateway.increase(now)
+        latest = self._gateway.increase(now, REFUSAL_SECONDS)
+        seconds = self._gateway.length(now)
         return RecentTraffic(
-            traffic=traffic,
-            refusals=_list_refusals(self._sum_increase(now, REFUSAL_SECONDS)),
+            traffic=_compute_traffic(increase, seconds) if seconds else None,
+            refusals=_list_refusals(latest),
             tokens_per_second=_compute_token_rates(increase),
+            lanes=_count_lanes(increase) if seconds else None,
+            bypassed=_count_lanes(latest).bypass,
+            litellm_added_seconds=_compute_added_seconds(self._litellm.increase(now)),
+            litellm_memory_bytes=self._litellm_memory,
         )
+
+
+def _count_lanes(increase: Samples) -> Lanes:
+    """Count the requests of each lane."""
+    counts: Counter[str] = Counter()
+    for sample in increase["bedplate_gateway_lane_requests_total"]:
+        counts[sample.labels.get("lane", "")] += round(sample.value)
+    return Lanes(litellm=counts["litellm"], direct=counts["direct"], bypass=counts["bypass"])
+
+
+def _compute_added_seconds(increase: Samples) -> float | None:
+    """Return the mean of the time that LiteLLM adds to a request: the whole of it less the engine's part."""
+
+    def total(name: str) -> float:
+        return sum(
+            sample.value for sample in increase[name] if sample.labels.get("requested_model") != WARM_UP_MODEL
+        )
+
+    requests = total("litellm_request_total_latency_metric_count")
+    # The two sums can be compared only if they have the same requests.
+    if not requests or requests != total("litellm_llm_api_latency_metric_count"):
+        return None
+    spent = total("litellm_request_total_latency_metric_sum") - total("litellm_llm_api_latency_metric_sum")
+    return max(0.0, spent / requests)
 
 
 def _compute_traffic(increase: Samples, seconds: float) -> Traffic:

@@ -20,7 +20,12 @@ from pydantic import BaseModel, ValidationError
 
 from bedplate_dashboard.settings import VERSION, InferenceHost, NodeExporter, Secrets, Settings
 from bedplate_dashboard.sources import prometheus_text
-from bedplate_dashboard.sources.metric_names import GATEWAY_METRICS, NODE_COLLECTORS, NODE_METRICS
+from bedplate_dashboard.sources.metric_names import (
+    GATEWAY_METRICS,
+    LITELLM_METRICS,
+    NODE_COLLECTORS,
+    NODE_METRICS,
+)
 from bedplate_dashboard.sources.payloads import (
     ActiveAlert,
     AlertList,
@@ -184,6 +189,14 @@ async def collect(clients: Clients, settings: Settings, key: str) -> Observation
         verify=read_report(settings.verify_report, "verify.yml"),
         smoke=read_report(settings.smoke_report, "smoke.yml"),
     )
+
+
+async def fetch_litellm(clients: Clients, settings: Settings) -> Samples | None:
+    """Return LiteLLM's own metrics, which the gateway reads for us; None without a usable answer."""
+    contact, metrics = await _fetch_metrics(
+        clients.stack, f"{settings.gateway_metrics_url}/metrics/litellm", LITELLM_METRICS
+    )
+    return metrics if contact.ok else None
 
 
 def read_report(path: Path, playbook: str) -> ReportFile:

@@ -1,4 +1,4 @@
-"""The metrics that the dashboard reads from the gateway and from node exporters."""
+"""The metrics that the dashboard reads from the gateway, from LiteLLM and from node exporters."""
 
 # Counters whose increase over the last minute is reported.
 COUNTERS = (
@@ -7,6 +7,7 @@ COUNTERS = (
     "bedplate_gateway_prompt_tokens_total",
     "bedplate_gateway_completion_tokens_total",
     "bedplate_gateway_service_seconds_sum",
+    "bedplate_gateway_lane_requests_total",
     "bedplate_gateway_time_to_first_token_seconds_bucket",
     "bedplate_gateway_request_seconds_bucket",
 )
@@ -24,7 +25,17 @@ GATEWAY_METRICS = frozenset(
         "bedplate_gateway_queue_oldest_wait_seconds",
         "bedplate_gateway_limit",
         "bedplate_gateway_limit_used",
+        "bedplate_gateway_litellm_up",
     }
+)
+LITELLM_COUNTERS = (
+    "litellm_request_total_latency_metric_sum",
+    "litellm_request_total_latency_metric_count",
+    "litellm_llm_api_latency_metric_sum",
+    "litellm_llm_api_latency_metric_count",
+)
+LITELLM_METRICS = frozenset(
+    {"process_start_time_seconds", "process_resident_memory_bytes", *LITELLM_COUNTERS}
 )
 NODE_METRICS = frozenset(
     {

@@ -206,6 +206,7 @@ def status_to_json(status: Status, settings: Settings) -> dict[str, Any]:
         "traffic": parts.get("traffic"),
         "limits": parts.get("limits"),
         "queue": parts.get("queue"),
+        "litellm": parts.get("litellm"),
         "machines": parts.get("machines"),
         "prometheus": parts.get("prometheus"),
         "operations": parts.get("operations"),

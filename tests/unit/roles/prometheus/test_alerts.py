@@ -68,12 +68,45 @@ MEMORY = 'node_memory_MemTotal_bytes{host="box"}'
 CLOCK = 'node_time_seconds{host="box"}'
 CERTIFICATE = 'bedplate_host_certificate_expiry_timestamp_seconds{host="box", path="/a.pem"}'
 VERIFY = 'bedplate_dashboard_verify_ok{host="box"}'
+LITELLM_UP = 'bedplate_gateway_litellm_up{host="box"}'
+LITELLM_TARGET = 'up{job="litellm", host="box"}'
+GATEWAY_TARGET = 'up{job="gateway", host="box"}'
+LITELLM_MEMORY = 'process_resident_memory_bytes{job="litellm", host="box"}'
+GATEWAY_MEMORY = 'process_resident_memory_bytes{job="gateway", host="box"}'
 CANARY = 'bedplate_traffic_canary_success{host="box"}'
 DAY = 1440
 
 CASES = [
     Case("a target is gone", {UP: "1 0x5"}, "4m", ("TargetDown warning",)),
     Case("a target missed one scrape", {UP: "1 0 1x5"}, "4m", about="TargetDown"),
+    Case(
+        "LiteLLM returns no metrics",
+        {LITELLM_TARGET: "1 0x5", GATEWAY_TARGET: "1x6"},
+        "4m",
+        ("TargetDown warning",),
+    ),
+    Case(
+        "the gateway, which returns LiteLLM's metrics, is gone",
+        {LITELLM_TARGET: "1 0x5", GATEWAY_TARGET: "1 0x5"},
+        "4m",
+        # Once, not twice: the count is of alerts with this name.
+        ("TargetDown warning",),
+    ),
+    Case("LiteLLM is down for six minutes", {LITELLM_UP: "1 0x9"}, "7m", ("LitellmBypassed warning",)),
+    Case("LiteLLM restarts", {LITELLM_UP: "1 0x3 1x9"}, "9m", about="LitellmBypassed"),
+    # The limit is 2 GiB.
+    Case(
+        "LiteLLM uses 1.7 GB",
+        {LITELLM_MEMORY: "1.75e9x9", GATEWAY_MEMORY: "1e9x9"},
+        "7m",
+        ("LitellmMemory warning",),
+    ),
+    Case(
+        "LiteLLM uses 1.6 GB",
+        {LITELLM_MEMORY: "1.7e9x9", GATEWAY_MEMORY: "3e9x9"},
+        "7m",
+        about="LitellmMemory",
+    ),
     Case("an engine is stopped", {unit("ollama"): "1 0x5"}, "3m", ("ServiceDown critical",)),
     Case("a page is stopped", {unit("bedplate-dashboard"): "0x5"}, "2m", ("ServiceDown warning",)),
     Case("a service starts", {unit("ollama"): "0 1x5"}, "3m", about="ServiceDown"),
@@ -301,6 +334,24 @@ def test_every_alert_has_both_cases_and_a_next_command(stack: Stack) -> None:
     for rule in alerts:
         assert rule["annotations"].keys() == {"summary", "meaning", "next"}, rule["alert"]
         assert rule["labels"]["severity"] in ("critical", "warning")
+
+
+@ONE_BOX
+def test_the_next_command_for_a_target_names_its_unit(stack: Stack, repo_root: Path) -> None:
+    (text,) = (
+        rule["annotations"]["next"]
+        for rule in rules(stack)["alerts.rules.yml"]
+        if rule["alert"] == "TargetDown"
+    )
+    renamed = dict(re.findall(r'eq \$labels\.job "(\w+)" \}\}([a-z-]+)', text))
+    (jobs,) = (
+        [target["job"] for target in host.wiring["prometheus_targets"]]
+        for host in stack.hosts.values()
+        if "prometheus_targets" in host.wiring
+    )
+    services = yaml.safe_load((repo_root / "playbooks/services.yml").read_text())["bedplate_services"]
+    assert {renamed.get(job, job) for job in jobs} <= services.keys()
+    assert renamed.keys() <= set(jobs)
 
 
 @ONE_BOX
