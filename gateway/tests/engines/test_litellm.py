@@ -53,7 +53,7 @@ class FakeServer:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.calls: list[tuple[str, dict[str, str], dict[str, Any]]] = []
-        self.alive: Callable[[], Awaitable[None]] | None = None
+        self.alive: Callable[[], Awaitable[web.Response]] | None = None
         self.port = 0
 
     async def start(self) -> web.AppRunner:
@@ -68,7 +68,7 @@ class FakeServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/health/liveliness":
             if self.alive:
-                await self.alive()
+                return await self.alive()
             return web.json_response("I'm alive!")
         if request.path in {"/api/tags", "/api/ps"}:
             return web.json_response({"models": [{"name": "m:latest", "digest": "d"}]})
@@ -210,8 +210,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def proxy_hangs(proxy: FakeServer) -> Iterator[None]:
-    async def never() -> None:
+    async def never() -> web.Response:
         await asyncio.sleep(60)
+        return web.Response()
 
     proxy.alive = never
     yield
@@ -493,6 +494,20 @@ def test_a_hanging_proxy_is_bypassed_but_a_busy_one_is_not(tmp_path: Path) -> No
             await asyncio.sleep(0.6)
             _, engine_request = await bench.ask()
             assert engine_request.lane is Lane.BYPASS
+
+    bench(tmp_path, text(WHOLE), text(WHOLE)).run(test)
+
+
+def test_another_server_on_the_port_is_not_taken_for_litellm(tmp_path: Path) -> None:
+    async def not_found() -> web.Response:
+        return web.Response(status=404)
+
+    async def test(bench: Bench) -> None:
+        bench.proxy.alive = not_found
+        await asyncio.sleep(0.25)
+        _, engine_request = await bench.ask()
+        assert engine_request.lane is Lane.BYPASS
+        assert bench.proxy.calls == []
 
     bench(tmp_path, text(WHOLE), text(WHOLE)).run(test)
 

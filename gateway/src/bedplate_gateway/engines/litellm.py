@@ -90,7 +90,7 @@ class LiteLLM:
         """Poll once, then start to poll regularly; `session` is used until `stop`."""
         self._session = session
         if self._settings is not None:
-            with suppress(aiohttp.ClientConnectorError):
+            with suppress(aiohttp.ClientConnectorError, LiteLLMError):
                 self.up = await self._poll()
             self._poller = asyncio.create_task(self._poll_regularly())
 
@@ -178,7 +178,7 @@ class LiteLLM:
         started = time.monotonic()
         try:
             answered = await self._poll()
-        except aiohttp.ClientConnectorError:
+        except (aiohttp.ClientConnectorError, LiteLLMError):
             self._set(up=False)
             return
         if answered:
@@ -193,12 +193,17 @@ class LiteLLM:
             self._set(up=False)
 
     async def _poll(self) -> bool:
-        """Return whether LiteLLM answered in time; raises ClientConnectorError."""
+        """Return whether LiteLLM answered in time.
+
+        Raises ClientConnectorError where nothing listens, and LiteLLMError where something else does.
+        """
         try:
             async with asyncio.timeout(POLL_SECONDS):
                 response = await self._send("GET", "/health/liveliness")
                 async with response:
-                    return response.status == 200
+                    if response.status != 200:
+                        raise LiteLLMError
+                    return True
         except aiohttp.ClientConnectorError:
             raise
         except (TimeoutError, aiohttp.ClientError, OSError):
