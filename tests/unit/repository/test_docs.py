@@ -66,7 +66,7 @@ METRICS = {
 }
 RULES = ROOT / "roles/prometheus/templates/recording.rules.yml.j2"
 RECORDS = set(re.findall(r"record: (\S+)", RULES.read_text()))
-ROLES = "bedplate|ollama|gateway|traffic|prometheus|alertmanager|node_exporter|exporter|dashboard"
+ROLES = "bedplate|ollama|gateway|litellm|traffic|prometheus|alertmanager|node_exporter|exporter|dashboard"
 
 
 def anchors(page: Path) -> set[str]:

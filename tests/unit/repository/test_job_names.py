@@ -11,7 +11,7 @@ from bedplate_dashboard.sources.history import DAYS_LEFT, QUERIES
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("gateway", "litellm")
 # These mean LiteLLM itself, whose job is now `litellm`.
-ABOUT_LITELLM = {"TargetDown", "LitellmMemory"}
+ABOUT_LITELLM = {"TargetDown", "LitellmMemory", "LitellmBusy"}
 MATCHER = re.compile(r'\bjob\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"')
 GROUPING = re.compile(r"\b(?:by|on|group_left|group_right)\s*\(([^)]*)\)")
 EXPRESSION = re.compile(r"expr: (?:\|-)?(.*?)(?=\n\s+(?:for|labels|annotations):|\n\s*\n|\Z)", re.DOTALL)

@@ -73,6 +73,8 @@ LITELLM_TARGET = 'up{job="litellm", host="box"}'
 GATEWAY_TARGET = 'up{job="gateway", host="box"}'
 LITELLM_MEMORY = 'process_resident_memory_bytes{job="litellm", host="box"}'
 GATEWAY_MEMORY = 'process_resident_memory_bytes{job="gateway", host="box"}'
+LITELLM_CPU = 'process_cpu_seconds_total{job="litellm", host="box"}'
+GATEWAY_CPU = 'process_cpu_seconds_total{job="gateway", host="box"}'
 CANARY = 'bedplate_traffic_canary_success{host="box"}'
 DAY = 1440
 
@@ -106,6 +108,14 @@ CASES = [
         {LITELLM_MEMORY: "1.7e9x9", GATEWAY_MEMORY: "3e9x9"},
         "7m",
         about="LitellmMemory",
+    ),
+    # In 60 s, the interval of the samples: 54 s of CPU time are 90 %.
+    Case("LiteLLM uses 90 % of a CPU", {LITELLM_CPU: "0+54x15"}, "12m", ("LitellmBusy warning",)),
+    Case(
+        "LiteLLM uses 70 % of a CPU, and the gateway more",
+        {LITELLM_CPU: "0+42x15", GATEWAY_CPU: "0+60x15"},
+        "12m",
+        about="LitellmBusy",
     ),
     Case("an engine is stopped", {unit("ollama"): "1 0x5"}, "3m", ("ServiceDown critical",)),
     Case("a page is stopped", {unit("bedplate-dashboard"): "0x5"}, "2m", ("ServiceDown warning",)),
