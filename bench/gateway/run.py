@@ -11,7 +11,7 @@ from typing import Protocol
 
 import uvloop
 
-from bench.gateway import disconnects, labels, limits, overhead, priority, soak, throughput
+from bench.gateway import disconnects, labels, lanes, limits, overhead, priority, soak, throughput
 from bench.gateway.report import Result, write_section
 from tests.support.servers import BenchError, say
 
@@ -33,6 +33,8 @@ ROWS: dict[str, Row] = {
     "overhead": overhead.run,
     "overhead-real": overhead.run_real,
     "throughput": throughput.run,
+    "lanes": lanes.run,
+    "lanes-real": lanes.run_real,
     "profile": throughput.run_profile,
     "labels": labels.run,
     "soak": soak.run,

@@ -30,10 +30,18 @@ AT_ONCE = 16
 SLOTS = 64
 
 
-async def _drive(
-    server: Server, key: str, model: str, *, tokens: int, stream: bool, at_once: int, duration: float
-) -> tuple[float, float, list[float]]:
-    """Return requests a second, CPU seconds of the server a request, and the latencies."""
+async def drive(
+    server: Server,
+    key: str,
+    model: str,
+    *,
+    tokens: int,
+    stream: bool,
+    at_once: int,
+    duration: float,
+    others: tuple[Server, ...] = (),
+) -> tuple[float, list[float], list[float]]:
+    """Return requests per second, CPU seconds per request of each server, and the latencies in seconds."""
     body = json.dumps(
         {
             "model": model,
@@ -63,10 +71,11 @@ async def _drive(
 
         await run(min(2.0, duration / 2))
         latencies.clear()
-        before = server.cpu_seconds()
+        servers = (server, *others)
+        before = [each.cpu_seconds() for each in servers]
         took = await run(duration)
-        used = server.cpu_seconds() - before
-    return len(latencies) / took, used / len(latencies), latencies
+        used = [each.cpu_seconds() - start for each, start in zip(servers, before, strict=True)]
+    return len(latencies) / took, [each / len(latencies) for each in used], latencies
 
 
 async def run(*, quick: bool) -> Result:
@@ -103,19 +112,19 @@ async def run(*, quick: bool) -> Result:
                     server = stack.enter_context(stock(fake.url))
                     model = name.removeprefix("stock ").rstrip("/")
                 asked = {"server": server, "key": key, "model": model, "duration": duration}
-                alone = await _drive(**asked, tokens=SHORT_TOKENS, stream=False, at_once=1)  # type: ignore[arg-type]
-                short = await _drive(**asked, tokens=SHORT_TOKENS, stream=False, at_once=AT_ONCE)  # type: ignore[arg-type]
-                long = await _drive(**asked, tokens=LONG_TOKENS, stream=True, at_once=AT_ONCE)  # type: ignore[arg-type]
+                alone = await drive(**asked, tokens=SHORT_TOKENS, stream=False, at_once=1)  # type: ignore[arg-type]
+                short = await drive(**asked, tokens=SHORT_TOKENS, stream=False, at_once=AT_ONCE)  # type: ignore[arg-type]
+                long = await drive(**asked, tokens=LONG_TOKENS, stream=True, at_once=AT_ONCE)  # type: ignore[arg-type]
                 rates[name] = short[0], long[0]
                 result.rows.append(
                     (
                         name,
                         f"{short[0]:.0f}/s",
-                        f"{short[1] * 1000:.2f} ms",
+                        f"{short[1][0] * 1000:.2f} ms",
                         ms(percentile(alone[2], 0.5)),
                         ms(percentile(alone[2], 0.99)),
                         f"{long[0]:.1f}/s ({long[0] * LONG_TOKENS:.0f} tokens/s)",
-                        f"{long[1] * 1000:.1f} ms",
+                        f"{long[1][0] * 1000:.1f} ms",
                         f"{server.rss_mib():.0f} MiB",
                     )
                 )
@@ -178,7 +187,7 @@ async def _sampled(
     )
     key = server.keys["any"]
     load = {"tokens": tokens, "stream": stream, "at_once": AT_ONCE, "duration": duration + 2.0}
-    await _drive(server, key, "fake", **load)  # type: ignore[arg-type]
+    await drive(server, key, "fake", **load)  # type: ignore[arg-type]
     await spy.wait()
     total: dict[str, float] = defaultdict(float)
     for line in file.read_text().splitlines():

@@ -64,6 +64,7 @@ class Server:
     log: Path | None = None
     keys: dict[str, str] = field(default_factory=dict)
     metrics_url: str = ""
+    key_file: Path | None = None
 
     @property
     def pid(self) -> int:
@@ -280,6 +281,41 @@ def stock(
         with _running(command, folder, f"{url}/health/readiness", environ, "stock LiteLLM") as server:
             server.keys = {"": STOCK_KEY}
             server.metrics_url = f"{url}/metrics/"
+            yield server
+
+
+@contextmanager
+def litellm(engine_url: str, model: str = "fake", engine_name: str = "one") -> Iterator[Server]:
+    """Run LiteLLM as the role does: its locked release, its settings, and one deployment ENGINE/MODEL."""
+    python = environment("litellm")
+    port = free_port()
+    template = (ROOT / "roles/litellm/templates/config.yaml.j2").read_text()
+    settings = template[template.index("litellm_settings:") :]
+    parameters = {
+        "model": f"hosted_vllm/{model}",
+        "api_base": f"{engine_url}/v1",
+        "api_key": "none",
+        "use_chat_completions_api": True,
+        "timeout": 330,
+    }
+    models = [{"model_name": f"{engine_name}/{model}", "litellm_params": parameters}]
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        # JSON is YAML.
+        (folder / "config.yaml").write_text(f"model_list: {json.dumps(models)}\n{settings}")
+        (folder / "master-key").write_text(STOCK_KEY)
+        command = [str(python.parent / "litellm"), "--config", str(folder / "config.yaml")]
+        command += ["--host", "127.0.0.1", "--port", str(port)]
+        environ = {
+            "LITELLM_MASTER_KEY": STOCK_KEY,
+            "LITELLM_OFFLINE_MODE": "true",
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_MODE": "PRODUCTION",
+        }
+        url = f"http://127.0.0.1:{port}"
+        with _running(command, folder, f"{url}/health/readiness", environ, "LiteLLM") as server:
+            server.keys = {"": STOCK_KEY}
+            server.key_file = folder / "master-key"
             yield server
 
 
