@@ -140,6 +140,22 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
+@pytest.mark.parametrize(("thinks", "effort"), [(True, "low"), (False, None)])
+def test_an_effort_reaches_only_models_that_can_think(
+    tmp_path: Path, thinks: bool, effort: str | None
+) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        names = frozenset({"completion", "thinking"} if thinks else {"completion"})
+        state = EngineState(up=True, present=frozenset({"m"}), capabilities={"m": names})
+        stack.gateway.engines._states["one"] = state
+        answer = await stack.ask(body=CHAT | {"reasoning_effort": "low"})
+        assert answer.status_code == 200
+        assert stack.engine_requests[0].request.body.get("reasoning_effort") == effort
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -219,6 +219,13 @@ def test_efforts_are_said_in_words_that_engines_know() -> None:
 # Urgency
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_is_taken_back_by_either_name(name: str) -> None:
+    sent = {"role": "assistant", "content": "b", name: "hm"}
+    body = parse(CHAT, messages=[{"role": "user", "content": "a"}, sent]).body
+    assert body["messages"][1] == {"role": "assistant", "content": "b", "reasoning": "hm"}
+
+
 @pytest.mark.parametrize(
     ("fields", "lower_to"),
     [

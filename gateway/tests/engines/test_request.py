@@ -660,6 +660,20 @@ def test_disconnecting_a_stream_stops_the_engine_at_once(cancel: bool) -> None:
     run(test, fake)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_disconnecting_in_the_prompt_frees_an_extra_backend_at_once(stream: bool) -> None:
+    fake = FakeEngine("openai")
+
+    async def test(bench: Bench) -> None:
+        _, _, known, freed = await disconnect(bench, request(stream=stream), 0.2)
+        assert known < 0.1
+        assert freed < 0.1
+        assert fake.cut == 1
+
+    fake.handlers[CHAT] = streams(9.0, content("a")) if stream else answers({}, after=9.0)
+    run(test, fake)
+
+
 @pytest.mark.parametrize("cancel", [False, True])
 def test_disconnecting_in_the_prompt_of_a_stream_holds_the_slot_to_its_first_byte(cancel: bool) -> None:
     fake = FakeEngine()

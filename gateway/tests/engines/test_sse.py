@@ -108,6 +108,14 @@ def test_data_over_several_lines_is_one_event() -> None:
     assert stream.usage == (3, 0)
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_has_both_of_its_names(name: str) -> None:
+    choice = {"index": 0, "delta": {"content": "", name: "hm"}, "finish_reason": None}
+    relayed_event = relayed(EventStream("m", want_usage=False), event(model="m", choices=[choice]))
+    delta = json.loads(relayed_event[6:])["choices"][0]["delta"]
+    assert delta == {"content": "", "reasoning": "hm", "reasoning_content": "hm"}
+
+
 def test_an_engines_own_name_of_the_model_is_replaced() -> None:
     stream = EventStream("the model", want_usage=False)
     first, second = content("a"), content('"model":"m"')
