@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.stack import Load, Stack, wait_for
+from tests.support.stack import ROOT, Load, Stack, wait_for
 
 LANES = re.compile(r'^bedplate_gateway_lane_requests_total{lane="(\w+)"} (\S+)$', re.MULTILINE)
 COUNTER = re.compile(
@@ -199,3 +199,24 @@ def test_a_configuration_that_litellm_refuses_leaves_the_old_one_in_service(stac
         stack(f"cp /root/litellm {program} && rm /root/litellm")
     assert "LiteLLM does not accept all 2 models: config OK (1 models)" in output
     assert stack(state) == before
+
+
+def test_a_direct_host_is_reached_without_litellm(stack: Stack) -> None:
+    direct = {"gateway_direct": ["one"]}
+    stack.play("--tags", "gateway", settings=direct)
+    try:
+        before = lanes(stack)
+        with stack.client(stack.key("bench")) as client:
+            answer = stack.chat(client)
+        assert (answer.status_code, "x-litellm-call-id" in answer.headers) == (200, False)
+        wait_for(lambda: lanes(stack)["direct"] == before["direct"] + 1)
+        stack.play(playbook="playbooks/verify.yml", settings=direct)
+        report = json.loads((ROOT / "reports/verify.json").read_text())
+        (check,) = [
+            each
+            for each in report["checks"]
+            if each["name"] == "a chat for a direct model goes without LiteLLM"
+        ]
+        assert check["ok"] is True
+    finally:
+        stack.play("--tags", "gateway")
