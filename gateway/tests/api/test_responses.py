@@ -1,4 +1,4 @@
-"""Requests for /v1/responses, and what becomes of recorded answers: of LiteLLM 1.110.2, and of Ollama 0.24.0."""
+"""Requests for /v1/responses, and recorded answers to them: of LiteLLM 1.110.2 and of Ollama 0.24.0."""
 
 import asyncio
 import json
