@@ -160,7 +160,7 @@ def output_item(text: str, tool_call: dict[str, Any] | None) -> dict[str, Any]:
     """Return the item of a response: its text, or the call of a tool."""
     if tool_call:
         call: dict[str, Any] = {"id": "fc_fake", "type": "function_call", "status": "completed"}
-        return call | {"call_id": tool_call["id"]} | tool_call["function"]
+        return call | {"call_id": tool_call["id"], **tool_call["function"]}
     part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     shared = {"id": "msg_fake", "type": "message", "status": "completed", "role": "assistant"}
     return shared | {"content": [part]}
