@@ -41,7 +41,6 @@ async def run(*, quick: bool) -> Result:
     say("what admission adds in the process")
     done = subprocess.run(
         [environment("gateway"), Path(__file__).with_name("in_process.py"), str(count)],
-        env={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

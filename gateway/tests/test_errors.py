@@ -12,6 +12,7 @@ EVERY = [
     errors.invalid_http(),
     errors.websockets_unsupported(),
     errors.capability_unsupported("m", "tools", "tools"),
+    errors.responses_unsupported("m"),
     errors.engine_refused("no"),
     errors.json_schema_unsupported("no"),
     errors.context_length_exceeded("m", 5000, 600, "messages"),

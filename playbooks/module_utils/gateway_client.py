@@ -49,10 +49,11 @@ class Answer(NamedTuple):
 
 
 class Gateway:
-    """Client of one gateway; `url` is without /v1."""
+    """Client of one gateway, or of another server that `name` names; `url` is without /v1."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, name: str = "the gateway") -> None:
         self.url = url
+        self.name = name
         self._address = urlsplit(url).netloc
 
     def request(self, method: str, path: str, key: str | None = None, body: object = None) -> Answer:
@@ -86,7 +87,7 @@ class Gateway:
     def describe(self, answer: Answer) -> str:
         """Return the answer's status and error code, or that there was none, for a report."""
         if answer.status == -1:
-            return f"the gateway does not respond at {self.url}"
+            return f"{self.name} does not respond at {self.url}"
         return f"status {answer.status}{' ' * bool(answer.error_code())}{answer.error_code()}"
 
 

@@ -223,9 +223,8 @@ def gateway(
         }
         (folder / "gateway.json").write_text(json.dumps(document, indent=1))
         command = [str(python.parent / "bedplate-gateway"), str(folder / "gateway.json")]
-        environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         ready = f"http://127.0.0.1:{api}/health/readiness"
-        with _running(command, folder, ready, environ, "gateway") as server:
+        with _running(command, folder, ready, {}, "gateway") as server:
             server.keys = secrets
             server.metrics_url = f"http://127.0.0.1:{metrics}/metrics"
             yield server
@@ -323,7 +322,7 @@ def litellm(engine_url: str, model: str = "fake", engine_name: str = "one") -> I
 def library(engine_url: str) -> Iterator[Server]:
     """Run `library_app.py`: the LiteLLM library behind uvicorn, without LiteLLM's proxy."""
     port = free_port()
-    command = [str(environment("gateway")), "-m", "uvicorn", "--no-access-log"]
+    command = [str(environment("bench")), "-m", "uvicorn", "--no-access-log"]
     command += ["--port", str(port), "library_app:app"]
     environ = {
         "PYTHONPATH": str(ROOT / "bench/gateway"),

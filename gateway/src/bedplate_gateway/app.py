@@ -14,8 +14,9 @@ from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Le
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.usage_log import UsageLog
 from bedplate_gateway.api.adapter import Adapter, PassThrough
-from bedplate_gateway.api.responses import ResponsesAdapter, load_translator
-from bedplate_gateway.api.schema import Request
+from bedplate_gateway.api.responses import ResponsesAdapter
+from bedplate_gateway.api.schema import RESPONSES, Request
+from bedplate_gateway.engines.errors import PROMPT_FIELDS
 from bedplate_gateway.engines.health import Engines
 from bedplate_gateway.engines.litellm import LiteLLM
 from bedplate_gateway.engines.request import Upstream
@@ -28,7 +29,6 @@ from bedplate_gateway.settings import PRIORITY_CLASSES, PriorityClass, Settings
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
-RESPONSES = "/v1/responses"
 INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", RESPONSES})
 MODELS = "/v1/models"
 LIVELINESS, READINESS = "/health/liveliness", "/health/readiness"
@@ -60,20 +60,12 @@ class Gateway:
         self.in_flight = 0
         self._models = frozenset(model.name for engine in settings.engines for model in engine.models)
         self._ticker: asyncio.Task[None] | None = None
-        self._translator: asyncio.Task[object] | None = None
 
     async def start(self) -> None:
         """Poll the engines once, then regularly; returns when requests can be served."""
-        # Importing takes seconds, and only /v1/responses needs it.
-        self._translator = asyncio.create_task(asyncio.to_thread(load_translator))
         await self.engines.start()
         await self.litellm.start(self.engines.session)
         self._ticker = asyncio.create_task(self._tick())
-
-    async def translator_loaded(self) -> None:
-        """Return when /v1/responses can be served."""
-        if self._translator:
-            await asyncio.shield(self._translator)
 
     async def stop(self) -> None:
         """Stop the tasks that `start` began."""
@@ -191,7 +183,7 @@ class Gateway:
         key = self.keys.authenticate(client.header("authorization"))
         record.alias = key.alias
         raw = await client.body(self.settings.max_body_bytes)
-        adapter = await self._adapter(record.path)
+        adapter = self._adapter(record.path)
         request = adapter.decode_request(raw)
         if request.model not in self._models or not key.may_use(request.model):
             raise errors.model_not_found(request.model)
@@ -209,11 +201,10 @@ class Gateway:
         finally:
             watcher.cancel()
 
-    async def _adapter(self, path: str) -> Adapter:
-        if path == RESPONSES:
-            await self.translator_loaded()
-            return ResponsesAdapter(self._max_output)
-        return PassThrough(path, self._max_output)
+    def _adapter(self, path: str) -> Adapter:
+        return (
+            ResponsesAdapter(self._max_output) if path == RESPONSES else PassThrough(path, self._max_output)
+        )
 
     async def _run(
         self,
@@ -267,7 +258,7 @@ class Gateway:
     def _check_capabilities(self, request: Request) -> None:
         for needed, capability, param in (
             (request.has_tools, "tools", "tools"),
-            (request.has_images, "vision", "messages"),
+            (request.has_images, "vision", PROMPT_FIELDS[request.path]),
         ):
             if needed and self.engines.lacks(request.model, capability):
                 raise errors.capability_unsupported(request.model, capability, param)

@@ -172,8 +172,6 @@ async def serve(
             if inherited is None:
                 gateway.local.open_usage_log()
             else:
-                # Nobody waits for this process yet.
-                await gateway.translator_loaded()
                 predecessor = await take_over(inherited, gateway, servers)
     except TimeoutError:
         raise StartError(

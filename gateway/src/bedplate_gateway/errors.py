@@ -11,6 +11,7 @@ ApiError
   400 invalid_value                                a field has an unsupported value
   400 <type>_<bound>                               a field is out of bounds, such as integer_below_min_value
   400 unsupported_parameter                        no engine, or not this model, does what the field requests
+  400 unsupported_endpoint                         the model's engine has no /v1/responses
   400 context_length_exceeded                      the prompt does not fit into the model's context
   401 invalid_api_key            no_key            the Authorization header carries no key
                                  wrong_key         the key is unknown
@@ -122,6 +123,15 @@ def capability_unsupported(model: str, capability: str, param: str) -> ApiError:
         f"The model {model!r} does not support {capability}: use a model that does, or leave it out.",
         param,
         "unsupported_parameter",
+    )
+
+
+def responses_unsupported(model: str) -> ApiError:
+    """Return the 400 for /v1/responses where no engine of the model has it."""
+    return bad_request(
+        f"The engine of the model {model!r} has no /v1/responses: use /v1/chat/completions.",
+        None,
+        "unsupported_endpoint",
     )
 
 

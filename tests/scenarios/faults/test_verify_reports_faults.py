@@ -154,7 +154,8 @@ def test_a_stopped_engine(stack: Stack, prometheus: PrometheusApi) -> None:
 def test_a_stopped_gateway(stack: Stack, prometheus: PrometheusApi) -> None:
     silent = Check(f"the gateway does not respond at {re.escape(stack.url)}$")
     with stopped(stack, "bedplate-gateway"):
-        wait_for_targets_down(prometheus, "gateway")
+        # The gateway returns LiteLLM's metrics too.
+        wait_for_targets_down(prometheus, "gateway", "litellm")
         check_verify_reports(
             stack,
             {
@@ -165,8 +166,26 @@ def test_a_stopped_gateway(stack: Stack, prometheus: PrometheusApi) -> None:
                 READY: silent,
                 "internal paths return 404": silent,
                 CHATS: Check(),
-                TARGETS: Check("down: gateway on one$"),
+                TARGETS: Check("down: gateway on one, litellm on one$"),
                 DASHBOARD: Check("down: "),
+            },
+        )
+
+
+def test_a_stopped_litellm(stack: Stack, prometheus: PrometheusApi) -> None:
+    silent = Check(r"LiteLLM does not respond at http://127\.0\.0\.1:4000", None)
+    with stopped(stack, "litellm"):
+        wait_for_targets_down(prometheus, "litellm")
+        check_verify_reports(
+            stack,
+            {
+                **inactive("litellm"),
+                "LiteLLM runs the locked version": silent,
+                "LiteLLM refuses requests without a key and with a client's": silent,
+                "LiteLLM has every model of every engine": silent,
+                "a chat goes through LiteLLM": Check("the gateway bypasses LiteLLM$"),
+                TARGETS: Check("down: litellm on one$"),
+                DASHBOARD: Check("degraded: "),
             },
         )
 

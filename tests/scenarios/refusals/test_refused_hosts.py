@@ -111,7 +111,7 @@ def test_a_small_disk_is_refused(control: Control, one_box: Path, plain: Host) -
     plain("mkdir -p /opt/bedplate && mount -t tmpfs -o size=700M tmpfs /opt/bedplate")
     try:
         assert control.run(one_box).refused() == (
-            "plain: a first installation needs 7.0 GB at /opt/bedplate, but only 0.7 GB are free: "
+            "plain: a first installation needs 7.2 GB at /opt/bedplate, but only 0.7 GB are free: "
             "free some space, or mount a larger disk there."
         )
         plain("mount -o remount,size=8G /opt/bedplate")

@@ -107,6 +107,45 @@ def test_the_first_tool_is_called_until_it_has_answered() -> None:
     assert "tool_calls" not in answer["choices"][0]["message"]
 
 
+RESPONSES = "/v1/responses"
+ASKED = {"model": "fake", "instructions": "be kind", "input": "one two"}
+
+
+def test_a_response_counts_words_and_does_not_say_that_it_was_cut() -> None:
+    body = ASKED | {"max_output_tokens": 2}
+    _, answer = serve(Behaviour(), lambda session: post(session, RESPONSES, body))
+    assert answer["output"][0]["content"][0]["text"] == "word0 word1 "
+    assert answer["usage"] == {"input_tokens": 4, "output_tokens": 2, "total_tokens": 6}
+    assert answer["status"] == "completed"
+
+
+def test_a_response_is_streamed() -> None:
+    async def use(session: aiohttp.ClientSession) -> list[Any]:
+        async with session.post(RESPONSES, json=ASKED | {"stream": True}) as response:
+            lines = (await response.text()).splitlines()
+        return [json.loads(line[5:]) for line in lines if line.startswith("data:")]
+
+    stream = serve(Behaviour(tokens=2), use)
+    assert [event["type"].removeprefix("response.") for event in stream] == [
+        "created",
+        "in_progress",
+        *["output_text.delta"] * 2,
+        "output_item.done",
+        "completed",
+    ]
+    assert stream[-1]["response"]["output"] == [stream[-2]["item"]]
+
+
+def test_a_response_calls_the_first_tool_until_it_has_answered() -> None:
+    tool = {"type": "function", "name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}
+    _, answer = serve(Behaviour(), lambda session: post(session, RESPONSES, ASKED | {"tools": [tool]}))
+    [call] = answer["output"]
+    assert (call["type"], call["name"], call["arguments"]) == ("function_call", "f", '{"a": 1}')
+    done = ASKED | {"tools": [tool], "input": [call, {"type": "function_call_output", "output": "1"}]}
+    _, answer = serve(Behaviour(), lambda session: post(session, RESPONSES, done))
+    assert answer["output"][0]["type"] == "message"
+
+
 def test_ollamas_own_chat() -> None:
     async def use(session: aiohttp.ClientSession) -> tuple[Any, list[Any]]:
         _, whole = await post(session, "/api/chat", chat(stream=False, options={"num_predict": 2}))

@@ -7,7 +7,7 @@ from bedplate_gateway.api.schema import MaxOutput, Request, parse_request
 
 
 class Adapter(Protocol):
-    """The translation of one request. Call `decode_request` first, then one of the others."""
+    """The check and the repair of one request. Call `decode_request` first, then one of the others."""
 
     def decode_request(self, raw: bytes) -> Request:
         """Return the checked request in a body; raises ApiError 400."""
@@ -20,7 +20,7 @@ class Adapter(Protocol):
 
 
 class PassThrough:
-    """An endpoint that engines have themselves: their answers need no translation."""
+    """An endpoint whose answers need no repair beyond the one in `engines`."""
 
     def __init__(self, path: str, default_max_output: MaxOutput) -> None:
         self._path = path

@@ -1,32 +1,31 @@
-"""POST /v1/responses: LiteLLM translates it to a chat request, and the chat's answer back; it does no more.
+"""POST /v1/responses: the checks before an engine gets the request, and the response in OpenAI's form.
 
-The gateway checks the request and writes the response: only text, calls and reasoning pass through LiteLLM,
-and no model name, id or usage that it makes up reaches a client.
+Engines and LiteLLM write responses in forms of their own. Only their text, calls, reasoning and usage reach a
+client. The gateway writes everything else: ids, events and their numbers, the model's name, repeated fields.
 """
 
-import gc
 import json
-import logging
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
-from functools import cache
-from importlib import import_module
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bedplate_gateway import errors
+from bedplate_gateway.api import responses_schema
 from bedplate_gateway.api.fields import read_json, refuse, validated
-from bedplate_gateway.api.responses_schema import REFUSED, RESPONSES
-from bedplate_gateway.api.schema import MaxOutput, Request, build_request
-from bedplate_gateway.errors import ApiError, bad_request
+from bedplate_gateway.api.responses_request import to_chat
+from bedplate_gateway.api.schema import RESPONSES, MaxOutput, Request, build_request
+from bedplate_gateway.errors import ApiError
 
-log = logging.getLogger(__name__)
-
-
-# LiteLLM sees this in place of the model's name, for which it would look up prices and tokenizers.
-_MODEL: Final = "model"
+_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
+_DELTAS = {
+    "response.output_text.delta": "message",
+    "response.function_call_arguments.delta": "function_call",
+    # Ollama and LiteLLM send the first, vLLM the second.
+    "response.reasoning_summary_text.delta": "reasoning",
+    "response.reasoning_text.delta": "reasoning",
+}
 
 
 @dataclass(frozen=True)
@@ -71,159 +70,151 @@ class ResponsesContext:
             "metadata": given.get("metadata", {}),
         } | content
 
-
-@dataclass(frozen=True)
-class _Translator:
-    """The parts of LiteLLM that the gateway uses."""
-
-    to_chat: Any
-    from_chat: Any
-    stream: Any
-    answer: Any
-    chunk: Any
-    forget: Any
-
-
-@cache
-def load_translator() -> _Translator:
-    """Import LiteLLM (some 3 s and 150 MB), silent and without network; call it once before requests come."""
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-    # In its default mode LiteLLM reads a file .env.
-    os.environ["LITELLM_MODE"] = "PRODUCTION"
-    litellm: Any = import_module("litellm")
-    litellm.suppress_debug_info = True
-    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        logging.getLogger(name).disabled = True
-    package = "litellm.responses.litellm_completion_transformation"
-    transformation = import_module(f"{package}.transformation")
-    config = transformation.LiteLLMCompletionResponsesConfig
-    types = import_module("litellm.types.utils")
-    # A million objects that stay: every full garbage collection would scan them again.
-    gc.freeze()
-    return _Translator(
-        to_chat=config.transform_responses_api_request_to_chat_completion_request,
-        from_chat=config.transform_chat_completion_response_to_responses_api_response,
-        stream=import_module(f"{package}.streaming_iterator").LiteLLMCompletionStreamingIterator,
-        answer=types.ModelResponse,
-        chunk=types.ModelResponseStream,
-        # Otherwise it keeps every call with its arguments, for any client that sends its id.
-        forget=transformation.TOOL_CALLS_CACHE.flush_cache,
-    )
-
-
-def to_chat(raw: bytes) -> tuple[ResponsesContext, dict[str, Any]]:
-    """Return the context for the response, and the body of the chat request; raises ApiError 400."""
-    body = read_json(raw)
-    refuse(body, REFUSED)
-    request = validated(RESPONSES, body)
-    _check_calls(request["input"])
-    chat = load_translator().to_chat(_MODEL, request["input"], request, stream=request.get("stream"))
-    if not chat["messages"]:
-        raise bad_request(
-            "Invalid 'input': it contains nothing to answer: send a message.", "input", "invalid_value"
+    def ended(self, response: dict[str, Any], output: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the end of a response from an engine's."""
+        usage = response.get("usage")
+        return self.response(
+            response["status"],
+            output=output,
+            incomplete_details=response.get("incomplete_details"),
+            usage=usage and _usage(usage),
         )
-    chat["model"] = request["model"]
-    chat |= {name: request[name] for name in ("service_tier", "priority") if name in request}
-    for message in chat["messages"]:
-        if "reasoning_content" in message:
-            message["reasoning"] = message.pop("reasoning_content")
-        if message.get("content") is None and not message.get("tool_calls"):
-            message["content"] = ""
-    return ResponsesContext(request), chat
 
 
-def from_chat(context: ResponsesContext, body: bytes) -> bytes:
-    """Return the response for the chat's answer."""
-    translator = load_translator()
-    chat = json.loads(body)
-    for choice in chat["choices"]:
-        _name_reasoning(choice["message"])
-    translated = translator.from_chat("", {}, translator.answer(**chat))
-    translator.forget()
-    return json.dumps(_answer(context, translated.model_dump(mode="json"), chat.get("usage"))).encode()
+def decode(raw: bytes, *, default_max_output: MaxOutput) -> tuple[ResponsesContext, Request]:
+    """Return the context for the response, and the checked request; raises ApiError 400."""
+    body = read_json(raw)
+    refuse(body, responses_schema.REFUSED)
+    given = validated(responses_schema.RESPONSES, body)
+    chat = build_request("/v1/chat/completions", to_chat(given), default_max_output=default_max_output)
+    return ResponsesContext(given), replace(chat, path=RESPONSES)
 
 
-async def stream_from_chat(context: ResponsesContext, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the events of a response from those of a chat; an error in them ends it with response.failed."""
-    translator = load_translator()
-    chunks = _Chunks(events)
+def encode(context: ResponsesContext, body: bytes) -> bytes:
+    """Return the response for an engine's whole one."""
+    response = json.loads(body)
+    items = [item for given in response["output"] if (item := _Item.read(given))] or [_Item("message")]
+    items[-1].status = response["status"]
+    return json.dumps(context.ended(response, [item.done() for item in items])).encode()
+
+
+async def encode_stream(context: ResponsesContext, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the events of a response from an engine's; an error in them ends it with response.failed."""
     writer = _Writer(context)
-    error = errors.empty_stream()
-    try:
-        async for event in translator.stream(_MODEL, chunks, "", {}):
-            for data in writer.translated(event.model_dump(mode="json", exclude_none=True), chunks.usage):
+    for data in writer.started():
+        yield data
+    rest = b""
+    async for part in events:
+        *complete, rest = (rest + part).split(b"\n\n")
+        for event in complete:
+            for data in writer.translated(event):
                 yield data
-    except ApiError as caught:
-        error = caught
-    finally:
-        translator.forget()
     if not writer.ended:
-        for data in writer.failed(error):
+        for data in writer.failed(errors.empty_stream()):
             yield data
 
 
 class ResponsesAdapter:
-    """POST /v1/responses as a chat request; see `Adapter`. Use one per request, after `load_translator`."""
+    """POST /v1/responses; see `Adapter`. Use one per request."""
 
     def __init__(self, default_max_output: MaxOutput) -> None:
         self._default_max_output = default_max_output
 
     def decode_request(self, raw: bytes) -> Request:
-        """Return the checked chat request for a body; raises ApiError 400."""
-        self._context, chat = to_chat(raw)
-        return build_request("/v1/chat/completions", chat, default_max_output=self._default_max_output)
+        """Return the checked request for a body; raises ApiError 400."""
+        self._context, request = decode(raw, default_max_output=self._default_max_output)
+        return request
 
     def encode_response(self, body: bytes) -> bytes:
-        """Return the response for the chat's answer."""
-        return from_chat(self._context, body)
+        """Return the response for an engine's whole one."""
+        return encode(self._context, body)
 
     def encode_stream(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Return the events of the response for those of the chat."""
-        return stream_from_chat(self._context, events)
+        """Return the events of the response for those of an engine."""
+        return encode_stream(self._context, events)
+
+
+class _Item:
+    """One item of an output: a message, a reasoning or a call; `text` is also a call's arguments."""
+
+    def __init__(
+        self, kind: str, text: str = "", *, index: int = 0, call_id: str = "", name: str = ""
+    ) -> None:
+        self.id = f"{_PREFIXES[kind]}_{secrets.token_hex(24)}"
+        self.kind, self.text, self.index, self.call_id, self.name = kind, text, index, call_id, name
+        self.status = "completed"
+        self.open = True
+
+    @classmethod
+    def read(cls, given: dict[str, Any]) -> "_Item | None":
+        """Return an engine's item, or None for an empty one and for one that OpenAI's clients do not know."""
+        text = _text_of(given)
+        if given["type"] == "function_call":
+            return cls("function_call", text, call_id=given.get("call_id", ""), name=given.get("name", ""))
+        # A model that calls a tool often sends no text.
+        return cls(given["type"], text) if text and given["type"] in _PREFIXES else None
+
+    def begun(self) -> dict[str, Any]:
+        """Return the item before its first delta."""
+        shared = {"id": self.id, "type": self.kind}
+        if self.kind == "message":
+            return shared | {"status": "in_progress", "role": "assistant", "content": []}
+        if self.kind == "reasoning":
+            return shared | {"summary": []}
+        call = {"call_id": self.call_id, "name": self.name, "arguments": ""}
+        return shared | {"status": "in_progress"} | call
+
+    def part(self, text: str) -> dict[str, Any]:
+        """Return the part of a message or a reasoning."""
+        if self.kind == "reasoning":
+            return {"type": "summary_text", "text": text}
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+    def done(self) -> dict[str, Any]:
+        """Return the whole item."""
+        if self.kind == "function_call":
+            return self.begun() | {"status": self.status, "arguments": self.text}
+        if self.kind == "reasoning":
+            return self.begun() | {"summary": [self.part(self.text)]}
+        return self.begun() | {"status": self.status, "content": [self.part(self.text)]}
 
 
 class _Writer:
-    """Writes the events of one response as OpenAI does."""
+    """Writes the events of one response as OpenAI does, whatever an engine leaves out or adds."""
 
     def __init__(self, context: ResponsesContext) -> None:
         self._context = context
         self._number = 0
-        self._names: dict[str, str] = {}
+        self._items: list[_Item] = []
+        self._by_index: dict[int, _Item] = {}
         self.ended = False
 
-    def translated(self, event: dict[str, Any], usage: dict[str, Any] | None) -> Iterator[bytes]:
-        """Yield the event of LiteLLM's in OpenAI's form, without foreign fields and with the missing ones."""
-        kind = event["type"]
-        if "response" in event:
-            response = event["response"]
-            self.ended = response["status"] != "in_progress"
-            whole = (
-                _answer(self._context, response, usage)
-                if self.ended
-                else self._context.response("in_progress")
+    def started(self) -> Iterator[bytes]:
+        """Yield the events before the first item."""
+        for kind in ("response.created", "response.in_progress"):
+            yield self._event(kind, response=self._context.response("in_progress"))
+
+    def translated(self, data: bytes) -> Iterator[bytes]:
+        """Yield the events for one of an engine."""
+        event = json.loads(data.partition(b"data:")[2])
+        kind = event.get("type")
+        if "error" in event and kind is None:
+            error = event["error"]
+            yield from self.failed(
+                ApiError(502, error["code"], error["message"], type=error["type"], param=error["param"])
             )
-            yield self._event(kind, response=whole)
-            return
-        if "item" in event:
-            event["item"] = _item(event["item"])
-            self._names[event["item"]["id"]] = event["item"].get("name", "")
-        if "part" in event:
-            event["part"] = _part(event["part"])
-        if kind in {"response.output_text.delta", "response.output_text.done"}:
-            event["logprobs"] = []
-        if kind == "response.function_call_arguments.done":
-            event["name"] = self._names[event["item_id"]]
-        yield self._event(**event)
-        if kind == "response.output_item.added" and event["item"]["type"] == "reasoning":
-            place = {
-                "item_id": event["item"]["id"],
-                "output_index": event["output_index"],
-                "summary_index": 0,
-            }
-            yield self._event("response.reasoning_summary_part.added", **place, part=_summary(""))
+        elif kind == "response.output_item.added" and event["item"]["type"] == "function_call":
+            yield from self._open("function_call", event)
+        elif kind in _DELTAS:
+            yield from self._delta(_DELTAS[kind], event, event["delta"])
+        elif kind == "response.output_item.done":
+            yield from self._done(event)
+        elif kind in {"response.completed", "response.incomplete"}:
+            yield from self._end(kind, event["response"])
 
     def failed(self, error: ApiError) -> Iterator[bytes]:
         """Yield the end of a response that failed; clients read one of the two events."""
+        self.ended = True
         body = error.to_dict()["error"]
         failure = {"code": "server_error", "message": error.message}
         yield self._event("response.failed", response=self._context.response("failed", error=failure))
@@ -232,111 +223,98 @@ class _Writer:
             "error", code=body["code"], message=body["message"], param=body["param"], error=body
         )
 
+    def _open(self, kind: str, event: dict[str, Any]) -> Iterator[bytes]:
+        given = event.get("item", {})
+        item = _Item(
+            kind, index=len(self._items), call_id=given.get("call_id", ""), name=given.get("name", "")
+        )
+        self._items.append(item)
+        self._by_index[event["output_index"]] = item
+        yield self._event("response.output_item.added", output_index=item.index, item=item.begun())
+        if kind == "message":
+            yield self._of(item, "response.content_part.added", part=item.part(""))
+        elif kind == "reasoning":
+            yield self._of(item, "response.reasoning_summary_part.added", part=item.part(""))
+
+    def _delta(self, kind: str, event: dict[str, Any], text: str) -> Iterator[bytes]:
+        if not text:
+            return
+        item = self._by_index.get(event["output_index"])
+        if item is None or item.kind != kind:
+            yield from self._open(kind, event)
+            item = self._items[-1]
+        item.text += text
+        if kind == "message":
+            yield self._of(item, "response.output_text.delta", delta=text, logprobs=[])
+        elif kind == "reasoning":
+            yield self._of(item, "response.reasoning_summary_text.delta", delta=text)
+        else:
+            yield self._of(item, "response.function_call_arguments.delta", delta=text)
+
+    def _done(self, event: dict[str, Any]) -> Iterator[bytes]:
+        given = event["item"]
+        if given["type"] not in _PREFIXES:
+            return
+        item = self._by_index.get(event["output_index"])
+        if item is None and given["type"] == "function_call":
+            yield from self._open("function_call", event)
+        if item is None or not item.text:
+            # Not every engine sends each item in deltas.
+            yield from self._delta(given["type"], event, _text_of(given))
+        if item := self._by_index.get(event["output_index"]):
+            yield from self._close(item)
+
+    def _close(self, item: _Item, status: str = "completed") -> Iterator[bytes]:
+        if not item.open:
+            return
+        item.open, item.status = False, status
+        if item.kind == "message":
+            yield self._of(item, "response.output_text.done", text=item.text, logprobs=[])
+            yield self._of(item, "response.content_part.done", part=item.part(item.text))
+        elif item.kind == "reasoning":
+            yield self._of(item, "response.reasoning_summary_text.done", text=item.text)
+            yield self._of(item, "response.reasoning_summary_part.done", part=item.part(item.text))
+        else:
+            yield self._of(item, "response.function_call_arguments.done", name=item.name, arguments=item.text)
+        yield self._event("response.output_item.done", output_index=item.index, item=item.done())
+
+    def _end(self, kind: str, response: dict[str, Any]) -> Iterator[bytes]:
+        status = response["status"]
+        if not self._items:
+            yield from self._open("message", {"output_index": 0})
+        for item in self._items:
+            yield from self._close(item, status)
+        self.ended = True
+        output = [item.done() for item in self._items]
+        yield self._event(kind, response=self._context.ended(response, output))
+
+    def _of(self, item: _Item, kind: str, **data: Any) -> bytes:
+        place = {"message": {"content_index": 0}, "reasoning": {"summary_index": 0}, "function_call": {}}
+        return self._event(kind, item_id=item.id, output_index=item.index, **place[item.kind], **data)
+
     def _event(self, type: str, **data: Any) -> bytes:  # noqa: A002 - the field's name
         event = {"type": type} | data | {"sequence_number": self._number}
         self._number += 1
         return f"event: {type}\ndata: {json.dumps(event)}\n\n".encode()
 
 
-class _Chunks:
-    """A chat's events, as the chunks that LiteLLM reads."""
-
-    logging_obj = None
-
-    def __init__(self, events: AsyncIterator[bytes]) -> None:
-        self._events = events
-        self._lines: list[bytes] = []
-        self._rest = b""
-        self.usage: dict[str, Any] | None = None
-
-    def __aiter__(self) -> "_Chunks":
-        return self
-
-    async def __anext__(self) -> Any:
-        while True:
-            while self._lines:
-                line = self._lines.pop(0)
-                if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-                    return self._chunk(json.loads(data))
-            *self._lines, self._rest = (self._rest + await anext(self._events)).split(b"\n")
-
-    def _chunk(self, chunk: dict[str, Any]) -> Any:
-        if error := chunk.get("error"):
-            raise ApiError(
-                502, error.get("code"), error["message"], type=error.get("type"), param=error.get("param")
-            )
-        self.usage = chunk.get("usage") or self.usage
-        for choice in chunk["choices"]:
-            _name_reasoning(choice["delta"])
-        return load_translator().chunk(**chunk | {"model": _MODEL})
-
-
-def _check_calls(items: str | list[dict[str, Any]]) -> None:
-    """Refuse an output without its call: LiteLLM would search its cache for the call."""
-    if isinstance(items, str):
-        return
-    called: set[str] = set()
-    for index, item in enumerate(items):
-        if item.get("type") == "function_call":
-            called.add(item["call_id"])
-        elif item.get("type") == "function_call_output" and item["call_id"] not in called:
-            raise bad_request(
-                "No tool call found for this function call output: send its function_call before it.",
-                f"input[{index}]",
-            )
-
-
-def _name_reasoning(message: dict[str, Any]) -> None:
-    """Rename an engine's reasoning to LiteLLM's field."""
-    if reasoning := message.pop("reasoning", None):
-        message["reasoning_content"] = reasoning
-
-
-def _answer(
-    context: ResponsesContext, translated: dict[str, Any], usage: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Return a whole response: the output comes from LiteLLM, everything else from the gateway."""
-    items = [_item(item) for item in translated["output"]]
-    # A model that calls a tool often sends no text, and the chat's answer then has an empty one.
-    spoken = [item for item in items if item["type"] != "message" or item["content"][0]["text"]]
-    return context.response(
-        translated["status"],
-        output=spoken or items,
-        incomplete_details=translated.get("incomplete_details"),
-        usage=usage and _usage(usage),
-    )
-
-
-def _item(item: dict[str, Any]) -> dict[str, Any]:
-    """Return an item of the output with OpenAI's fields only."""
-    if item["type"] == "reasoning":
-        texts = item.get("summary") or item.get("content") or []
-        return {"id": item["id"], "type": "reasoning", "summary": [_summary(part["text"]) for part in texts]}
-    fields = ("id", "type", "status", "role", "call_id", "name", "arguments")
-    kept: dict[str, Any] = {name: item[name] for name in fields if name in item}
-    if "content" in item:
-        kept["content"] = [_part(part) for part in item["content"]]
-    return kept
-
-
-def _part(part: dict[str, Any]) -> dict[str, Any]:
-    if part["type"] == "summary_text":
-        return _summary(part["text"])
-    return {"type": "output_text", "text": part["text"], "annotations": [], "logprobs": []}
-
-
-def _summary(text: str) -> dict[str, Any]:
-    return {"type": "summary_text", "text": text}
+def _text_of(item: dict[str, Any]) -> str:
+    if item["type"] == "function_call":
+        return str(item.get("arguments") or "")
+    # The reasoning is in `summary` with Ollama, in `content` with LiteLLM and vLLM.
+    parts = item.get("summary") or item.get("content") or []
+    return "".join(part.get("text") or "" for part in parts)
 
 
 def _usage(usage: dict[str, Any]) -> dict[str, Any]:
-    """Return a chat's usage in the shape of a response's."""
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    """Return an engine's usage with all of OpenAI's fields."""
+    given, made = usage["input_tokens"], usage["output_tokens"]
+    cached = (usage.get("input_tokens_details") or {}).get("cached_tokens") or 0
+    reasoning = (usage.get("output_tokens_details") or {}).get("reasoning_tokens") or 0
     return {
-        "input_tokens": usage["prompt_tokens"],
+        "input_tokens": given,
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-        "output_tokens": usage["completion_tokens"],
+        "output_tokens": made,
         "output_tokens_details": {"reasoning_tokens": reasoning},
-        "total_tokens": usage["total_tokens"],
+        "total_tokens": given + made,
     }

@@ -33,16 +33,21 @@ from bedplate_gateway.api.fields import (
     text_or_object,
     validated,
 )
+from bedplate_gateway.api.responses_request import from_chat
 from bedplate_gateway.errors import bad_request
 from bedplate_gateway.settings import PriorityClass
 
+RESPONSES: Final = "/v1/responses"
 MaxOutput = Callable[[str], int | None]
 """Returns the maximum tokens of a model's answer; None: no limit is set."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request. `body` goes to the engine; `prompt_bytes` is its text in UTF-8, without images."""
+    """A checked request; `prompt_bytes` is its text in UTF-8, without images.
+
+    `body` is what `path` takes, but a conversation is always in the form of a chat.
+    """
 
     path: str
     model: str
@@ -55,6 +60,10 @@ class Request:
     prompt_bytes: int
     has_tools: bool
     has_images: bool
+
+    def engine_body(self, *, for_ollama: bool) -> dict[str, Any]:
+        """Return the body for an engine, or for LiteLLM in front of it."""
+        return from_chat(self.body, for_ollama=for_ollama) if self.path == RESPONSES else self.body
 
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]

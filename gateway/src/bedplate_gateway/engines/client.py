@@ -4,7 +4,7 @@ from typing import Protocol
 
 import aiohttp
 
-from bedplate_gateway.api.schema import Request
+from bedplate_gateway.api.schema import RESPONSES, Request
 from bedplate_gateway.engines import errors
 from bedplate_gateway.settings import Engine, EngineModel
 
@@ -120,6 +120,9 @@ async def post(
     except (aiohttp.ClientError, OSError):
         raise errors.failed("it closed the connection before it answered", again=True) from None
     if response.status == 404:
+        text = errors.error_text(error_body, engine)
+        if path == RESPONSES and not errors.names_model(text):
+            raise errors.no_responses(request.model)
         health.report_missing(engine.name, model.name)
     raise errors.from_response(response.status, error_body, request, engine, model.context)
 

@@ -24,7 +24,13 @@ OPERATOR_STATUSES = {
     407: "is behind a proxy that requires a login",
 }
 """What only the operator can change; the engine's words may hold the operator's key and account."""
-PROMPT_FIELDS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/embeddings": "input"}
+PROMPT_FIELDS = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/v1/embeddings": "input",
+    "/v1/responses": "input",
+}
+NO_MODEL = re.compile(r"model.*(not found|not exist)", re.IGNORECASE)
 
 
 class EngineError(Exception):
@@ -48,6 +54,16 @@ def unreachable(model: str) -> EngineError:
 def failed(text: str, *, again: bool = False) -> EngineError:
     """Return the error for an engine that failed; `text` says how."""
     return EngineError(errors.engine_error(text), again=again)
+
+
+def no_responses(model: str) -> EngineError:
+    """Return the error for an engine without /v1/responses."""
+    return EngineError(errors.responses_unsupported(model), elsewhere=True)
+
+
+def names_model(text: str) -> bool:
+    """Return whether a 404 says that the model is missing; otherwise it is the path that is missing."""
+    return NO_MODEL.search(text) is not None
 
 
 def from_response(

@@ -7,7 +7,7 @@ A request reaches its engine in one of three lanes:
               inference host
     BYPASS    without LiteLLM, because it is down or hangs
 
-LiteLLM changes answers and errors. `LiteLLMEvents`, `restored_answer` and `engine_body` undo that, so that
+LiteLLM changes answers and errors. `LiteLLMEvents`, `restored_answer` and others undo that, so that
 clients cannot tell the lanes apart. Source: answers of LiteLLM 1.110.2 with the prefix hosted_vllm/.
 """
 
@@ -33,7 +33,14 @@ from bedplate_gateway.engines.client import (
     read_body,
 )
 from bedplate_gateway.engines.errors import EngineError
-from bedplate_gateway.engines.sse import data_of, read_usage, to_event, usage_object
+from bedplate_gateway.engines.sse import (
+    data_of,
+    error_message,
+    json_of,
+    read_usage,
+    to_event,
+    usage_object,
+)
 from bedplate_gateway.settings import Engine, LiteLLMSettings, read_secret
 
 log = logging.getLogger(__name__)
@@ -50,6 +57,7 @@ ENGINE_TEXT = re.compile(r"Exception - (.*?)\s*(?:\n\n(?:LiteLLM: |Deployment In
 CANNOT_CONNECT = re.compile(r"Cannot connect to host|Connect call failed|Connection error")
 DISCONNECTED = re.compile(r"Server disconnected|Connection reset|Connection closed")
 UNKNOWN_MODEL = "Invalid model name passed in"
+CUT = "payload is not completed"
 NO_FINISH_REASON = "Stream ended before a finish_reason was received"
 EMBEDDINGS_USAGE = re.compile(
     rb'"usage":\{"completion_tokens":0,("prompt_tokens":\d+,"total_tokens":\d+)'
@@ -122,7 +130,8 @@ class LiteLLM:
 
         Raises LiteLLMError, or EngineError for what the engine did.
         """
-        body = json.dumps(request.body | {"model": f"{lease.engine.name}/{lease.model.name}"}).encode()
+        model = f"{lease.engine.name}/{lease.model.name}"
+        body = json.dumps(request.engine_body(for_ollama=False) | {"model": model}).encode()
         try:
             response = await self._send("POST", request.path, body, {"x-litellm-num-retries": str(retries)})
             self.note_byte()
@@ -249,6 +258,14 @@ def engine_text(message: str) -> str | None:
     return match.group(1) if match else None
 
 
+def stream_failure(message: str) -> str | None:
+    """Return what failed in an engine's stream, from LiteLLM's message; None where the stream just ended."""
+    text = engine_text(message) or ""
+    if NO_FINISH_REASON in text:
+        return None
+    return "it closed the connection in the middle of the answer" if CUT in text else text
+
+
 def _message(body: bytes) -> str:
     try:
         return str(json.loads(body)["error"]["message"])
@@ -293,6 +310,21 @@ def restored_embeddings(body: bytes) -> bytes:
     return EMBEDDINGS_USAGE.sub(rb'"usage":{\1}', body)
 
 
+def restored_responses_event(event: bytes) -> bytes:
+    """Return an event with the engine's words and usage, and nothing where its stream just ended."""
+    chunk = (json_of(event) if b'"error"' in event or b'"usage"' in event else None) or {}
+    response = chunk.get("response")
+    if not isinstance(response, dict):
+        return event + b"\n\n"
+    if response.get("error"):
+        text = stream_failure(error_message(response))
+        return b"" if text is None else to_event({"type": "response.failed", "error": {"message": text}})
+    if isinstance(usage := response.get("usage"), dict):
+        # LiteLLM counts these itself.
+        usage.pop("output_tokens_details", None)
+    return to_event({"type": chunk.get("type"), "response": response})
+
+
 class LiteLLMEvents:
     """Restores the events of one stream: call it with each event, without the empty line at its end.
 
@@ -323,12 +355,11 @@ class LiteLLMEvents:
         return self._restored_chunk(chunk)
 
     def _restored_error(self, chunk: dict[str, Any]) -> bytes:
-        text = engine_text(_message(json.dumps(chunk).encode()))
-        if text is not None and NO_FINISH_REASON in text:
-            # The engine's stream just ends so.
+        text = stream_failure(error_message(chunk))
+        if text is None:
             self._cut = True
             return b""
-        return to_event({"error": {"message": text or ""}})
+        return to_event({"error": {"message": text}})
 
     def _restored_chunk(self, chunk: dict[str, Any]) -> bytes:
         choices = chunk.get("choices") or []

@@ -38,8 +38,8 @@ from typing import Any
 import aiohttp
 
 from bedplate_gateway import errors
-from bedplate_gateway.api.schema import Request
-from bedplate_gateway.engines import context
+from bedplate_gateway.api.schema import RESPONSES, Request
+from bedplate_gateway.engines import context, responses_events
 from bedplate_gateway.engines import errors as engine_errors
 from bedplate_gateway.engines.client import LeaseLike, abort, post, read_answer
 from bedplate_gateway.engines.errors import EngineError
@@ -51,9 +51,17 @@ from bedplate_gateway.engines.litellm import (
     LiteLLMEvents,
     restored_answer,
     restored_embeddings,
+    restored_responses_event,
 )
 from bedplate_gateway.engines.speed_estimates import SpeedEstimate
-from bedplate_gateway.engines.sse import EventStream, name_reasoning, read_usage, rename_model, usage_object
+from bedplate_gateway.engines.sse import (
+    EventBuffer,
+    EventStream,
+    name_reasoning,
+    read_usage,
+    rename_model,
+    usage_object,
+)
 from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.settings import Engine, EngineModel, Settings
 
@@ -209,7 +217,7 @@ class EngineRequest:
         self._lease = lease
         self._disconnected = disconnected
         self._speed = upstream.speed(lease.engine.name, lease.model.name)
-        self._stream = EventStream(request.model, want_usage=request.want_usage)
+        self._stream = self._new_stream()
         self._call: asyncio.Task[Answer] | None = None
         self._disconnect_watch: asyncio.Task[None] | None = None
         self._response: aiohttp.ClientResponse | None = None
@@ -338,7 +346,7 @@ class EngineRequest:
     async def _forward(self, engine: Engine, model: EngineModel) -> Answer:
         """Send the request in its lane, and return the answer once it has begun; raises LiteLLMError."""
         request, through_litellm = self._request, self.lane is Lane.LITELLM
-        self._stream.restore = LiteLLMEvents() if through_litellm else None
+        self._stream = self._new_stream()
         self._response = response = await self._open(engine, model)
         if not request.stream:
             try:
@@ -348,17 +356,21 @@ class EngineRequest:
                     raise LiteLLMError from None
                 raise
             return self._whole(body)
-        data = b""
-        with suppress(aiohttp.ClientError, OSError):
-            data = await response.content.readany()
-        if not data:
-            if through_litellm:
-                raise LiteLLMError
-            raise engine_errors.failed("it closed the connection before it answered", again=True)
+        chunk = b""
+        while not chunk:
+            data = b""
+            with suppress(aiohttp.ClientError, OSError):
+                data = await response.content.readany()
+            if not data:
+                if through_litellm:
+                    raise LiteLLMError
+                raise engine_errors.failed("it closed the connection before it answered", again=True)
+            chunk = self._stream.feed(data)
+            if self._stream.begun or self._stream.failure:
+                break
         self._first_byte_at = self._charged_at = time.monotonic()
         self.ttft = self._measured_prompt_seconds = self._first_byte_at - self._started
         self._handle(Event.ANSWER)
-        chunk = self._stream.feed(data)
         if self._stream.failure and not chunk:
             raise engine_errors.failed(engine_errors.redact(self._stream.failure, engine))
         self._lease.charge(self._speed.tokens(request.prompt_bytes))
@@ -368,7 +380,8 @@ class EngineRequest:
         """Return the 200 of the engine, or of LiteLLM, its body not read yet."""
         request, upstream = self._request, self._upstream
         if self.lane is not Lane.LITELLM:
-            return await self._post(request.path, json.dumps(request.body).encode())
+            body = request.engine_body(for_ollama=engine.kind == "ollama")
+            return await self._post(request.path, json.dumps(body).encode())
         # One retry in all: LiteLLM asks the same engine again, but only where there is no other one to ask.
         elsewhere = upstream.engines.serves_elsewhere(engine, model.name)
         retries = 0 if elsewhere else self._settings.retries - self.retries
@@ -403,6 +416,20 @@ class EngineRequest:
         call_id = {CALL_ID: self._call_id} if self.lane is Lane.LITELLM else {}
         return call_id | (TRUNCATED_HEADERS if self.truncated else {})
 
+    def _new_stream(self) -> EventBuffer:
+        """Return what reads the stream of an attempt."""
+        request, through_litellm = self._request, self.lane is Lane.LITELLM
+        if request.path == RESPONSES:
+            restore = restored_responses_event if through_litellm else None
+            return responses_events.ResponsesEvents(limit=self._output_limit(), restore=restore)
+        events = LiteLLMEvents() if through_litellm else None
+        return EventStream(request.model, want_usage=request.want_usage, restore=events)
+
+    def _output_limit(self) -> int | None:
+        """Return the limit on a response's tokens where the engine does not report that it was reached."""
+        by_ollama = self._lease.engine.kind == "ollama" and self.lane is not Lane.LITELLM
+        return self._request.body.get("max_tokens") if by_ollama else None
+
     # Whole answers
 
     def _whole(self, body: bytes) -> Answer:
@@ -413,6 +440,8 @@ class EngineRequest:
             body = restored_embeddings(body) if self.lane is Lane.LITELLM else body
             match = PROMPT_TOKENS.search(body)
             self._usage = (int(match.group(1)), 0) if match else None
+        elif self._request.path == RESPONSES:
+            body = self._completed_response(body)
         else:
             body = self._completed(body)
         self._settle()
@@ -426,8 +455,7 @@ class EngineRequest:
         except ValueError:
             answer = None
         if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-            text = engine_errors.error_text(body, self._lease.engine)
-            raise engine_errors.failed(f"it returned an invalid response: {text}")
+            raise self._invalid(body)
         if self.lane is Lane.LITELLM:
             answer = restored_answer(answer)
         named = name_reasoning(answer)
@@ -443,6 +471,27 @@ class EngineRequest:
             choice["finish_reason"] = choice.get("finish_reason") or "length"
         answer["usage"] = usage_object(*self._estimate())
         return json.dumps(answer).encode()
+
+    def _completed_response(self, body: bytes) -> bytes:
+        """Read the usage of a response; return the response with what the engine left out."""
+        response, engine = responses_events.read_response(body), self._lease.engine
+        if response is None:
+            raise self._invalid(body)
+        if response.get("error"):
+            raise engine_errors.failed(engine_errors.error_text(body, engine))
+        self._usage = responses_events.read_usage(response)
+        if self._usage is None:
+            self._text_bytes = responses_events.text_bytes(response)
+            response["usage"] = responses_events.usage_object(*self._estimate())
+            if engine.kind == "ollama":
+                # It ends so after 30 equal tokens in a row; to the client that is a limit on the length.
+                response["status"] = "incomplete"
+        responses_events.mend(response, self._output_limit())
+        return json.dumps(response).encode()
+
+    def _invalid(self, body: bytes) -> EngineError:
+        text = engine_errors.error_text(body, self._lease.engine)
+        return engine_errors.failed(f"it returned an invalid response: {text}")
 
     # Streams
 

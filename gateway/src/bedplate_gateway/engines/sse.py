@@ -2,6 +2,7 @@
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -58,24 +59,22 @@ def name_reasoning(answer: dict[str, Any]) -> bool:
     return added
 
 
-class EventStream:
-    """One stream. `failure` is the engine's error inside it, `done` is whether it ended correctly.
+class EventBuffer(ABC):
+    """What a stream of any kind does: bytes in, whole events out.
 
-    `model` is the name that the client uses, `want_usage` whether the client requested the usage. `restore`
-    returns an event as the engine sent it, where something between has changed it.
+    `done` is whether it ended correctly, `failure` is the engine's error inside it, and `begun` whether the
+    engine has processed the prompt. `restore` returns an event as the engine sent it, where something between
+    has changed it.
     """
 
-    def __init__(self, model: str, *, want_usage: bool) -> None:
+    def __init__(self, restore: Callable[[bytes], bytes] | None = None) -> None:
         self.usage: tuple[int, int] | None = None
         self.events = 0
+        self.begun = True
         self.done = False
         self.failure: str | None = None
-        self.restore: Callable[[bytes], bytes] | None = None
-        self._model = model
-        self._want_usage = want_usage
+        self._restore = restore
         self._rest = b""
-        self._last = b""
-        self._renames: bool | None = None
 
     def feed(self, data: bytes) -> bytes:
         """Return the complete events for the client; empty data means the end of the stream."""
@@ -90,15 +89,42 @@ class EventStream:
         if len(self._rest) > MAX_EVENT_BYTES:
             self.failure = f"it sent an event of more than {MAX_EVENT_BYTES} bytes"
             return b""
-        return self._process(buffer[:end]) if end else b""
+        events = buffer[:end]
+        if self._restore is not None and events:
+            events = b"".join(map(self._restore, events[:-2].split(b"\n\n")))
+        return self._process(events) if events else b""
 
+    @abstractmethod
     def finish(self, prompt_tokens: int, completion_tokens: int) -> bytes:
         """Return the events that complete an answer that the engine ended without a finish reason.
 
         Ollama does so after 30 equal tokens in a row. To the client that is a limit on the length, and the
         tokens are the caller's estimate.
         """
-        last = _json_of(self._last.rstrip(b"\n").rpartition(b"\n\n")[2])
+
+    @abstractmethod
+    def _process(self, events: bytes) -> bytes:
+        """Return the events for the client of some of the engine's."""
+
+
+class EventStream(EventBuffer):
+    """A stream of a chat or a completion.
+
+    `model` is the name that the client uses, `want_usage` whether the client requested the usage.
+    """
+
+    def __init__(
+        self, model: str, *, want_usage: bool, restore: Callable[[bytes], bytes] | None = None
+    ) -> None:
+        super().__init__(restore)
+        self._model = model
+        self._want_usage = want_usage
+        self._last = b""
+        self._renames: bool | None = None
+
+    def finish(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+        """Return the last events; see `EventBuffer`."""
+        last = json_of(self._last.rstrip(b"\n").rpartition(b"\n\n")[2])
         choices = _choices_of(last) if last else []
         if last is None or not choices:
             self.failure = "it ended the answer too early"
@@ -114,10 +140,6 @@ class EventStream:
         return b"".join(map(to_event, closing)) + b"data: [DONE]\n\n"
 
     def _process(self, events: bytes) -> bytes:
-        if self.restore is not None:
-            events = b"".join(map(self.restore, events[:-2].split(b"\n\n")))
-            if not events:
-                return b""
         if self._renames is None and (match := MODEL.search(events)):
             self._renames = match.group(1) != json.dumps(self._model).encode()
         if EMPTY_USAGE in events:
@@ -142,7 +164,7 @@ class EventStream:
         if data_of(event) == b"[DONE]":
             self.done = True
             return whole
-        chunk = _json_of(event) or {}
+        chunk = json_of(event) or {}
         # Where Ollama fails in a stream its message is lost: it sends an event with an empty model name.
         if chunk.get("error") or chunk.get("model") == "":
             self.failure = error_message(chunk) or "it failed in the middle of the answer"
@@ -191,7 +213,8 @@ def data_of(event: bytes) -> bytes:
     return b"\n".join(line[5:].lstrip() for line in event.split(b"\n") if line.startswith(b"data:"))
 
 
-def _json_of(event: bytes) -> dict[str, Any] | None:
+def json_of(event: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in one event."""
     try:
         chunk = json.loads(data_of(event))
     except ValueError:

@@ -128,6 +128,7 @@ class FakeEngine:
                 web.get("/v1/models", self._models),
                 web.post("/v1/chat/completions", self._serve(self._openai)),
                 web.post("/v1/completions", self._serve(self._openai)),
+                web.post("/v1/responses", self._serve(self._responses)),
                 web.post("/v1/embeddings", self._serve(self._embeddings)),
                 web.post("/api/chat", self._serve(self._ollama)),
                 web.post("/api/embed", self._serve(self._embeddings)),
@@ -294,9 +295,7 @@ class FakeEngine:
         response.content_type = "text/event-stream" if body.get("stream") else "application/json"
         await response.prepare(request)
         if body.get("stream"):
-            await response.write(
-                shapes.event(shapes.chat_chunk(arrival.model, {"role": "assistant", "content": "half"}))
-            )
+            await response.write(shapes.event(shapes.half_answer(request.path, arrival.model)))
         else:
             await response.write(b'{"id": "half')
         if kind == "stall":
@@ -305,15 +304,13 @@ class FakeEngine:
 
     def _plan(self, body: dict[str, Any], arrival: Arrival) -> _Plan:
         options = body.get("options") or {}
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or options.get("num_predict") or 0
+        limits = (body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
+        limit = next(filter(None, limits), None) or options.get("num_predict") or 0
         length = min(self.behaviour.tokens, limit) if limit > 0 else self.behaviour.tokens
         tool_call = shapes.make_tool_call(body)
         if tool_call:
             pieces: tuple[str, ...] = ()
-        elif (
-            body.get("format")
-            or (body.get("response_format") or {"type": "text"}).get("type", "text") != "text"
-        ):
+        elif shapes.wants_json(body):
             pieces = ('{"answer": "fake"}',)
         else:
             pieces = tuple(f"word{number} " for number in range(length))
@@ -379,6 +376,39 @@ class FakeEngine:
                 )
             )
         await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    async def _responses(
+        self, request: web.Request, body: dict[str, Any], arrival: Arrival
+    ) -> web.StreamResponse:
+        """Serve /v1/responses as Ollama does: an answer that the limit cut off is completed too."""
+        plan = self._plan(body, arrival)
+        if not plan.stream:
+            text = "".join([piece async for piece in self._generate(plan, arrival)])
+            item = shapes.output_item(text, plan.tool_call)
+            tokens = arrival.prompt_tokens, arrival.completion_tokens
+            return web.json_response(shapes.response(plan.model, item, tokens))
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        text = ""
+        for kind in ("created", "in_progress"):
+            await response.write(shapes.response_event(kind, response=shapes.response(plan.model)))
+        async for piece in self._generate(plan, arrival):
+            text += piece
+            if piece:
+                delta = {"item_id": "msg_fake", "output_index": 0, "content_index": 0, "delta": piece}
+                await response.write(shapes.response_event("output_text.delta", **delta))
+        item = shapes.output_item(text, plan.tool_call)
+        if plan.tool_call:
+            added = item | {"arguments": "", "status": "in_progress"}
+            await response.write(shapes.response_event("output_item.added", output_index=0, item=added))
+            delta = {"item_id": item["id"], "output_index": 0, "delta": item["arguments"]}
+            await response.write(shapes.response_event("function_call_arguments.delta", **delta))
+        await response.write(shapes.response_event("output_item.done", output_index=0, item=item))
+        tokens = arrival.prompt_tokens, arrival.completion_tokens
+        whole = shapes.response(plan.model, item, tokens)
+        await response.write(shapes.response_event("completed", response=whole))
         await response.write_eof()
         return response
 

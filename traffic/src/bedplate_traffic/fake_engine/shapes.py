@@ -60,6 +60,8 @@ def prompt_text(body: dict[str, Any], *, last: bool = False) -> str:
     """Return the text of the prompt, or of its last message."""
     content = body.get("messages") or body.get("prompt") or body.get("input") or ""
     parts = content if isinstance(content, list) else [content]
+    if instructions := body.get("instructions"):
+        parts = [instructions, *parts]
     return " ".join(_part_text(part) for part in (parts[-1:] if last else parts))
 
 
@@ -73,10 +75,13 @@ def _part_text(part: Any) -> str:
 
 def make_tool_call(body: dict[str, Any]) -> dict[str, Any] | None:
     """Return a call of the first tool, None where tools are forbidden or the last message is a tool's."""
-    tools, messages = body.get("tools") or [], body.get("messages") or [{}]
-    if not tools or body.get("tool_choice") == "none" or messages[-1].get("role") == "tool":
+    tools, messages = body.get("tools") or [], body.get("messages") or body.get("input") or [{}]
+    last = messages[-1] if isinstance(messages[-1], dict) else {}
+    answered = last.get("role") == "tool" or last.get("type") == "function_call_output"
+    if not tools or body.get("tool_choice") == "none" or answered:
         return None
-    function = tools[0]["function"]
+    # In /v1/responses the tool itself has the function's fields.
+    function = tools[0].get("function") or tools[0]
     properties = (function.get("parameters") or {}).get("properties") or {}
     values = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
     arguments = {name: values.get(schema.get("type"), "fake") for name, schema in properties.items()}
@@ -86,6 +91,12 @@ def make_tool_call(body: dict[str, Any]) -> dict[str, Any] | None:
         "type": "function",
         "function": {"name": function["name"], "arguments": json.dumps(arguments)},
     }
+
+
+def wants_json(body: dict[str, Any]) -> bool:
+    """Return whether a request wants its answer in JSON, in whichever API."""
+    wanted = body.get("response_format") or (body.get("text") or {}).get("format") or {}
+    return bool(body.get("format")) or wanted.get("type", "text") != "text"
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -118,6 +129,46 @@ def text_chunk(model: str, delta: dict[str, Any], finish_reason: str | None = No
     """Return one event of a streamed completion, with the empty usage that Ollama sends."""
     choices = [{"index": 0, "text": delta["content"], "finish_reason": finish_reason}]
     return envelope(model, "text_completion") | {"choices": choices, "usage": usage(0, 0)}
+
+
+def half_answer(path: str, model: str) -> dict[str, Any]:
+    """Return the first event of a stream that ends after it."""
+    if path == "/v1/responses":
+        return {"type": "response.output_text.delta", "output_index": 0, "delta": "half"}
+    return chat_chunk(model, {"role": "assistant", "content": "half"})
+
+
+def response(
+    model: str, item: dict[str, Any] | None = None, tokens: tuple[int, int] = (0, 0)
+) -> dict[str, Any]:
+    """Return a response with its one item and the tokens of input and output, or one that has just begun."""
+    return {
+        "id": "resp_fake",
+        "object": "response",
+        "created_at": int(time.time()),
+        "model": model,
+        "status": "completed" if item else "in_progress",
+        "incomplete_details": None,
+        "error": None,
+        "output": [item] if item else [],
+        "usage": item
+        and {"input_tokens": tokens[0], "output_tokens": tokens[1], "total_tokens": sum(tokens)},
+    }
+
+
+def output_item(text: str, tool_call: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the item of a response: its text, or the call of a tool."""
+    if tool_call:
+        call: dict[str, Any] = {"id": "fc_fake", "type": "function_call", "status": "completed"}
+        return call | {"call_id": tool_call["id"], **tool_call["function"]}
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    shared = {"id": "msg_fake", "type": "message", "status": "completed", "role": "assistant"}
+    return shared | {"content": [part]}
+
+
+def response_event(kind: str, **data: Any) -> bytes:
+    """Return an event of a streamed response as bytes."""
+    return f"event: response.{kind}\n".encode() + event({"type": f"response.{kind}", **data})
 
 
 def event(data: dict[str, Any]) -> bytes:
