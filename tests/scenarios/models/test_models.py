@@ -1,0 +1,78 @@
+"""A declared model is installed by pull and from a file; errors give the reason."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.hosts import lab_artifact, run_lab
+from tests.support.stack import Stack
+
+WRONG = f"sha256:{'0' * 64}"
+
+
+@pytest.fixture(scope="module")
+def registry(stack: Stack) -> str:
+    """The address of a registry that serves the host's models, which Ollama no longer has."""
+    stack(f"cp --recursive /var/lib/ollama/models /srv/models && ollama rm {stack.model}")
+    run_lab("registry", "serve", "/srv/models", "--in", stack.name)
+    return f"http://{stack.address}:5000/library"
+
+
+@pytest.fixture(scope="module")
+def digest(stack: Stack, registry: str) -> str:
+    """The digest of the model that the registry serves."""
+    assert registry
+    return stack("sha256sum /srv/models/manifests/*/library/smollm2/135m").split()[0]
+
+
+def declare(**model: Any) -> dict[str, Any]:
+    """Return the settings with one model."""
+    return {"ollama_models": [model]}
+
+
+def test_a_model_is_pulled(stack: Stack, registry: str, digest: str) -> None:
+    stack.play(
+        "--tags",
+        "ollama",
+        settings=declare(name=stack.model, preload=True, pull=f"{registry}/{stack.model}"),
+    )
+    tags = json.loads(stack("curl --silent --fail http://127.0.0.1:11434/api/tags"))
+    assert [model["digest"] for model in tags["models"]] == [digest]
+
+
+def test_the_same_model_with_its_digest_changes_nothing(stack: Stack, registry: str, digest: str) -> None:
+    settings = declare(
+        name=stack.model, preload=True, pull=f"{registry}/{stack.model}", digest=f"sha256:{digest}"
+    )
+    assert stack.play("--tags", "ollama", settings=settings) == 0
+
+
+def test_a_wrong_digest_is_refused(stack: Stack, registry: str, digest: str) -> None:
+    settings = declare(name=stack.model, pull=f"{registry}/{stack.model}", digest=WRONG)
+    assert (
+        f"has the digest sha256:{digest}, not {WRONG}; correct digest if the change is wanted."
+        in stack.play_fails("--tags", "ollama", settings=settings)
+    )
+
+
+def test_a_model_that_the_registry_does_not_have_is_refused(stack: Stack, registry: str) -> None:
+    settings = declare(name="none:1b", pull=f"{registry}/none:1b")
+    assert f"pulling {registry}/none:1b failed: " in stack.play_fails("--tags", "ollama", settings=settings)
+
+
+def test_a_file_with_a_wrong_checksum_is_refused(stack: Stack) -> None:
+    file = lab_artifact("model")
+    settings = declare(name="other:1b", gguf=file["path"], checksum=WRONG)
+    assert (
+        f"has the checksum {file['checksum']}, not {WRONG}; download the file again or correct the checksum."
+        in stack.play_fails("--tags", "ollama", settings=settings)
+    )
+
+
+def test_the_same_model_from_a_file_changes_nothing(stack: Stack, digest: str) -> None:
+    """The inventory declares the pulled model with a file."""
+    assert digest
+    assert stack.play("--tags", "ollama") == 0

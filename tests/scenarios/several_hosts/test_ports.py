@@ -1,0 +1,79 @@
+"""Which ports of three hosts are open to whom. `localhost` is the control machine."""
+
+from __future__ import annotations
+
+import socket
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from tests.support.hosts import run_script, running_hosts
+
+
+class Port(NamedTuple):
+    """A host's port, and the machines that tests connect from: those it is open to, and those it is not."""
+
+    host: str
+    port: int
+    open_to: set[str]
+    closed_to: set[str]
+
+
+PORTS = [
+    # Ollama has no API keys: open only to the gateways.
+    Port("gpu1", 11434, {"gateway1"}, {"monitor1", "localhost"}),
+    # Metrics of hosts and engine: open only to monitoring.
+    Port("gpu1", 9101, {"monitor1"}, {"gateway1", "localhost"}),
+    Port("gpu1", 9100, {"monitor1"}, {"gateway1"}),
+    Port("gateway1", 9100, {"monitor1"}, {"gpu1", "localhost"}),
+    # The monitoring host's own metrics listen on loopback.
+    Port("monitor1", 9100, set(), {"gateway1"}),
+    # LiteLLM listens on loopback.
+    Port("gateway1", 4000, set(), {"gpu1", "monitor1", "localhost"}),
+    # The gateway itself checks the client's address for its metrics, so the port accepts connections.
+    Port("gateway1", 9464, {"monitor1"}, set()),
+    # API, dashboard and Prometheus: open to the network.
+    Port("gateway1", 8000, {"localhost"}, set()),
+    Port("monitor1", 3001, {"localhost"}, set()),
+    Port("monitor1", 9090, {"localhost"}, set()),
+]
+TIMEOUT_SECONDS = 3
+
+
+@pytest.fixture(scope="module")
+def addresses() -> dict[str, str]:
+    """The address of each host by its name."""
+    return {name: variables["ansible_host"] for name, variables in running_hosts().items()}
+
+
+def connects(client: str, address: str, port: int) -> bool:
+    """Return whether a host, or this machine as `localhost`, can connect to a port."""
+    if client != "localhost":
+        attempt = f"timeout {TIMEOUT_SECONDS} bash -c 'exec 3<>/dev/tcp/{address}/{port}' 2>/dev/null"
+        return run_script(client, f"if {attempt}; then echo open; fi") == "open\n"
+    try:
+        socket.create_connection((address, port), timeout=TIMEOUT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("row", PORTS, ids=lambda row: f"{row.host}-{row.port}")
+def test_a_port_is_open_only_to_its_clients(row: Port, addresses: dict[str, str]) -> None:
+    clients = sorted(row.open_to | row.closed_to)
+    assert {client for client in clients if connects(client, addresses[row.host], row.port)} == row.open_to
+
+
+@pytest.mark.parametrize(
+    ("client", "status"), [("monitor1", "200"), ("gateway1", "200"), ("gpu1", "403"), ("localhost", "403")]
+)
+def test_only_monitoring_and_the_gateway_read_the_gateways_metrics(
+    client: str, status: str, addresses: dict[str, str]
+) -> None:
+    url = f"http://{addresses['gateway1']}:9464/metrics"
+    if client == "localhost":
+        shown = str(httpx.get(url, trust_env=False).status_code)
+    else:
+        shown = run_script(client, f"curl --silent --output /dev/null --write-out '%{{http_code}}' {url}")
+    assert shown == status
