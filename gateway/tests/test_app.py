@@ -524,3 +524,46 @@ def append(sent: list[Message]) -> Callable[[Message], Awaitable[None]]:
         sent.append(message)
 
     return send
+
+
+# /v1/responses
+
+
+def test_a_response_is_that_of_the_engine_in_openais_form(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        part = {"type": "output_text", "text": "Hello"}
+        item = {"type": "message", "content": [part]}
+        usage = {"input_tokens": 1, "output_tokens": 1}
+        body = json.dumps({"status": "completed", "output": [item], "usage": usage}).encode()
+
+        async def act(_: StubEngineRequest) -> Answer:
+            return Answer(200, {}, body, lambda: chunks(b""))
+
+        stack.act = act
+        response = await stack.ask(body={"model": "m", "input": "hi"}, path="/v1/responses")
+        assert response.status_code == 200
+        assert response.json()["output"][0]["content"][0]["text"] == "Hello"
+        assert response.json()["model"] == "m"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("model", "effort"), [("m", None), ("other", {"effort": "low"})])
+def test_a_model_that_cannot_think_gets_no_reasoning_effort(
+    tmp_path: Path, model: str, effort: dict[str, str] | None
+) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+
+        async def act(_: StubEngineRequest) -> Answer:
+            return Answer(200, {}, b'{"status": "completed", "output": []}', lambda: chunks(b""))
+
+        stack.act = act
+        asked = {"model": model, "input": "hi", "reasoning": {"effort": "low"}}
+        response = await stack.ask(body=asked, path="/v1/responses")
+        assert response.json()["reasoning"]["effort"] == "low"
+        body = stack.engine_requests[0].request.engine_body(for_ollama=True)
+        assert body.get("reasoning") == effort
+
+    run(scenario)

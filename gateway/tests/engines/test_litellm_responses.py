@@ -16,7 +16,6 @@ from bedplate_gateway.errors import ApiError
 from gateway.tests.engines.test_litellm import Answer, Bench, FakeLease, FakeServer, cut, refusal, text
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "responses"
-LITELLM_ERROR = (RECORDED / "litellm" / "error_400.json").read_text()
 
 
 def request(**body: Any) -> Request:
@@ -160,13 +159,56 @@ def test_the_connection_cut_within_an_engines_stream_is_an_error(tmp_path: Path)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_refusal_is_the_engines(tmp_path: Path, stream: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "expected", "words"),
+    [(400, 400, "The engine refused the request: "), (500, 502, "The engine failed (HTTP 500: ")],
+)
+def test_an_error_is_the_engines(
+    tmp_path: Path, status: int, expected: int, words: str, stream: bool
+) -> None:
     async def test(bench: Bench) -> None:
         error, _ = await ask(bench, request(stream=stream))
-        assert (error.status, error.code) == (400, None)
-        assert error.message == "The engine refused the request: words of the engine, (key) (address)"
+        assert error.status == expected
+        assert error.message.startswith(f"{words}words of the engine, (key) (address)")
 
-    bench(tmp_path, text(LITELLM_ERROR, 400)).run(test)
+    recording = (RECORDED / "litellm" / f"error_{status}.json").read_text()
+    bench(tmp_path, text(recording, status)).run(test)
+
+
+@pytest.mark.parametrize("form", ['{"type": "error", "message": %s}', '{"error": {"message": %s}}'])
+def test_litellms_words_stay_out_of_every_form_of_an_error(tmp_path: Path, form: str) -> None:
+    words = json.dumps("litellm.APIError: Hosted_vllmException - broken at http://10.0.0.1/x")
+
+    async def failing(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        begin = (RECORDED / "litellm" / "text.sse").read_bytes().split(b"\n\n")[:5]
+        await response.write(b"\n\n".join([*begin, f"data: {form % words}".encode(), b""]))
+        return response
+
+    async def test(bench: Bench) -> None:
+        response, _ = await ask(bench, request(stream=True))
+        assert response["error"]["message"].startswith("The engine failed (broken at (address))")
+
+    bench(tmp_path, failing).run(test)
+
+
+def test_a_whole_answer_that_failed_has_the_engines_words_only(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        error, _ = await ask(bench, request())
+        assert error.message.startswith("The engine failed (broken)")
+
+    failed = {"error": {"message": "litellm.APIError: Hosted_vllmException - broken"}, "output": []}
+    bench(tmp_path, text(json.dumps(failed))).run(test)
+
+
+def test_a_streams_usage_that_litellm_counted_itself_is_taken(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        _, engine_request = await ask(bench, request(stream=True))
+        # Nothing in it says who counted; Ollama always sends its own.
+        assert (engine_request.prompt_tokens, engine_request.completion_tokens) == (10, 1)
+
+    bench(tmp_path, recorded("litellm/no_usage.sse")).run(test)
 
 
 def test_a_context_that_is_too_short_names_the_input(tmp_path: Path) -> None:

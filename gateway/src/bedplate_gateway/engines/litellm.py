@@ -314,11 +314,12 @@ def restored_responses_event(event: bytes) -> bytes:
     """Return an event with the engine's words and usage, and nothing where its stream just ended."""
     chunk = (json_of(event) if b'"error"' in event or b'"usage"' in event else None) or {}
     response = chunk.get("response")
+    source = response if isinstance(response, dict) else chunk
+    if source.get("error") or chunk.get("type") == "error":
+        text = stream_failure(error_message(source))
+        return b"" if text is None else to_event({"type": "response.failed", "error": {"message": text}})
     if not isinstance(response, dict):
         return event + b"\n\n"
-    if response.get("error"):
-        text = stream_failure(error_message(response))
-        return b"" if text is None else to_event({"type": "response.failed", "error": {"message": text}})
     if isinstance(usage := response.get("usage"), dict):
         # LiteLLM counts these itself.
         usage.pop("output_tokens_details", None)

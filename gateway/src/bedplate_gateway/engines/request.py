@@ -52,11 +52,13 @@ from bedplate_gateway.engines.litellm import (
     restored_answer,
     restored_embeddings,
     restored_responses_event,
+    stream_failure,
 )
 from bedplate_gateway.engines.speed_estimates import SpeedEstimate
 from bedplate_gateway.engines.sse import (
     EventBuffer,
     EventStream,
+    error_message,
     name_reasoning,
     read_usage,
     rename_model,
@@ -478,7 +480,10 @@ class EngineRequest:
         if response is None:
             raise self._invalid(body)
         if response.get("error"):
-            raise engine_errors.failed(engine_errors.error_text(body, engine))
+            text = error_message(response)
+            if self.lane is Lane.LITELLM:
+                text = stream_failure(text) or "it failed"
+            raise engine_errors.failed(engine_errors.redact(text, engine))
         self._usage = responses_events.read_usage(response)
         if self._usage is None:
             self._text_bytes = responses_events.text_bytes(response)

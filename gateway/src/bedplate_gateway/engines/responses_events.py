@@ -15,7 +15,7 @@ PREAMBLE = frozenset({"response.created", "response.queued", "response.in_progre
 ENDS = frozenset({"response.completed", "response.incomplete"})
 MAX_EQUAL = 30
 """Equal tokens in a row after which Ollama ends an answer, without a word; to the client it is too long."""
-MAX_OUTPUT = {"reason": "max_output_tokens"}
+MAX_OUTPUT, FILTERED = {"reason": "max_output_tokens"}, {"reason": "content_filter"}
 
 
 class ResponsesEvents(EventBuffer):
@@ -76,7 +76,8 @@ def mend(response: dict[str, Any], limit: int | None) -> None:
         response["usage"] = None
     cut = response.get("status") == "incomplete" or (usage and limit is not None and usage[1] >= limit)
     response["status"] = "incomplete" if cut else "completed"
-    response["incomplete_details"] = (response.get("incomplete_details") or MAX_OUTPUT) if cut else None
+    details = FILTERED if response.get("incomplete_details") == FILTERED else MAX_OUTPUT
+    response["incomplete_details"] = details if cut else None
 
 
 def read_response(body: bytes) -> dict[str, Any] | None:
