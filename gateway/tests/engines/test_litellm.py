@@ -203,8 +203,8 @@ class Bench:
             await engine_request.close()
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.1)
 
 
@@ -460,11 +460,8 @@ def test_what_litellm_drops_before_its_first_byte_goes_to_the_engine(tmp_path: P
     bench(tmp_path, cut, engine).run(test, retries=0)
 
 
-def test_a_stopped_proxy_is_bypassed_and_used_again_when_it_answers_steadily(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
-
+@pytest.mark.usefixtures("_quick_polls")
+def test_a_stopped_proxy_is_bypassed_and_used_again_when_it_answers_steadily(tmp_path: Path) -> None:
     async def test(bench: Bench) -> None:
         await bench.runners[0].cleanup()
         _, engine_request = await bench.ask()
@@ -482,6 +479,7 @@ def test_a_stopped_proxy_is_bypassed_and_used_again_when_it_answers_steadily(
     bench(tmp_path, text(WHOLE), text(WHOLE)).run(test)
 
 
+@pytest.mark.usefixtures("_quick_polls")
 def test_a_hanging_proxy_is_bypassed_but_a_busy_one_is_not(tmp_path: Path) -> None:
     async def test(bench: Bench) -> None:
         loop = asyncio.get_running_loop()
@@ -498,6 +496,7 @@ def test_a_hanging_proxy_is_bypassed_but_a_busy_one_is_not(tmp_path: Path) -> No
     bench(tmp_path, text(WHOLE), text(WHOLE)).run(test)
 
 
+@pytest.mark.usefixtures("_quick_polls")
 def test_another_server_on_the_port_is_not_taken_for_litellm(tmp_path: Path) -> None:
     async def not_found() -> web.Response:
         return web.Response(status=404)
