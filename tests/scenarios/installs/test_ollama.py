@@ -91,7 +91,7 @@ def test_a_full_disk_stops_the_installation_and_the_next_run_completes_it(
 ) -> None:
     checksum = engine["checksum"].removeprefix("sha256:")
     release = f"/opt/bedplate/ollama/releases/0.24.1-{checksum[:8]}"
-    stack(f"mkdir {release}")
+    stack(f"mkdir --parents {release}")
     run_lab("fault", "fill", stack.name, release, "4M")
     try:
         with keeps_running(stack):

@@ -33,9 +33,9 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_until_packages_are_installed(stack: Stack, current: str) -> None:
-    """Wait until a release other than the current one has LiteLLM, one of the larger packages."""
+    """Wait until a release other than the current one has aiohttp, one of the larger packages."""
     release = Path(current).parent.name
-    find = f"find releases -maxdepth 6 -path '*/site-packages/litellm' -not -path '*/{release}/*'"
+    find = f"find releases -maxdepth 6 -path '*/site-packages/aiohttp' -not -path '*/{release}/*'"
     stack(
         f"""cd {FOLDER}
         while (( SECONDS < 200 )); do
