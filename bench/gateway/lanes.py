@@ -90,7 +90,10 @@ def _result(title: str, at_once: int, note: str) -> Result:
         title,
         f"through LiteLLM at least {AIM} x LiteLLM alone",
         ("lane", *COLUMNS),
-        notes=[f"{at_once} requests at a time; short answers have {SHORT_TOKENS} tokens. {note}"],
+        notes=[
+            f"{at_once} requests at a time; short answers have {SHORT_TOKENS} tokens. {note} "
+            "LiteLLM is that of requirements/litellm.txt."
+        ],
     )
 
 
