@@ -174,7 +174,8 @@ def make_gateway(folder: Path) -> Gateway:
     gateway.engines = gateway.local.engines = stub
     gateway.local.scheduler._serves = stub.serves
     gateway.local.scheduler._loaded = stub.loaded
-    gateway.upstream = StubUpstream()  # type: ignore[assignment]
+    upstream: Any = StubUpstream()
+    gateway.upstream = upstream
     return gateway
 
 

@@ -115,10 +115,10 @@ class LiteLLM:
         self.gateway, self.metrics, self.proxy = gateway, metrics, proxy
         self.key, self.master_key = key, master_key
 
-    def count(self, deployment: str) -> float:
-        """Return how many requests for a deployment LiteLLM has counted."""
+    def count(self, deployments: list[str]) -> float:
+        """Return how many requests for the deployments LiteLLM has counted."""
         text = self.metrics.request("GET", "/metrics/litellm").body.decode(errors="replace")
-        return sum(float(value) for name, value in COUNTER.findall(text) if name == deployment)
+        return sum(float(value) for name, value in COUNTER.findall(text) if name in deployments)
 
     def in_use(self) -> bool:
         """Return whether the gateway sends requests through LiteLLM."""
@@ -169,6 +169,11 @@ def check_deployments(litellm: LiteLLM, deployments: list[str]) -> Check:
     return check("LiteLLM has every model of every engine", names == sorted(deployments), seen, CONFIGURE)
 
 
+def models_of(deployments: list[str]) -> list[str]:
+    """Return the models of the deployments, each once."""
+    return list(dict.fromkeys(deployment.partition("/")[2] for deployment in deployments))
+
+
 def chat_model(litellm: LiteLLM, models: list[str]) -> tuple[str, Answer] | None:
     """Send a chat request to each model until one supports chat; return it with its answer."""
     for model in models:
@@ -181,19 +186,14 @@ def chat_model(litellm: LiteLLM, models: list[str]) -> tuple[str, Answer] | None
 def check_lane(litellm: LiteLLM, deployments: list[str], *, through: bool) -> Check:
     """Check that a chat for one of the deployments went through LiteLLM, or did not."""
     name = "a chat goes through LiteLLM" if through else "a chat for a direct model goes without LiteLLM"
-    models = list(dict.fromkeys(deployment.partition("/")[2] for deployment in deployments))
-    if not models:
+    if not deployments:
         return check(name, None, f"gateway_direct names {'every' if through else 'no'} model", JOURNAL)
     if through and not wait_until(litellm.in_use, USE_SECONDS):
         answers = litellm.metrics.request("GET", "/metrics").status == 200
         seen = "the gateway bypasses LiteLLM" if answers else "the gateway does not respond"
         return check(name, False if answers else None, seen, JOURNAL)
-
-    def count() -> float:
-        return sum(litellm.count(deployment) for deployment in deployments)
-
-    before = count()
-    asked = chat_model(litellm, models)
+    before = litellm.count(deployments)
+    asked = chat_model(litellm, models_of(deployments))
     if asked is None:
         return check(name, None, "no model supports chat", JOURNAL)
     model, answer = asked
@@ -201,9 +201,10 @@ def check_lane(litellm: LiteLLM, deployments: list[str], *, through: bool) -> Ch
         # Other checks report that; LiteLLM is not the reason, because the gateway can bypass it.
         return check(name, None, f"{model}: {litellm.gateway.describe(answer)}", JOURNAL)
     has_id = bool(answer.headers.get("x-litellm-call-id"))
-    counted = wait_until(lambda: count() > before, COUNT_SECONDS if through else 1.0)
+    counted = wait_until(lambda: litellm.count(deployments) > before, COUNT_SECONDS if through else 1.0)
+    number = litellm.count(deployments) - before
     seen = (
-        f"{model}: {litellm.gateway.describe(answer)}, LiteLLM counted {count() - before:.0f} requests, "
+        f"{model}: {litellm.gateway.describe(answer)}, LiteLLM counted {number:.0f} requests, "
         f"the answer has {'its' if has_id else 'no'} call id"
     )
     return check(name, has_id == counted == through, seen, JOURNAL)
@@ -215,8 +216,7 @@ def check_control_fields(litellm: LiteLLM, models: list[str]) -> Check:
     for model in models:
         if litellm.gateway.chat(litellm.key, model).status != 200:
             continue
-        body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Count to ten."}]}
-        answer = litellm.gateway.request("POST", "/v1/chat/completions", litellm.key, body | CONTROL_FIELDS)
+        answer = litellm.gateway.chat(litellm.key, model, **CONTROL_FIELDS)
         effect = answer.status != 200 or b"steered" in answer.body
         seen = f"{', '.join(CONTROL_FIELDS)}: {litellm.gateway.describe(answer)}"
         return check(name, not effect, seen, JOURNAL)
@@ -232,7 +232,6 @@ def litellm_checks(
         engine, _, model = deployment.partition("/")
         lanes[engine not in direct and model not in direct].append(deployment)
     port = int(litellm.proxy.url.rpartition(":")[2])
-    models = list(dict.fromkeys(deployment.partition("/")[2] for deployment in deployments))
     return [
         check_version(litellm, version),
         check_address(host_address, port),
@@ -240,7 +239,7 @@ def litellm_checks(
         check_deployments(litellm, deployments),
         check_lane(litellm, lanes[True], through=True),
         check_lane(litellm, lanes[False], through=False),
-        check_control_fields(litellm, models),
+        check_control_fields(litellm, models_of(deployments)),
     ]
 
 

@@ -75,14 +75,14 @@ class Gateway:
         """Request the list of models, which uses no limit."""
         return self.request("GET", "/v1/models", key)
 
-    def chat(self, key: str, model: str) -> Answer:
-        """Send a chat request for one token."""
+    def chat(self, key: str, model: str, **fields: object) -> Answer:
+        """Send a chat request for one token, with more fields where given."""
         body = {
             "model": model,
             "max_tokens": 1,
             "messages": [{"role": "user", "content": "Count to ten."}],
         }
-        return self.request("POST", "/v1/chat/completions", key, body)
+        return self.request("POST", "/v1/chat/completions", key, body | fields)
 
     def describe(self, answer: Answer) -> str:
         """Return the answer's status and error code, or that there was none, for a report."""

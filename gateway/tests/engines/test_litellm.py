@@ -202,6 +202,10 @@ class Bench:
         finally:
             await engine_request.close()
 
+    async def lane(self) -> Lane | None:
+        """Send a request and return its lane."""
+        return (await self.ask())[1].lane
+
 
 @pytest.fixture
 def _quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,8 +379,7 @@ def test_litellms_own_refusal_sends_the_request_to_the_engine(tmp_path: Path) ->
     unknown = json.dumps({"error": {"message": "/chat/completions: Invalid model name passed in model=x."}})
 
     async def test(bench: Bench) -> None:
-        _, engine_request = await bench.ask()
-        assert engine_request.lane is Lane.BYPASS
+        assert await bench.lane() is Lane.BYPASS
         assert len(bench.engines[0].calls) == 1
 
     bench(tmp_path, text(unknown, 400), text(WHOLE)).run(test)
@@ -427,8 +430,7 @@ def test_litellms_retries_are_counted_and_its_call_id_is_passed_on(tmp_path: Pat
 @pytest.mark.parametrize("direct", [["engine0"], ["m"]])
 def test_direct_engines_and_models_go_without_litellm(tmp_path: Path, direct: list[str]) -> None:
     async def test(bench: Bench) -> None:
-        _, engine_request = await bench.ask()
-        assert engine_request.lane is Lane.DIRECT
+        assert await bench.lane() is Lane.DIRECT
         assert bench.proxy.calls == []
 
     bench(tmp_path, text(WHOLE), text(WHOLE)).run(test, direct=direct)
@@ -464,17 +466,14 @@ def test_what_litellm_drops_before_its_first_byte_goes_to_the_engine(tmp_path: P
 def test_a_stopped_proxy_is_bypassed_and_used_again_when_it_answers_steadily(tmp_path: Path) -> None:
     async def test(bench: Bench) -> None:
         await bench.runners[0].cleanup()
-        _, engine_request = await bench.ask()
-        assert engine_request.lane is Lane.BYPASS
+        assert await bench.lane() is Lane.BYPASS
         bench.runners[0] = await bench.proxy.start()
         await asyncio.sleep(0.1)
-        _, engine_request = await bench.ask()
-        assert engine_request.lane is Lane.BYPASS
+        assert await bench.lane() is Lane.BYPASS
         async with asyncio.timeout(5):
             while not bench.litellm.up:
                 await asyncio.sleep(0.02)
-        _, engine_request = await bench.ask()
-        assert engine_request.lane is Lane.LITELLM
+        assert await bench.lane() is Lane.LITELLM
 
     bench(tmp_path, text(WHOLE), text(WHOLE)).run(test)
 
@@ -490,8 +489,7 @@ def test_a_hanging_proxy_is_bypassed_but_a_busy_one_is_not(tmp_path: Path) -> No
                 await asyncio.sleep(0.02)
             assert bench.litellm.up
             await asyncio.sleep(0.6)
-            _, engine_request = await bench.ask()
-            assert engine_request.lane is Lane.BYPASS
+            assert await bench.lane() is Lane.BYPASS
 
     bench(tmp_path, text(WHOLE), text(WHOLE)).run(test)
 
@@ -504,8 +502,7 @@ def test_another_server_on_the_port_is_not_taken_for_litellm(tmp_path: Path) -> 
     async def test(bench: Bench) -> None:
         bench.proxy.alive = not_found
         await asyncio.sleep(0.25)
-        _, engine_request = await bench.ask()
-        assert engine_request.lane is Lane.BYPASS
+        assert await bench.lane() is Lane.BYPASS
         assert bench.proxy.calls == []
 
     bench(tmp_path, text(WHOLE), text(WHOLE)).run(test)

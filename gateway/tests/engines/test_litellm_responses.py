@@ -23,8 +23,8 @@ def request(**body: Any) -> Request:
     return decode(raw, default_max_output=lambda _: None)[1]
 
 
-def recorded(name: str) -> Answer:
-    """Return a server's answer: a recorded stream, or a recorded whole answer."""
+def recorded(name: str, *, cut_after: int | None = None) -> Answer:
+    """Return a server's answer: a recorded whole one, or a stream, cut after some events or complete."""
     path = RECORDED / name
     if path.suffix == ".json":
         return text(path.read_text())
@@ -32,9 +32,12 @@ def recorded(name: str) -> Answer:
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for event in path.read_bytes().split(b"\n\n")[:-1]:
+        for event in path.read_bytes().split(b"\n\n")[:-1][:cut_after]:
             await response.write(event + b"\n\n")
-        return response
+        if cut_after is None:
+            return response
+        await asyncio.sleep(0.1)
+        return await cut(request)
 
     return answer
 
@@ -141,21 +144,11 @@ def test_an_error_in_a_stream_has_the_engines_words_only(tmp_path: Path, name: s
 
 
 def test_the_connection_cut_within_an_engines_stream_is_an_error(tmp_path: Path) -> None:
-    async def broken(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        events = (RECORDED / "ollama" / "text.sse").read_bytes().split(b"\n\n")[:6]
-        await response.write(b"\n\n".join(events) + b"\n\n")
-        await asyncio.sleep(0.1)
-        assert request.transport is not None
-        request.transport.abort()
-        return response
-
     async def test(bench: Bench) -> None:
         response, _ = await ask(bench, request(stream=True))
         assert "closed the connection in the middle of the answer" in response["error"]["message"]
 
-    bench(tmp_path, text("{}"), broken).run(test, direct=["m"])
+    bench(tmp_path, text("{}"), recorded("ollama/text.sse", cut_after=6)).run(test, direct=["m"])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -234,20 +227,12 @@ def test_what_litellm_drops_before_its_first_byte_goes_to_the_engine(
 
 
 def test_events_before_the_answer_do_not_count_as_its_first_byte(tmp_path: Path) -> None:
-    async def begun(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        events = (RECORDED / "litellm" / "text.sse").read_bytes().split(b"\n\n")[:2]
-        await response.write(b"\n\n".join(events) + b"\n\n")
-        await asyncio.sleep(0.1)
-        return await cut(request)
-
     async def test(bench: Bench) -> None:
         response, engine_request = await ask(bench, request(stream=True))
         assert engine_request.lane is Lane.BYPASS
         assert response["status"] == "completed"
 
-    bench(tmp_path, begun, recorded("ollama/text.sse")).run(test)
+    bench(tmp_path, recorded("litellm/text.sse", cut_after=2), recorded("ollama/text.sse")).run(test)
 
 
 @pytest.mark.parametrize(

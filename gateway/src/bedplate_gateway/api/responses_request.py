@@ -44,11 +44,9 @@ def from_chat(chat: dict[str, Any], *, for_ollama: bool) -> dict[str, Any]:
     if "max_tokens" in chat:
         body["max_output_tokens"] = chat["max_tokens"]
     if "tools" in chat:
-        body["tools"] = [{"type": "function", **tool["function"]} for tool in chat["tools"]]
+        body["tools"] = [_without_function(tool) for tool in chat["tools"]]
     if choice := chat.get("tool_choice"):
-        body["tool_choice"] = (
-            choice if isinstance(choice, str) else {"type": "function", **choice["function"]}
-        )
+        body["tool_choice"] = choice if isinstance(choice, str) else _without_function(choice)
     if effort := chat.get("reasoning_effort"):
         body["reasoning"] = {"effort": effort}
     if wanted := chat.get("response_format"):

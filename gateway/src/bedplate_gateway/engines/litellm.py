@@ -34,7 +34,6 @@ from bedplate_gateway.engines.client import (
 )
 from bedplate_gateway.engines.errors import EngineError
 from bedplate_gateway.engines.sse import (
-    data_of,
     error_message,
     json_of,
     read_usage,
@@ -56,7 +55,6 @@ MAX_METRICS_BYTES = 8 * 1024 * 1024
 ENGINE_TEXT = re.compile(r"Exception - (.*?)\s*(?:\n\n(?:LiteLLM: |Deployment Info: )|$)", re.DOTALL)
 CANNOT_CONNECT = re.compile(r"Cannot connect to host|Connect call failed|Connection error")
 DISCONNECTED = re.compile(r"Server disconnected|Connection reset|Connection closed")
-UNKNOWN_MODEL = "Invalid model name passed in"
 CUT = "payload is not completed"
 NO_FINISH_REASON = "Stream ended before a finish_reason was received"
 EMBEDDINGS_USAGE = re.compile(
@@ -340,16 +338,11 @@ class LiteLLMEvents:
 
     def __call__(self, event: bytes) -> bytes:
         """Return the event with the empty line, or nothing where the engine has not sent it."""
-        data = data_of(event)
         if self._cut:
             return b""
-        if data == b"[DONE]":
-            return event + b"\n\n"
-        try:
-            chunk = json.loads(data)
-        except ValueError:
-            return event + b"\n\n"
-        if not isinstance(chunk, dict):
+        chunk = json_of(event)
+        if chunk is None:
+            # Such as the [DONE] at the end.
             return event + b"\n\n"
         if "error" in chunk:
             return self._restored_error(chunk)
