@@ -246,8 +246,6 @@ def stock(
 
     `model_info` is added to both models' parameters (rpm, tpm), `router` is its router_settings.
     """
-    python = environment("bench")
-    port = free_port()
     ways = {
         "openai": {"model": f"openai/{model}", "api_base": f"{engine_url}/v1", "api_key": "none"},
         "ollama_chat": {"model": f"ollama_chat/{model}", "api_base": engine_url},
@@ -265,29 +263,16 @@ def stock(
             "callbacks": ["prometheus"],
             "require_auth_for_metrics_endpoint": False,
         }
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
-        # JSON is YAML.
-        (folder / "config.yaml").write_text(json.dumps(document))
-        command = [str(python.parent / "litellm"), "--config", str(folder / "config.yaml")]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
-        environ = {
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-            "LITELLM_LOG": "ERROR",
-            "LITELLM_MODE": "PRODUCTION",
-        }
-        url = f"http://127.0.0.1:{port}"
-        with _running(command, folder, f"{url}/health/readiness", environ, "stock LiteLLM") as server:
-            server.keys = {"": STOCK_KEY}
-            server.metrics_url = f"{url}/metrics/"
-            yield server
+    with _proxy(
+        "bench", "stock LiteLLM", json.dumps(document), LITELLM_LOCAL_MODEL_COST_MAP="True"
+    ) as server:
+        server.metrics_url = f"{server.url}/metrics/"
+        yield server
 
 
 @contextmanager
 def litellm(engine_url: str, model: str = "fake", engine_name: str = "one") -> Iterator[Server]:
     """Run LiteLLM as the role does: its locked release, its settings, and one deployment ENGINE/MODEL."""
-    python = environment("litellm")
-    port = free_port()
     template = (ROOT / "roles/litellm/templates/config.yaml.j2").read_text()
     settings = template[template.index("litellm_settings:") :]
     parameters = {
@@ -298,21 +283,25 @@ def litellm(engine_url: str, model: str = "fake", engine_name: str = "one") -> I
         "timeout": 330,
     }
     models = [{"model_name": f"{engine_name}/{model}", "litellm_params": parameters}]
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
-        # JSON is YAML.
-        (folder / "config.yaml").write_text(f"model_list: {json.dumps(models)}\n{settings}")
+    config = f"model_list: {json.dumps(models)}\n{settings}"
+    environ = {"LITELLM_MASTER_KEY": STOCK_KEY, "LITELLM_OFFLINE_MODE": "true"}
+    with _proxy("litellm", "LiteLLM", config, **environ) as server:
+        yield server
+
+
+@contextmanager
+def _proxy(lock: str, name: str, config: str, **environ: str) -> Iterator[Server]:
+    """Run the LiteLLM proxy of a lock; its configuration is YAML, of which JSON is a part."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-") as path:
+        folder = Path(path)
+        (folder / "config.yaml").write_text(config)
         (folder / "master-key").write_text(STOCK_KEY)
-        command = [str(python.parent / "litellm"), "--config", str(folder / "config.yaml")]
+        command = [str(environment(lock).parent / "litellm"), "--config", str(folder / "config.yaml")]
         command += ["--host", "127.0.0.1", "--port", str(port)]
-        environ = {
-            "LITELLM_MASTER_KEY": STOCK_KEY,
-            "LITELLM_OFFLINE_MODE": "true",
-            "LITELLM_LOG": "ERROR",
-            "LITELLM_MODE": "PRODUCTION",
-        }
-        url = f"http://127.0.0.1:{port}"
-        with _running(command, folder, f"{url}/health/readiness", environ, "LiteLLM") as server:
+        shared = {"LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION"}
+        ready = f"http://127.0.0.1:{port}/health/readiness"
+        with _running(command, folder, ready, shared | environ, name) as server:
             server.keys = {"": STOCK_KEY}
             server.key_file = folder / "master-key"
             yield server
