@@ -8,13 +8,14 @@ ln -s /dev/null /etc/systemd/system/prometheus.service
 apt-get -qq update
 apt-get -qq install --no-install-recommends ca-certificates curl nftables python3-venv zstd prometheus prometheus-node-exporter
 rm /etc/systemd/system/prometheus.service
-for user in ollama bedplate-gateway node-exporter bedplate-exporter bedplate-dashboard; do
+for user in ollama bedplate-gateway litellm node-exporter bedplate-exporter bedplate-dashboard; do
   useradd --system --home-dir "/var/lib/$user" --shell /usr/sbin/nologin "$user"
 done
 tar -C / -xf configuration.tar
 chown -R root:ollama /etc/bedplate/ollama
 chown -R root:prometheus /etc/bedplate/prometheus
 chown -R root:bedplate-gateway /etc/bedplate/bedplate-gateway
+chown -R root:litellm /etc/bedplate/litellm
 chown -R root:bedplate-exporter /etc/bedplate/bedplate-exporter
 chown -R root:bedplate-dashboard /etc/bedplate/bedplate-dashboard
 # The configuration was written for another host's address.
@@ -29,19 +30,20 @@ install --directory --owner ollama --group ollama /var/lib/ollama /var/lib/ollam
 
 python3 -m venv /opt/bedplate/uv
 /opt/bedplate/uv/bin/pip install --quiet --require-hashes --requirement uv.txt
-app() { # SERVICE LOCK WHEEL
+app() { # SERVICE LOCK [WHEEL]
   /opt/bedplate/uv/bin/uv venv --quiet --python /usr/bin/python3 "/opt/bedplate/$1/current"
   /opt/bedplate/uv/bin/uv pip install --quiet --no-cache --no-deps --require-hashes --compile-bytecode \
     --python "/opt/bedplate/$1/current" --requirement "$2.txt"
-  /opt/bedplate/uv/bin/uv pip install --quiet --offline --no-cache --no-deps --compile-bytecode --python "/opt/bedplate/$1/current" "$3"
+  [ $# -lt 3 ] || /opt/bedplate/uv/bin/uv pip install --quiet --offline --no-cache --no-deps --compile-bytecode --python "/opt/bedplate/$1/current" "$3"
 }
 app bedplate-gateway gateway bedplate_gateway-*.whl
+app litellm litellm
 app bedplate-exporter exporter bedplate_exporter-*.whl
 app bedplate-dashboard dashboard bedplate_dashboard-*.whl
 app traffic traffic bedplate_traffic-*.whl
 
 systemctl daemon-reload
-systemctl enable --quiet bedplate.target ollama bedplate-gateway prometheus node-exporter bedplate-exporter bedplate-dashboard
-systemctl start ollama bedplate-gateway prometheus node-exporter bedplate-exporter bedplate-dashboard
+systemctl enable --quiet bedplate.target ollama bedplate-gateway litellm prometheus node-exporter bedplate-exporter bedplate-dashboard
+systemctl start ollama bedplate-gateway litellm prometheus node-exporter bedplate-exporter bedplate-dashboard
 printf 'FROM /root/model.gguf\nPARAMETER num_ctx 4096\nPARAMETER num_thread 1\n' >Modelfile
 HOME=/root ollama create smollm2:135m -f Modelfile

@@ -90,7 +90,7 @@ class HostFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class LitellmFacts:
-    """LiteLLM on the gateway's host; `version` is the pinned one, because LiteLLM does not report its own.
+    """LiteLLM on the gateway's host; `version` is the pinned one, because LiteLLM's metrics have none.
 
     `needed` is False while every request goes directly to the engines because of a setting. `bypassed` counts
     requests that went around it just now.
