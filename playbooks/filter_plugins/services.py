@@ -27,6 +27,15 @@ def service_units(services: Services, groups: Collection[str]) -> list[str]:
     return [f"{name}.service" for name, row in services_on(services, groups) if not row.get("timer")]
 
 
+def started_units(services: Services, groups: Collection[str]) -> list[str]:
+    """Return the units to start for a host's services: timers for those that have one, none for background work."""
+    return [
+        f"{name}.{'timer' if row.get('timer') else 'service'}"
+        for name, row in services_on(services, groups)
+        if not row.get("background")
+    ]
+
+
 def service_ports(services: Services, groups: Collection[str]) -> dict[str, str]:
     """Return the unit of each port of a host, by the setting that changes the port."""
     return {port: name for name, row in services_on(services, groups) for port in row.get("ports", ())}
@@ -62,5 +71,5 @@ class FilterModule:
         """Return the filters."""
         return {
             function.__name__: function
-            for function in (service_units, service_ports, with_ports, wired_settings, user_settings)
+            for function in (service_units, started_units, service_ports, with_ports, wired_settings, user_settings)
         }

@@ -1,0 +1,477 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Brings a service's user, directories, files and units up to date in one run; the action plugin renders them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import grp
+import hashlib
+import json
+import os
+import pwd
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: service_files
+short_description: Bring a service's user, directories, files and units up to date in one run
+description:
+  - Creates the system user first, then the entries of C(files) in their order, then the units.
+  - Every changed file and unit is checked before the first one is written. After a failed check nothing has changed.
+  - A file is replaced at once (rename), so that no process reads half of it.
+  - With C(--diff), a secret's content is not shown.
+options:
+  user:
+    description: System user to create, without login, with the home directory /var/lib/USER.
+    type: str
+  owner:
+    description: Owner of the entries that name none.
+    type: str
+    default: root
+  group:
+    description: Group of the entries that name none.
+    type: str
+    default: root
+  mode:
+    description: Mode of the files that name none, in octal digits.
+    type: str
+    default: "0644"
+  files:
+    description: Files, directories and links.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Absolute path on the host.
+        type: str
+        required: true
+      state:
+        description: What the path is. An absent directory is removed with all that is in it.
+        type: str
+        choices: [file, directory, link, absent]
+        default: file
+      content:
+        description: The file's text.
+        type: str
+      template:
+        description: Template of the role, from which the control machine renders the text.
+        type: str
+      variable_start_string:
+        description: What marks a variable in the template, if not two braces.
+        type: str
+      variable_end_string:
+        description: What ends a variable in the template, if not two braces.
+        type: str
+      src:
+        description: File of the role, or an absolute path on the control machine, with the text.
+        type: str
+      remote_src:
+        description: File on the host with the text. In check mode it need not exist yet.
+        type: str
+      target:
+        description: Where a link points.
+        type: str
+      owner:
+        description: Owner.
+        type: str
+      group:
+        description: Group.
+        type: str
+      mode:
+        description: Mode, in octal digits; a directory that names none has 0755.
+        type: str
+      validate:
+        description: Command that checks a new text; %s stands for the file that has it.
+        type: str
+      force:
+        description: Whether an existing file with another text is replaced.
+        type: bool
+        default: true
+      secret:
+        description: Whether the text must not be shown.
+        type: bool
+        default: false
+  units:
+    description:
+      - systemd units, such as C(prometheus.service), each rendered from templates/systemd/UNIT.j2 into /etc/systemd/system.
+      - systemd-analyze verify checks changed units.
+    type: list
+    elements: str
+    default: []
+  contents:
+    description: Set by the action plugin. The files' texts by their paths, as base64 of compressed JSON.
+    type: str
+    default: ""
+author: Bedplate
+"""
+
+EXAMPLES = r"""
+- name: Write Prometheus' configuration and unit
+  service_files:
+    group: prometheus
+    mode: "0640"
+    files:
+      - {path: /etc/bedplate/prometheus, state: directory, mode: "0750"}
+      - {path: /etc/bedplate/prometheus/prometheus.yml, template: prometheus.yml.j2, validate: promtool check config %s}
+    units: [prometheus.service]
+  notify: Restart prometheus
+"""
+
+RETURN = r"""
+changed_paths:
+  description: The paths that changed, in the order of the entries, and the user as C(user NAME).
+  returned: always
+  type: list
+  elements: str
+diff:
+  description: One entry for each change.
+  returned: with --diff
+  type: list
+  elements: dict
+"""
+
+UNIT_DIRECTORY = "/etc/systemd/system"
+TIMEOUT_SECONDS = 120
+MAX_REMOTE_BYTES = 16 * 1024 * 1024
+MAX_SHOWN_BYTES = 100 * 1024
+
+
+class FileError(Exception):
+    """What cannot be brought up to date, in one sentence."""
+
+
+class Entry(NamedTuple):
+    """What a path has to be; `content` is the text of a file, None where check mode cannot know it."""
+
+    path: Path
+    state: str
+    owner: str
+    group: str
+    mode: int
+    content: bytes | None = None
+    target: str = ""
+    validate: str = ""
+    force: bool = True
+    secret: bool = False
+
+
+class Change(NamedTuple):
+    """A path that is not as it has to be; `before` is the old text, '' for none, None if it must not be shown."""
+
+    entry: Entry
+    content: bool
+    before: str | None
+
+
+def load_entries(parameters: Mapping[str, Any], *, check_mode: bool) -> list[Entry]:
+    """Return the entries of the parameters, units last; raises FileError."""
+    packed = parameters["contents"]
+    contents: dict[str, str] = json.loads(zlib.decompress(base64.b64decode(packed))) if packed else {}
+    entries = []
+    for given in parameters["files"]:
+        path, state = Path(given["path"]), given["state"]
+        content = contents[given["path"]].encode() if given["path"] in contents else None
+        if given["remote_src"]:
+            content = read_remote(Path(given["remote_src"]), check_mode=check_mode)
+        default_mode = "0755" if state == "directory" else parameters["mode"]
+        entries.append(
+            Entry(
+                path=path,
+                state=state,
+                owner=given["owner"] or parameters["owner"],
+                group=given["group"] or parameters["group"],
+                mode=int(given["mode"] or default_mode, 8),
+                content=content,
+                target=given["target"] or "",
+                validate=given["validate"] or "",
+                force=given["force"],
+                secret=given["secret"],
+            )
+        )
+    for unit in parameters["units"]:
+        path = Path(UNIT_DIRECTORY, unit)
+        entries.append(Entry(path, "file", "root", "root", 0o644, content=contents[str(path)].encode()))
+    return entries
+
+
+def read_remote(path: Path, *, check_mode: bool) -> bytes | None:
+    """Return the bytes of a file of this host; None if check mode cannot know them yet."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_REMOTE_BYTES + 1)
+    except FileNotFoundError:
+        if check_mode:
+            return None
+        raise FileError(f"{path} does not exist on this host, so it cannot be copied.") from None
+    if len(content) > MAX_REMOTE_BYTES:
+        raise FileError(f"{path} has more than {MAX_REMOTE_BYTES} bytes, so it is not copied.")
+    return content
+
+
+def ids(entry: Entry, *, check_mode: bool) -> tuple[int, int] | None:
+    """Return the numbers of owner and group; None if check mode cannot know them yet. Raises FileError."""
+    try:
+        return pwd.getpwnam(entry.owner).pw_uid, grp.getgrnam(entry.group).gr_gid
+    except KeyError:
+        if check_mode:
+            return None
+        raise FileError(
+            f"{entry.path}: this host has no user {entry.owner} or no group {entry.group}."
+        ) from None
+
+
+def look(path: Path) -> os.stat_result | None:
+    """Return what is at the path, links not followed; None for nothing."""
+    try:
+        return path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def find_change(entry: Entry, *, check_mode: bool) -> Change | None:
+    """Return the change that an entry needs, or None; raises FileError."""
+    found = look(entry.path)
+    if entry.state == "absent":
+        return Change(entry, content=True, before=None) if found else None
+    if entry.state == "link":
+        right = found is not None and stat.S_ISLNK(found.st_mode) and os.readlink(entry.path) == entry.target
+        return None if right else Change(entry, content=True, before=None)
+    kind = stat.S_ISDIR if entry.state == "directory" else stat.S_ISREG
+    if found and stat.S_ISDIR(found.st_mode) and entry.state == "file":
+        raise FileError(f"{entry.path} is a directory: move it away, a file has to be there.")
+    if found and entry.state == "directory" and not kind(found.st_mode):
+        raise FileError(f"{entry.path} is no directory: move it away, a directory has to be there.")
+    if not found or not kind(found.st_mode):
+        return Change(entry, content=True, before="")
+    old = entry.path.read_bytes() if entry.state == "file" else b""
+    other = entry.state == "file" and entry.force and entry.content != old
+    wanted = ids(entry, check_mode=check_mode)
+    same = wanted == (found.st_uid, found.st_gid) and stat.S_IMODE(found.st_mode) == entry.mode
+    if not other and same:
+        return None
+    return Change(entry, content=other, before=None if entry.secret else old.decode(errors="replace"))
+
+
+def validate(changes: Sequence[Change], directory: Path) -> None:
+    """Check the new texts in a private directory before any is written; raises FileError."""
+    units = []
+    for number, change in enumerate(changes):
+        entry = change.entry
+        if not change.content or entry.state != "file" or entry.content is None:
+            continue
+        is_unit = str(entry.path.parent) == UNIT_DIRECTORY
+        if not entry.validate and not is_unit:
+            continue
+        if is_unit:
+            copy = directory / "units" / entry.path.name
+            units.append(str(copy))
+        else:
+            copy = directory / f"{number}{entry.path.suffix}"
+        copy.parent.mkdir(mode=0o700, exist_ok=True)
+        copy.touch(mode=0o600)
+        copy.write_bytes(entry.content)
+        if entry.validate:
+            run(entry.path, [word.replace("%s", str(copy)) for word in shlex.split(entry.validate)])
+    if units:
+        run(Path(UNIT_DIRECTORY), ["systemd-analyze", "verify", "--man=no", *units])
+
+
+def run(path: Path, command: Sequence[str]) -> None:
+    """Run a command that checks a path's new text; raises FileError with its last lines."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FileError(f"failed to validate {path}: {error}") from None
+    if done.returncode:
+        raise FileError(f"failed to validate {path}: {done.stdout.strip()[-4000:]}")
+
+
+def apply(change: Change) -> None:
+    """Make a path what its entry says."""
+    entry = change.entry
+    if entry.state == "absent":
+        remove(entry.path)
+        return
+    if entry.state == "link":
+        with temporary_name(entry.path) as name:
+            name.symlink_to(entry.target)
+            name.replace(entry.path)
+        return
+    owner = ids(entry, check_mode=False)
+    assert owner is not None
+    if entry.state == "directory":
+        entry.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    elif change.content:
+        assert entry.content is not None
+        with temporary_name(entry.path) as name:
+            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(entry.content)
+                file.flush()
+                os.fchown(descriptor, *owner)
+                os.fchmod(descriptor, entry.mode)
+                os.fsync(descriptor)
+            name.replace(entry.path)
+        return
+    os.chown(entry.path, *owner)
+    entry.path.chmod(entry.mode)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a directory with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@contextlib.contextmanager
+def temporary_name(path: Path) -> Iterator[Path]:
+    """Give a new name next to the path, which is gone afterwards."""
+    if path.is_dir() and not path.is_symlink():
+        raise FileError(f"{path} is a directory: move it away, a file or link has to be there.")
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    digest = hashlib.sha256(os.urandom(16)).hexdigest()[:12]
+    name = path.with_name(f".{path.name}.{digest}")
+    try:
+        yield name
+    finally:
+        name.unlink(missing_ok=True)
+
+
+def describe(change: Change) -> dict[str, str]:
+    """Return the change as Ansible's --diff shows it."""
+    entry = change.entry
+    name = str(entry.path)
+    owner = f"{entry.owner}:{entry.group} {entry.mode:04o}"
+    if entry.state == "absent":
+        return {"prepared": f"{name} is removed\n"}
+    if entry.state == "link":
+        return {"prepared": f"{name} points to {entry.target}\n"}
+    if entry.state == "directory" or not change.content:
+        return {"prepared": f"{name} gets {owner}\n"}
+    if entry.secret or change.before is None or entry.content is None:
+        return {"prepared": f"{name} changes ({owner}); its content is not shown\n"}
+    if max(len(change.before), len(entry.content)) > MAX_SHOWN_BYTES:
+        return {"prepared": f"{name} changes ({owner}); it is too long to show\n"}
+    after = entry.content.decode(errors="replace")
+    return {
+        "before_header": name,
+        "before": change.before,
+        "after_header": f"{name} ({owner})",
+        "after": after,
+    }
+
+
+def user_commands(name: str) -> list[list[str]]:
+    """Return the commands that create the system user, or mend it; none if it is right."""
+    home, shell = f"/var/lib/{name}", "/usr/sbin/nologin"
+    settings = ["--home-dir", home, "--shell", shell]
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        try:
+            grp.getgrnam(name)
+        except KeyError:
+            group = ["--user-group"]
+        else:
+            group = ["--gid", name]
+        return [["useradd", "--system", "--no-create-home", *group, *settings, name]]
+    if (user.pw_dir, user.pw_shell) != (home, shell):
+        return [["usermod", "--home", home, "--shell", shell, name]]
+    return []
+
+
+def update(module: AnsibleModule) -> tuple[list[str], list[dict[str, str]]]:
+    """Bring everything up to date; return what changed and its diff. Raises FileError."""
+    check_mode: bool = module.check_mode
+    user: str | None = module.params["user"]
+    commands = user_commands(user) if user else []
+    changed = [f"user {user}"] if commands else []
+    diff = [{"prepared": f"user {user}: {shlex.join(command)}\n"} for command in commands]
+    if not check_mode:
+        for command in commands:
+            module.run_command(command, check_rc=True)
+    changes = [
+        change
+        for entry in load_entries(module.params, check_mode=check_mode)
+        if (change := find_change(entry, check_mode=check_mode))
+    ]
+    if changes and not check_mode:
+        with tempfile.TemporaryDirectory(dir=module.tmpdir) as directory:
+            validate(changes, Path(directory))
+        for change in changes:
+            apply(change)
+    changed += [str(change.entry.path) for change in changes]
+    return changed, diff + [describe(change) for change in changes]
+
+
+def main() -> None:
+    """Run the module."""
+    text, flag = {"type": "str"}, {"type": "bool"}
+    module = AnsibleModule(
+        argument_spec={
+            "user": text,
+            "owner": {**text, "default": "root"},
+            "group": {**text, "default": "root"},
+            "mode": {**text, "default": "0644"},
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {**text, "required": True},
+                    "state": {
+                        **text,
+                        "choices": ["file", "directory", "link", "absent"],
+                        "default": "file",
+                    },
+                    "remote_src": text,
+                    "target": text,
+                    "owner": text,
+                    "group": text,
+                    "mode": text,
+                    "validate": text,
+                    "force": {**flag, "default": True},
+                    "secret": {**flag, "default": False},
+                },
+            },
+            "units": {"type": "list", "elements": "str", "default": []},
+            # Opaque, and never in the host's journal: it has the secrets' texts.
+            "contents": {**text, "default": "", "no_log": True},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        changed, diff = update(module)
+    except (FileError, OSError) as error:
+        module.fail_json(msg=str(error))
+    result: dict[str, Any] = {"changed": bool(changed), "changed_paths": changed}
+    if module._diff:
+        result["diff"] = diff
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Enables and starts many units together and waits for all of them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: systemd_services
+short_description: Enable and start units together, and wait until all have started
+description:
+  - Starts the units side by side, in the order that their After= asks for, and waits for all of them.
+  - A restart that a handler has begun is waited for as well.
+  - Reloads systemd first where a unit file is newer than what systemd has read.
+  - An active unit is left alone.
+options:
+  started:
+    description: Units to enable and start, with their suffix.
+    type: list
+    elements: str
+    default: []
+  enabled:
+    description: Units to enable only, with their suffix.
+    type: list
+    elements: str
+    default: []
+  installed_only:
+    description: Whether to leave out units that do not exist.
+    type: bool
+    default: false
+  timeout:
+    description: Seconds to wait for all starts.
+    type: int
+    default: 300
+author: Bedplate
+"""
+
+EXAMPLES = r"""
+- name: Start the services
+  systemd_services:
+    started: [prometheus.service, bedplate-dashboard.service]
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, each as a systemctl command without its options.
+  returned: always
+  type: list
+  elements: str
+"""
+
+PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "Job")
+RUNNING = ("active", "reloading")
+SHOW_SECONDS = 30
+
+
+class StartError(Exception):
+    """Which unit did not start and what to look at, in one sentence."""
+
+
+class Unit(NamedTuple):
+    """The state of a unit; `stale` means that systemd has not read its present file."""
+
+    name: str
+    exists: bool
+    running: bool
+    enabled: bool
+    stale: bool
+
+
+def parse_units(text: str, names: Sequence[str]) -> list[Unit]:
+    """Return the units of `systemctl show` in the order of their names."""
+    blocks = [
+        dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in text.split("\n\n")
+    ]
+    found = {}
+    for shown in blocks:
+        found[shown.get("Id", "")] = Unit(
+            name=shown.get("Id", ""),
+            exists=shown.get("LoadState") != "not-found",
+            # A pending job, such as a handler's restart, is waited for.
+            running=shown.get("ActiveState") in RUNNING and shown.get("Job", "0") in ("", "0"),
+            enabled=shown.get("UnitFileState") in ("enabled", "enabled-runtime", "alias", "static"),
+            stale=shown.get("NeedDaemonReload") == "yes",
+        )
+    return [found.get(name, Unit(name, exists=False, running=False, enabled=False, stale=False)) for name in names]
+
+
+def systemctl(arguments: Iterable[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run systemctl; raises StartError where it takes longer."""
+    command = ["systemctl", *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise StartError(
+            f"{' '.join(command)} took longer than {seconds:.0f} s: run systemctl list-jobs there."
+        ) from None
+
+
+def show(names: Sequence[str]) -> list[Unit]:
+    """Return the states of the units."""
+    properties = [f"--property={name}" for name in PROPERTIES]
+    return parse_units(systemctl(["show", *properties, "--", *names], SHOW_SECONDS).stdout, names)
+
+
+def describe_failure(names: Sequence[str], output: str) -> str:
+    """Return one sentence on the units that did not start."""
+    failed = [unit.name for unit in show(names) if not unit.running]
+    if not failed:
+        return output.strip()
+    journal = subprocess.run(
+        ["journalctl", "--no-pager", "--output=cat", "--lines=5", f"--unit={failed[0]}"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=SHOW_SECONDS,
+    ).stdout.strip()
+    command = f"journalctl -u {failed[0]}"
+    return f"{', '.join(failed)} did not start: run {command} there; its last lines are:\n{journal}"
+
+
+def find_actions(units: Sequence[Unit], started: Sequence[str]) -> Mapping[str, list[str]]:
+    """Return the names for each verb of systemctl that has something to do."""
+    actions = {
+        "daemon-reload": [unit.name for unit in units if unit.stale],
+        "enable": [unit.name for unit in units if not unit.enabled],
+        "start": [unit.name for unit in units if not unit.running and unit.name in started],
+    }
+    return {verb: names for verb, names in actions.items() if names}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "started": {"type": "list", "elements": "str", "default": []},
+            "enabled": {"type": "list", "elements": "str", "default": []},
+            "installed_only": {"type": "bool", "default": False},
+            "timeout": {"type": "int", "default": 300},
+        },
+        supports_check_mode=True,
+    )
+    started: list[str] = module.params["started"]
+    actions: list[str] = []
+    try:
+        units = show([*started, *module.params["enabled"]])
+        if module.params["installed_only"]:
+            units = [unit for unit in units if unit.exists]
+        todo = find_actions(units, started)
+        for verb, names in todo.items():
+            words = [verb] if verb == "daemon-reload" else [verb, *names]
+            actions.append(" ".join(words))
+            if module.check_mode:
+                continue
+            done = systemctl([words[0], "--quiet", *words[1:]], module.params["timeout"])
+            if done.returncode:
+                raise StartError(
+                    describe_failure(names, done.stderr) if verb == "start" else done.stderr.strip()
+                )
+    except (StartError, OSError) as error:
+        module.fail_json(msg=str(error), actions=actions)
+    result: dict[str, Any] = {"changed": bool(actions), "actions": actions}
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
