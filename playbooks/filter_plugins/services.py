@@ -28,7 +28,7 @@ def service_units(services: Services, groups: Collection[str]) -> list[str]:
 
 
 def started_units(services: Services, groups: Collection[str]) -> list[str]:
-    """Return the units to start for a host's services: timers for those that have one, none for background work."""
+    """Return the units to start for a host's services, without background work."""
     return [
         f"{name}.{'timer' if row.get('timer') else 'service'}"
         for name, row in services_on(services, groups)
@@ -71,5 +71,12 @@ class FilterModule:
         """Return the filters."""
         return {
             function.__name__: function
-            for function in (service_units, started_units, service_ports, with_ports, wired_settings, user_settings)
+            for function in (
+                service_units,
+                started_units,
+                service_ports,
+                with_ports,
+                wired_settings,
+                user_settings,
+            )
         }

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
-"""Brings a service's user, directories, files and units up to date in one run; the action plugin renders them."""
+"""Brings a service's user, directories, files and units up to date; the action plugin renders the texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import stat
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,8 @@ module: service_files
 short_description: Bring a service's user, directories, files and units up to date in one run
 description:
   - Creates the system user first, then the entries of C(files) in their order, then the units.
-  - Every changed file and unit is checked before the first one is written. After a failed check nothing has changed.
+  - Checks every changed file before it writes the first one; a failed check leaves all as they were.
+  - Checks the units after that, because they name the files.
   - A file is replaced at once (rename), so that no process reads half of it.
   - With C(--diff), a secret's content is not shown.
 options:
@@ -105,7 +106,7 @@ options:
         default: false
   units:
     description:
-      - systemd units, such as C(prometheus.service), each rendered from templates/systemd/UNIT.j2 into /etc/systemd/system.
+      - Units in /etc/systemd/system, such as C(prometheus.service), each rendered from its template.
       - systemd-analyze verify checks changed units.
     type: list
     elements: str
@@ -124,7 +125,7 @@ EXAMPLES = r"""
     mode: "0640"
     files:
       - {path: /etc/bedplate/prometheus, state: directory, mode: "0750"}
-      - {path: /etc/bedplate/prometheus/prometheus.yml, template: prometheus.yml.j2, validate: promtool check config %s}
+      - {path: /etc/bedplate/prometheus/prometheus.yml, template: prometheus.yml.j2, validate: check %s}
     units: [prometheus.service]
   notify: Restart prometheus
 """
@@ -142,10 +143,11 @@ diff:
   elements: dict
 """
 
-UNIT_DIRECTORY = "/etc/systemd/system"
+UNIT_DIRECTORY = Path("/etc/systemd/system")
 TIMEOUT_SECONDS = 120
 MAX_REMOTE_BYTES = 16 * 1024 * 1024
 MAX_SHOWN_BYTES = 100 * 1024
+MAX_MESSAGE = 4000
 
 
 class FileError(Exception):
@@ -168,7 +170,7 @@ class Entry(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A path that is not as it has to be; `before` is the old text, '' for none, None if it must not be shown."""
+    """A path that is not as it has to be; `before` is the old text, None if it must not be shown."""
 
     entry: Entry
     content: bool
@@ -201,7 +203,7 @@ def load_entries(parameters: Mapping[str, Any], *, check_mode: bool) -> list[Ent
             )
         )
     for unit in parameters["units"]:
-        path = Path(UNIT_DIRECTORY, unit)
+        path = UNIT_DIRECTORY / unit
         entries.append(Entry(path, "file", "root", "root", 0o644, content=contents[str(path)].encode()))
     return entries
 
@@ -220,16 +222,21 @@ def read_remote(path: Path, *, check_mode: bool) -> bytes | None:
     return content
 
 
-def ids(entry: Entry, *, check_mode: bool) -> tuple[int, int] | None:
-    """Return the numbers of owner and group; None if check mode cannot know them yet. Raises FileError."""
+def find_ids(entry: Entry) -> tuple[int, int]:
+    """Return the numbers of owner and group; raises FileError."""
     try:
         return pwd.getpwnam(entry.owner).pw_uid, grp.getgrnam(entry.group).gr_gid
     except KeyError:
-        if check_mode:
-            return None
-        raise FileError(
-            f"{entry.path}: this host has no user {entry.owner} or no group {entry.group}."
-        ) from None
+        message = f"{entry.path}: this host has no user {entry.owner} or no group {entry.group}."
+        raise FileError(message) from None
+
+
+def has_ids(entry: Entry, found: os.stat_result) -> bool:
+    """Return whether owner and group are right; in check mode they need not exist yet."""
+    try:
+        return find_ids(entry) == (found.st_uid, found.st_gid)
+    except FileError:
+        return False
 
 
 def look(path: Path) -> os.stat_result | None:
@@ -240,13 +247,15 @@ def look(path: Path) -> os.stat_result | None:
         return None
 
 
-def find_change(entry: Entry, *, check_mode: bool) -> Change | None:
+def find_change(entry: Entry) -> Change | None:
     """Return the change that an entry needs, or None; raises FileError."""
     found = look(entry.path)
     if entry.state == "absent":
         return Change(entry, content=True, before=None) if found else None
     if entry.state == "link":
-        right = found is not None and stat.S_ISLNK(found.st_mode) and os.readlink(entry.path) == entry.target
+        right = (
+            found is not None and stat.S_ISLNK(found.st_mode) and str(entry.path.readlink()) == entry.target
+        )
         return None if right else Change(entry, content=True, before=None)
     kind = stat.S_ISDIR if entry.state == "directory" else stat.S_ISREG
     if found and stat.S_ISDIR(found.st_mode) and entry.state == "file":
@@ -257,38 +266,38 @@ def find_change(entry: Entry, *, check_mode: bool) -> Change | None:
         return Change(entry, content=True, before="")
     old = entry.path.read_bytes() if entry.state == "file" else b""
     other = entry.state == "file" and entry.force and entry.content != old
-    wanted = ids(entry, check_mode=check_mode)
-    same = wanted == (found.st_uid, found.st_gid) and stat.S_IMODE(found.st_mode) == entry.mode
+    same = has_ids(entry, found) and stat.S_IMODE(found.st_mode) == entry.mode
     if not other and same:
         return None
     return Change(entry, content=other, before=None if entry.secret else old.decode(errors="replace"))
 
 
-def validate(changes: Sequence[Change], directory: Path) -> None:
+def validate_files(changes: Iterable[Change], directory: Path) -> None:
     """Check the new texts in a private directory before any is written; raises FileError."""
-    units = []
     for number, change in enumerate(changes):
         entry = change.entry
-        if not change.content or entry.state != "file" or entry.content is None:
-            continue
-        is_unit = str(entry.path.parent) == UNIT_DIRECTORY
-        if not entry.validate and not is_unit:
-            continue
-        if is_unit:
-            copy = directory / "units" / entry.path.name
-            units.append(str(copy))
-        else:
-            copy = directory / f"{number}{entry.path.suffix}"
-        copy.parent.mkdir(mode=0o700, exist_ok=True)
-        copy.touch(mode=0o600)
-        copy.write_bytes(entry.content)
-        if entry.validate:
-            run(entry.path, [word.replace("%s", str(copy)) for word in shlex.split(entry.validate)])
-    if units:
-        run(Path(UNIT_DIRECTORY), ["systemd-analyze", "verify", "--man=no", *units])
+        if change.content and entry.validate and entry.content is not None:
+            copy = write_copy(directory / f"{number}{entry.path.suffix}", entry.content)
+            command = [word.replace("%s", str(copy)) for word in shlex.split(entry.validate)]
+            run(command, entry.path, secret=entry.secret)
 
 
-def run(path: Path, command: Sequence[str]) -> None:
+def validate_units(changes: Iterable[Change], directory: Path) -> None:
+    """Check changed units together; the programs that they start must exist. Raises FileError."""
+    changed = [change.entry for change in changes if change.content and change.entry.content is not None]
+    copies = [write_copy(directory / entry.path.name, entry.content or b"") for entry in changed]
+    if copies:
+        run(["systemd-analyze", "verify", "--man=no", *map(str, copies)], changed[0].path)
+
+
+def write_copy(path: Path, content: bytes) -> Path:
+    """Write a text that only root can read and return its path."""
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+    return path
+
+
+def run(command: Sequence[str], path: Path, *, secret: bool = False) -> None:
     """Run a command that checks a path's new text; raises FileError with its last lines."""
     try:
         done = subprocess.run(
@@ -304,7 +313,9 @@ def run(path: Path, command: Sequence[str]) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise FileError(f"failed to validate {path}: {error}") from None
     if done.returncode:
-        raise FileError(f"failed to validate {path}: {done.stdout.strip()[-4000:]}")
+        # A message about a secret file may quote it.
+        said = f"{command[0]} refuses it" if secret else done.stdout.strip()[-MAX_MESSAGE:]
+        raise FileError(f"failed to validate {path}: {said}")
 
 
 def apply(change: Change) -> None:
@@ -318,20 +329,18 @@ def apply(change: Change) -> None:
             name.symlink_to(entry.target)
             name.replace(entry.path)
         return
-    owner = ids(entry, check_mode=False)
-    assert owner is not None
+    owner = find_ids(entry)
     if entry.state == "directory":
         entry.path.mkdir(mode=0o755, parents=True, exist_ok=True)
     elif change.content:
-        assert entry.content is not None
         with temporary_name(entry.path) as name:
-            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(entry.content)
+            name.touch(mode=0o600, exist_ok=False)
+            with name.open("wb") as file:
+                file.write(entry.content or b"")
                 file.flush()
-                os.fchown(descriptor, *owner)
-                os.fchmod(descriptor, entry.mode)
-                os.fsync(descriptor)
+                os.fchown(file.fileno(), *owner)
+                os.fchmod(file.fileno(), entry.mode)
+                os.fsync(file.fileno())
             name.replace(entry.path)
         return
     os.chown(entry.path, *owner)
@@ -416,13 +425,18 @@ def update(module: AnsibleModule) -> tuple[list[str], list[dict[str, str]]]:
     changes = [
         change
         for entry in load_entries(module.params, check_mode=check_mode)
-        if (change := find_change(entry, check_mode=check_mode))
+        if (change := find_change(entry))
     ]
     if changes and not check_mode:
+        files = [change for change in changes if change.entry.path.parent != UNIT_DIRECTORY]
+        units = [change for change in changes if change.entry.path.parent == UNIT_DIRECTORY]
         with tempfile.TemporaryDirectory(dir=module.tmpdir) as directory:
-            validate(changes, Path(directory))
-        for change in changes:
-            apply(change)
+            validate_files(files, Path(directory))
+            for change in files:
+                apply(change)
+            validate_units(units, Path(directory))
+            for change in units:
+                apply(change)
     changed += [str(change.entry.path) for change in changes]
     return changed, diff + [describe(change) for change in changes]
 

@@ -88,7 +88,9 @@ def parse_units(text: str, names: Sequence[str]) -> list[Unit]:
             enabled=shown.get("UnitFileState") in ("enabled", "enabled-runtime", "alias", "static"),
             stale=shown.get("NeedDaemonReload") == "yes",
         )
-    return [found.get(name, Unit(name, exists=False, running=False, enabled=False, stale=False)) for name in names]
+    return [
+        found.get(name, Unit(name, exists=False, running=False, enabled=False, stale=False)) for name in names
+    ]
 
 
 def systemctl(arguments: Iterable[str], seconds: float) -> subprocess.CompletedProcess[str]:
