@@ -107,15 +107,20 @@ def gpu_checks(state: Result) -> list[Check]:
 
 
 def closed_port_check(connection: Result, port: int) -> Check:
-    """Check that another host could not connect to Ollama's port; None if there is no other host."""
-    skipped, accepted = bool(connection.get("skipped")), connection.get("state") == "started"
+    """Check that another host could not connect to Ollama's port; None if there is no other host.
+
+    `connection` is the result of wait_for as an asynchronous task.
+    """
+    ok: bool | None
+    if connection.get("skipped"):
+        ok, seen = None, "not checked: verify runs on this host itself; run it from another machine"
+    elif not connection.get("finished"):
+        ok, seen = False, f"the connection from another host did not end: {connection.get('msg', 'no result')}"
+    else:
+        ok = connection.get("state") != "started"
+        seen = f"a connection from another host was {'refused' if ok else 'accepted'}"
     return check(
-        f"port {port} is closed to other hosts",
-        None if skipped else not accepted,
-        "not checked: verify runs on this host itself; run it from another machine"
-        if skipped
-        else f"a connection from another host was {'accepted' if accepted else 'refused'}",
-        f"systemctl cat ollama; ss -ltn sport = :{port}",
+        f"port {port} is closed to other hosts", ok, seen, f"systemctl cat ollama; ss -ltn sport = :{port}"
     )
 
 

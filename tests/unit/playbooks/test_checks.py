@@ -153,8 +153,13 @@ def test_gpus(checks: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("connection", "ok", "seen"),
     [
-        ({"state": "started"}, False, "a connection from another host was accepted"),
-        ({"failed": True, "msg": "Timeout"}, True, "a connection from another host was refused"),
+        ({"finished": 1, "state": "started"}, False, "a connection from another host was accepted"),
+        ({"finished": 1, "failed": True, "msg": "Timeout"}, True, "a connection from another host was refused"),
+        (
+            {"failed": True, "msg": "could not find job"},
+            False,
+            "the connection from another host did not end: could not find job",
+        ),
         (
             {"skipped": True},
             None,
