@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the module runs of a play on its hosts, which determine the duration of a run without changes."""
+"""Counts what makes a run without changes long: tasks, module runs and the control machine's CPU time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from ansible.plugins.callback import CallbackBase
 DOCUMENTATION = r"""
 name: host_tasks
 type: aggregate
-short_description: Count the module runs on each host
+short_description: Count tasks, module runs on each host, and CPU time
 description:
   - Counts each task that ran on a host, and each item of a loop separately. Tasks that run on the control
     machine or are delegated to it do not count.
+  - Counts every task that began, also where it was skipped.
+  - Takes the CPU time of this process and its children, without other processes of the control machine.
   - Prints the numbers and the duration at the end.
-  - Writes the numbers as a JSON object, by host, to the file that BEDPLATE_HOST_TASKS names, except after a
-    play that ran no module on a host.
+  - Writes them as a JSON object to the file that BEDPLATE_HOST_TASKS names, except after a play that ran no
+    module on a host.
 """
 
 CONTROL_SIDE = {
@@ -50,7 +52,18 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible ships no ty
     def __init__(self) -> None:
         super().__init__()
         self.counts: dict[str, int] = {}
+        self.tasks = 0
         self.started = time.monotonic()
+
+    def v2_playbook_on_task_start(self, task: object, is_conditional: bool) -> None:
+        """Count a task that begins."""
+        del task, is_conditional
+        self.tasks += 1
+
+    def v2_playbook_on_handler_task_start(self, task: object) -> None:
+        """Count a handler that begins."""
+        del task
+        self.tasks += 1
 
     def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
         """Count a successful task."""
@@ -65,10 +78,16 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible ships no ty
         """Print and write the numbers."""
         del stats
         numbers = ", ".join(f"{host} {count}" for host, count in sorted(self.counts.items())) or "none"
-        self._display.display(f"Module runs: {numbers}; {time.monotonic() - self.started:.0f} s")
+        times = os.times()
+        cpu = sum(times[:4])
+        duration = time.monotonic() - self.started
+        self._display.display(
+            f"Module runs: {numbers}; {self.tasks} tasks, {cpu:.1f} s of CPU time, {duration:.0f} s"
+        )
         # molecule runs verify after idempotence, the run that counts.
         if self.counts and (target := os.environ.get("BEDPLATE_HOST_TASKS")):
-            Path(target).write_text(json.dumps(self.counts) + "\n")
+            document = {"module_runs": self.counts, "tasks": self.tasks, "cpu_seconds": round(cpu, 1)}
+            Path(target).write_text(json.dumps(document) + "\n")
 
     def _count(self, result: CallbackTaskResult) -> None:
         action = str(result.task.action).rpartition(".")[2]
