@@ -154,7 +154,11 @@ def test_gpus(checks: ModuleType) -> None:
     ("connection", "ok", "seen"),
     [
         ({"finished": 1, "state": "started"}, False, "a connection from another host was accepted"),
-        ({"finished": 1, "failed": True, "msg": "Timeout"}, True, "a connection from another host was refused"),
+        (
+            {"finished": 1, "failed": True, "msg": "Timeout"},
+            True,
+            "a connection from another host was refused",
+        ),
         (
             {"failed": True, "msg": "could not find job"},
             False,
