@@ -30,7 +30,7 @@ engine=$(lab/lab engine 2>/dev/null | .venv/bin/python -c 'import json, sys; pri
 model=$(lab/lab model 2>/dev/null | .venv/bin/python -c 'import json, sys; print(json.load(sys.stdin)["path"])')
 cp "$engine" "$bundle/ollama.tar.zst"
 cp "$model" "$bundle/model.gguf"
-cp requirements/*.txt roles/bedplate/files/uv.txt dist/*.whl bench/bare_install.sh "$bundle/"
+cp requirements/*.txt roles/bedplate/files/uv.txt dist/*/*.whl bench/bare_install.sh "$bundle/"
 lab/lab exec site tar -C / -cf - etc/bedplate opt/bedplate/litellm/start.py etc/systemd/system/{bedplate.target,ollama.service,ollama-preload.service,bedplate-gateway.service,litellm.service,prometheus.service,node-exporter.service,bedplate-exporter.service,bedplate-dashboard.service} >"$bundle/configuration.tar"
 lab/lab down site
 

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a host before anything changes: ports, third-party services, disks, addresses and memory."""
+"""Reads a host before anything changes: ports, services, disks, addresses, packages and releases."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import platform
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +54,11 @@ options:
     default: []
   addresses:
     description: IPv4 addresses to try to listen on.
+    type: list
+    elements: str
+    default: []
+  packages:
+    description: Debian packages to look up.
     type: list
     elements: str
     default: []
@@ -114,6 +120,20 @@ own_address:
   description: For each of addresses, whether it is an address of this host.
   returned: always
   type: dict
+missing_packages:
+  description: Those of packages that are not installed.
+  returned: always
+  type: list
+  elements: str
+package_lists_seconds:
+  description: Age of apt's package lists; null if there are none.
+  returned: always
+  type: int
+releases:
+  description: For each folder in /opt/bedplate, the complete release that its link `current` points to. A folder without
+    such a release is left out.
+  returned: always
+  type: dict
 has_systemd:
   description: Whether systemd is the running init.
   returned: always
@@ -147,6 +167,9 @@ FORMER_GATEWAY = re.compile(r"^ExecStart=\S*/bedplate-litellm\b", re.MULTILINE)
 """ExecStart of the gateway's unit when it was called litellm.service; the LiteLLM proxy has another."""
 PACKAGED = ("/usr/lib/systemd/", "/lib/systemd/")
 PROC = Path("/proc")
+PROGRAMS = Path("/opt/bedplate")
+# The first that exists says when apt last fetched its lists, as Ansible's module apt has it.
+PACKAGE_LISTS = (Path("/var/lib/apt/periodic/update-success-stamp"), Path("/var/lib/apt/lists"))
 UNIT_FILES = Path("/etc/systemd/system")
 
 
@@ -349,6 +372,35 @@ def own_address(address: str) -> bool:
     return True
 
 
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """Return the Debian packages that are not installed."""
+    wanted = list(names)
+    if not wanted:
+        return []
+    command = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\\n", *wanted]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
+    return [name for name in wanted if f"{name} installed" not in shown.splitlines()]
+
+
+def package_lists_seconds(paths: Iterable[Path] = PACKAGE_LISTS) -> int | None:
+    """Return the age of apt's package lists in seconds; None if there are none."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            return max(0, int(time.time() - path.stat().st_mtime))
+    return None
+
+
+def releases(programs: Path = PROGRAMS) -> dict[str, str]:
+    """Map each program to the name of the complete release that its link `current` points to."""
+    found = {}
+    for link in sorted(programs.glob("*/current")):
+        # current points to releases/NAME, or to a folder in it.
+        match = re.match(r"releases/([^/]+)", str(link.readlink())) if link.is_symlink() else None
+        if match and (link.parent / match[0] / ".complete").exists():
+            found[link.parent.name] = match[1]
+    return found
+
+
 def memory_bytes(proc: Path = PROC) -> int:
     """Return the machine's memory in bytes."""
     (total,) = re.findall(r"^MemTotal:\s+(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
@@ -371,6 +423,7 @@ def main() -> None:
             "paths": {"type": "list", "elements": "str", "default": []},
             "stat_paths": {"type": "list", "elements": "str", "default": []},
             "addresses": {"type": "list", "elements": "str", "default": []},
+            "packages": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -401,6 +454,9 @@ def main() -> None:
         disk_bytes={path: disk_bytes(path) for path in module.params["paths"]},
         exists={path: Path(path).exists() for path in module.params["stat_paths"]},
         own_address={address: own_address(address) for address in module.params["addresses"]},
+        missing_packages=missing_packages(module.params["packages"]),
+        package_lists_seconds=package_lists_seconds(),
+        releases=releases(),
         has_systemd=has_systemd(),
         python_version=platform.python_version(),
         memory_bytes=memory_bytes(),
