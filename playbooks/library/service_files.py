@@ -252,14 +252,14 @@ def find_change(entry: Entry) -> Change | None:
     found = look(entry.path)
     if entry.state == "absent":
         return Change(entry, content=True, before=None) if found else None
+    if found and stat.S_ISDIR(found.st_mode) and entry.state != "directory":
+        raise FileError(f"{entry.path} is a directory: move it away, a {entry.state} has to be there.")
     if entry.state == "link":
         right = (
             found is not None and stat.S_ISLNK(found.st_mode) and str(entry.path.readlink()) == entry.target
         )
         return None if right else Change(entry, content=True, before=None)
     kind = stat.S_ISDIR if entry.state == "directory" else stat.S_ISREG
-    if found and stat.S_ISDIR(found.st_mode) and entry.state == "file":
-        raise FileError(f"{entry.path} is a directory: move it away, a file has to be there.")
     if found and entry.state == "directory" and not kind(found.st_mode):
         raise FileError(f"{entry.path} is no directory: move it away, a directory has to be there.")
     if not found or not kind(found.st_mode):
@@ -273,9 +273,11 @@ def find_change(entry: Entry) -> Change | None:
 
 
 def validate_files(changes: Iterable[Change], directory: Path) -> None:
-    """Check the new texts in a private directory before any is written; raises FileError."""
+    """Check owners, and the new texts in a private directory, before any is written; raises FileError."""
     for number, change in enumerate(changes):
         entry = change.entry
+        if entry.state in ("file", "directory"):
+            find_ids(entry)
         if change.content and entry.validate and entry.content is not None:
             copy = write_copy(directory / f"{number}{entry.path.suffix}", entry.content)
             command = [word.replace("%s", str(copy)) for word in shlex.split(entry.validate)]
@@ -358,8 +360,6 @@ def remove(path: Path) -> None:
 @contextlib.contextmanager
 def temporary_name(path: Path) -> Iterator[Path]:
     """Give a new name next to the path, which is gone afterwards."""
-    if path.is_dir() and not path.is_symlink():
-        raise FileError(f"{path} is a directory: move it away, a file or link has to be there.")
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     digest = hashlib.sha256(os.urandom(16)).hexdigest()[:12]
     name = path.with_name(f".{path.name}.{digest}")

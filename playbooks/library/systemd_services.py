@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
@@ -93,11 +93,12 @@ def parse_units(text: str, names: Sequence[str]) -> list[Unit]:
     ]
 
 
-def systemctl(arguments: Iterable[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run systemctl; raises StartError where it takes longer."""
-    command = ["systemctl", *arguments]
+def run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a command; raises StartError where it takes longer."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=seconds
+        )
     except subprocess.TimeoutExpired:
         raise StartError(
             f"{' '.join(command)} took longer than {seconds:.0f} s: run systemctl list-jobs there."
@@ -105,9 +106,12 @@ def systemctl(arguments: Iterable[str], seconds: float) -> subprocess.CompletedP
 
 
 def show(names: Sequence[str]) -> list[Unit]:
-    """Return the states of the units."""
+    """Return the states of the units; raises StartError."""
     properties = [f"--property={name}" for name in PROPERTIES]
-    return parse_units(systemctl(["show", *properties, "--", *names], SHOW_SECONDS).stdout, names)
+    done = run(["systemctl", "show", *properties, "--", *names], SHOW_SECONDS)
+    if done.returncode and not done.stdout:
+        raise StartError(done.stderr.strip())
+    return parse_units(done.stdout, names)
 
 
 def describe_failure(names: Sequence[str], output: str) -> str:
@@ -115,15 +119,9 @@ def describe_failure(names: Sequence[str], output: str) -> str:
     failed = [unit.name for unit in show(names) if not unit.running]
     if not failed:
         return output.strip()
-    journal = subprocess.run(
-        ["journalctl", "--no-pager", "--output=cat", "--lines=5", f"--unit={failed[0]}"],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        timeout=SHOW_SECONDS,
-    ).stdout.strip()
     command = f"journalctl -u {failed[0]}"
+    options = ["--no-pager", "--output=cat", "--lines=5"]
+    journal = run([*command.split(), *options], SHOW_SECONDS).stdout.strip()
     return f"{', '.join(failed)} did not start: run {command} there; its last lines are:\n{journal}"
 
 
@@ -160,7 +158,7 @@ def main() -> None:
             actions.append(" ".join(words))
             if module.check_mode:
                 continue
-            done = systemctl([words[0], "--quiet", *words[1:]], module.params["timeout"])
+            done = run(["systemctl", words[0], "--quiet", *words[1:]], module.params["timeout"])
             if done.returncode:
                 raise StartError(
                     describe_failure(names, done.stderr) if verb == "start" else done.stderr.strip()

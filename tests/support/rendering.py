@@ -64,7 +64,6 @@ def render(name: str, checkout: Path) -> Stack:
         env={
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_ROLES_PATH": f"{RENDER / 'roles'}:{ROOT / 'roles'}",
             "XDG_CONFIG_HOME": str(checkout / "config"),
         },
         capture_output=True,

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import yaml
 
 SERVICES = {
     "engine": {"group": "inference", "ports": ["engine_port"]},
+    "loader": {"group": "inference", "background": True},
     "canary": {"group": "gateway", "timer": True},
     "web": {"group": "monitoring", "ports": ["web_port", "web_metrics_port"]},
     "mail": {"group": "monitoring", "ports": ["mail_port"], "enabled": False},
@@ -23,8 +26,53 @@ def services(load_source: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def test_units_are_those_of_the_groups_that_no_timer_starts(services: ModuleType) -> None:
-    assert services.service_units(SERVICES, ["inference", "gateway"]) == ["engine.service", "host.service"]
+    assert services.service_units(SERVICES, ["inference", "gateway"]) == [
+        "engine.service",
+        "loader.service",
+        "host.service",
+    ]
     assert services.service_units(SERVICES, ["monitoring"]) == ["web.service", "host.service"]
+
+
+def test_a_play_starts_services_and_timers_that_it_waits_for(services: ModuleType) -> None:
+    assert services.started_units(SERVICES, ["inference"]) == ["engine.service", "host.service"]
+    assert services.started_units(SERVICES, ["gateway"]) == ["canary.timer", "host.service"]
+    assert services.started_units(SERVICES, ["monitoring"]) == ["web.service", "host.service"]
+
+
+def plays(repo_root: Path) -> dict[str, dict[str, Any]]:
+    """Return the plays that start services at their end, by the name of the playbook."""
+    found = {}
+    for path in (repo_root / "playbooks").glob("*.yml"):
+        for play in yaml.safe_load(path.read_text()):
+            if isinstance(play, dict) and "post_tasks" in play:
+                found[path.stem] = play
+    return found
+
+
+def test_every_tag_of_a_role_starts_its_services(repo_root: Path) -> None:
+    found = plays(repo_root)
+    assert found.keys() == {"hosts", "inference", "gateway", "monitoring"}
+    for name, play in found.items():
+        (start,) = play["post_tasks"]
+        tags = {task["tags"] for task in play["tasks"]}
+        assert set(start["tags"]) == tags, name
+
+
+def test_every_unit_is_started_or_enabled_by_a_play(services: ModuleType, repo_root: Path) -> None:
+    table = yaml.safe_load((repo_root / "playbooks/services.yml").read_text())["bedplate_services"]
+    named = set()
+    for name, play in plays(repo_root).items():
+        start = play["post_tasks"][0]["systemd_services"]
+        started = start["started"]
+        named |= {*started} if name == "hosts" else {*services.started_units(table, [name])}
+        named |= {*start.get("enabled", ())}
+        assert name == "hosts" or f"started_units(['{name}'])" in started
+    units = {path.stem for path in (repo_root / "templates/systemd").glob("[a-z]*.j2")}
+    timers = {unit for unit in units if unit.endswith(".timer")}
+    # A timer starts its service. The role gpu_driver enables its unit itself, before a restart of the host.
+    others = {f"{timer.removesuffix('.timer')}.service" for timer in timers} | {"gpu-devices.service"}
+    assert named == units - others
 
 
 def test_ports_carry_their_setting_and_unit(services: ModuleType) -> None:

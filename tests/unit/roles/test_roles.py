@@ -16,9 +16,10 @@ from tests.support.rendering import wired_names
 ROOT = Path(__file__).resolve().parents[3]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 # Roles that others call with inputs of their own.
-SHARED = ("python_app", "service_unit", "service_user")
+SHARED = ("python_app",)
 STEPS = ("validate", "probe", "install", "configure", "service", "models")
 TAGS = {"validate.yml": "always", "probe.yml": ["never", "gpu-probe"]}
+UNIT = r"[a-z-]+\.(?:service|timer|target)"
 # Keys of tasks whose values are bare expressions.
 EXPRESSIONS = ("when", "that", "until", "failed_when", "changed_when")
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
@@ -58,6 +59,25 @@ def names_read(template: str, environment: Environment = JINJA) -> set[str]:
     return {name.name for name in environment.parse(template).find_all(nodes.Name) if name.ctx == "load"}
 
 
+def tasks_of(role: str) -> Iterator[dict[str, Any]]:
+    """Every task of a role; a block's are its own."""
+    found = [task for path in sorted((ROOT / "roles" / role / "tasks").iterdir()) for task in load(path)]
+    for task in found:
+        found += [inner for part in ("block", "rescue", "always") for inner in task.get(part, ())]
+        yield task
+
+
+def installed_units(role: str) -> list[str]:
+    """The units that a role installs: by service_files, or by a task of its own."""
+    names = set()
+    for task in tasks_of(role):
+        # A list, or an expression with lists in it.
+        names |= set(re.findall(UNIT, str(task.get("service_files", {}).get("units", ""))))
+        template = task.get("ansible.builtin.template", {}).get("src", "")
+        names |= set(re.findall(rf"/systemd/({UNIT})\.j2", template))
+    return sorted(names)
+
+
 def templates(role: str) -> Iterator[tuple[str, str]]:
     """Each template of a role with its file: tasks, handlers, variables, files to be filled in and units."""
     folder = ROOT / "roles" / role
@@ -65,16 +85,8 @@ def templates(role: str) -> Iterator[tuple[str, str]]:
         if path.parent.name != "meta":
             for text in expressions(load(path)):
                 yield str(path.relative_to(ROOT)), text
-    units = {
-        load(path)[0]["vars"]["service_unit_name"]
-        for path in folder.glob("tasks/service.yml")
-        if "vars" in load(path)[0]
-    }
-    for path in [
-        *sorted(folder.glob("templates/*")),
-        *(ROOT / "templates/systemd" / f"{unit}.service.j2" for unit in sorted(units)),
-        *((ROOT / "templates/systemd").glob("ollama-preload*") if role == "ollama" else ()),
-    ]:
+    units = [ROOT / "templates/systemd" / f"{unit}.j2" for unit in installed_units(role)]
+    for path in [*sorted(folder.glob("templates/*")), *units]:
         text = path.read_text()
         if path.name.endswith(".rules.yml.j2"):
             text = "".join("{{ " + name + " }}" for name in sorted(names_read(text, RULES_JINJA)))
@@ -88,8 +100,24 @@ def test_a_role_reads_its_own_variables_only(role: str) -> None:
     )
     for file, template in templates(role):
         for name in names_read(template):
-            inputs = name.startswith("service_unit_") and file.startswith("templates/systemd/")
-            assert inputs or not name.startswith(others), f"{file} reads {name}"
+            assert not name.startswith(others), f"{file} reads {name}"
+
+
+def test_every_unit_is_installed_by_one_role() -> None:
+    installed = sorted(unit for role in ROLES for unit in installed_units(role))
+    templates = sorted(path.stem for path in (ROOT / "templates/systemd").glob("[a-z]*.j2"))
+    assert installed == templates
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_changed_unit_notifies_a_handler(role: str) -> None:
+    handlers = {handler["name"] for handler in load(ROOT / "roles" / role / "handlers/main.yml")}
+    for task in tasks_of(role):
+        units = set(re.findall(UNIT, str(task.get("service_files", {}).get("units", ""))))
+        # Nothing runs in a target.
+        needed = {f"Restart {unit.partition('.')[0]}" for unit in units - {"bedplate.target"}}
+        notified = set(re.findall(r"Restart [a-z-]+", str(task.get("notify", ""))))
+        assert needed <= notified & handlers, task["name"]
 
 
 @pytest.mark.parametrize("role", ROLES)
