@@ -105,10 +105,18 @@ def build(source: Path, dest: Path) -> Path:
     # Another run may build the same wheel; the first one that renames its folder wins.
     with tempfile.TemporaryDirectory(dir=dest, prefix=".") as name:
         made = Path(name, "made")
-        command = [str(uv), "build", "--color=never", "--offline", "--wheel", f"--out-dir={made}", str(source)]
+        command = [
+            str(uv),
+            "build",
+            "--color=never",
+            "--offline",
+            "--wheel",
+            f"--out-dir={made}",
+            str(source),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS)
         if done.returncode or not find_wheel(made):
-            raise AnsibleActionFail(f"uv did not build the wheel of {source}: {done.stderr.strip()[-2000:]}")
+            raise AnsibleActionFail(f"uv cannot build {source}: {done.stderr.strip()[-2000:]}")
         try:
             made.rename(folder)
         except OSError:
@@ -117,7 +125,7 @@ def build(source: Path, dest: Path) -> Path:
     remove_old(dest, source.name)
     wheel = find_wheel(folder)
     if not wheel:
-        raise AnsibleActionFail(f"{folder} lost its wheel while this run used it: run the same command again.")
+        raise AnsibleActionFail(f"{folder} has lost its wheel: run the same command again.")
     return wheel
 
 

@@ -115,7 +115,10 @@ def closed_port_check(connection: Result, port: int) -> Check:
     if connection.get("skipped"):
         ok, seen = None, "not checked: verify runs on this host itself; run it from another machine"
     elif not connection.get("finished"):
-        ok, seen = False, f"the connection from another host did not end: {connection.get('msg', 'no result')}"
+        ok, seen = (
+            False,
+            f"the connection from another host did not end: {connection.get('msg', 'no result')}",
+        )
     else:
         ok = connection.get("state") != "started"
         seen = f"a connection from another host was {'refused' if ok else 'accepted'}"

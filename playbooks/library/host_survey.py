@@ -130,8 +130,8 @@ package_lists_seconds:
   returned: always
   type: int
 releases:
-  description: For each folder in /opt/bedplate, the complete release that its link `current` points to. A folder without
-    such a release is left out.
+  description: For each folder in /opt/bedplate, the complete release that its link `current` points to. A
+    folder without such a release is left out.
   returned: always
   type: dict
 has_systemd:

@@ -18,15 +18,21 @@ def problems_of(model: Mapping[str, Any]) -> Iterator[str]:
     name = str(model["name"])
     checksum, digest = str(model.get("checksum", "")), str(model.get("digest", ""))
     if not NAME.fullmatch(name):
-        yield f"'{name}' has no tag: write the name as NAME:TAG, such as llama3.2:3b."
+        yield f"ollama_models: '{name}' has no tag: write the name as NAME:TAG, such as llama3.2:3b."
     if "pull" not in model and "gguf" not in model:
-        yield f"'{name}' has no source: set {SOURCES}."
+        yield f"ollama_models: '{name}' has no source: set {SOURCES}."
     if "pull" in model and "gguf" in model:
-        yield f"'{name}' has two sources, pull and gguf: keep one of {SOURCES}."
+        yield f"ollama_models: '{name}' has two sources, pull and gguf: keep one of {SOURCES}."
     if "gguf" in model and not CHECKSUM.fullmatch(checksum):
-        yield f"'{name}' has the checksum '{checksum}': set sha256: and the 64 hex digits of the GGUF file."
+        yield (
+            f"ollama_models: '{name}' has the checksum '{checksum}': set sha256: and the 64 hex digits of "
+            "the GGUF file."
+        )
     if "digest" in model and not DIGEST.fullmatch(digest):
-        yield f"'{name}' has the digest '{digest}': set its 64 hex digits, as the registry shows them."
+        yield (
+            f"ollama_models: '{name}' has the digest '{digest}': set its 64 hex digits, as the registry "
+            "shows them."
+        )
 
 
 def model_problems(models: Iterable[Mapping[str, Any]]) -> list[str]:

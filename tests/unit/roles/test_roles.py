@@ -187,12 +187,15 @@ def test_a_role_works_in_order(role: str) -> None:
     if role in SHARED:
         return
     main = load(tasks / "main.yml")
-    files = [task["ansible.builtin.import_tasks"] for task in main]
+    files = [
+        task.get("ansible.builtin.import_tasks") or task["ansible.builtin.include_tasks"] for task in main
+    ]
     assert files == [f"{step}.yml" for step in STEPS if (tasks / f"{step}.yml").exists()]
     beside = {path.name for path in tasks.iterdir()} - {"main.yml", *files}
     texts = "".join(path.read_text() for path in [*tasks.iterdir(), *(ROOT / "playbooks").glob("*.yml")])
     for file in beside:
-        called = rf"(name: {role}\n +tasks_from: {Path(file).stem}\n)|((import|include)_tasks: {file}\n)"
+        role_file = rf"(name: {role}\n +tasks_from: {Path(file).stem}\n)"
+        called = rf"{role_file}|((import|include)_tasks:(\n +file:)? {file}\n)"
         assert re.search(called, texts), f"nobody calls {file}"
     assert [task.get("tags") for task in main] == [TAGS.get(file) for file in files]
 

@@ -37,15 +37,21 @@ def test_a_model_without_problems(module: ModuleType, model: dict[str, str]) -> 
         ({**PULL, "name": "llama3.2"}, "'llama3.2' has no tag: "),
         ({**PULL, "name": "llama 3:3b"}, "'llama 3:3b' has no tag: "),
         (NAME, "'llama3.2:3b' has no source: set `pull: NAME:TAG`"),
-        ({**PULL, "gguf": "/a", "checksum": CHECKSUM}, "'llama3.2:3b' has two sources, pull and gguf: "),
+        (
+            {**PULL, "gguf": "/a", "checksum": CHECKSUM},
+            "'llama3.2:3b' has two sources, pull and gguf: ",
+        ),
         ({**NAME, "gguf": "/a"}, "'llama3.2:3b' has the checksum '': "),
-        ({**NAME, "gguf": "/a", "checksum": "md5:0123"}, "'llama3.2:3b' has the checksum 'md5:0123': "),
+        (
+            {**NAME, "gguf": "/a", "checksum": "md5:0123"},
+            "'llama3.2:3b' has the checksum 'md5:0123': ",
+        ),
         ({**PULL, "digest": "abc"}, "'llama3.2:3b' has the digest 'abc': "),
     ],
 )
 def test_a_problem_is_one_sentence(module: ModuleType, model: dict[str, str], start: str) -> None:
     (problem,) = module.model_problems([model])
-    assert problem.startswith(start)
+    assert problem.startswith(f"ollama_models: {start}")
 
 
 def test_every_problem_of_every_model_is_named(module: ModuleType) -> None:
