@@ -86,9 +86,8 @@ async def run(*, quick: bool) -> Result:
                     text = await asyncio.to_thread(get, server.metrics_url)
                     scrapes.append((now - start, text[1].count("\n"), len(text[1])))
                     if len(samples) % 30 == 1:
-                        _, mine, others = samples[-1]
-                        say(f"soak: {(now - start) / 60:.0f} min, {mine:.1f} + {others:.1f} MiB")
-                        say(f"soak: {dict(statuses)}")
+                        at, mine, its = samples[-1]
+                        say(f"soak: {at / 60:.0f} min, {mine:.1f} + {its:.1f} MiB, {dict(statuses)}")
                     next_sample += 10 if not quick else 2
                 await asyncio.sleep(max(0.0, start + number / A_SECOND - time.monotonic()))
             for task in running:

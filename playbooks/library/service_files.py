@@ -194,7 +194,7 @@ def load_entries(parameters: Mapping[str, Any], *, check_mode: bool) -> list[Ent
                 state=state,
                 owner=given["owner"] or parameters["owner"],
                 group=given["group"] or parameters["group"],
-                mode=int(given["mode"] or default_mode, 8),
+                mode=octal(given["mode"] or default_mode),
                 content=content,
                 target=given["target"] or "",
                 validate=given["validate"] or "",
@@ -206,6 +206,14 @@ def load_entries(parameters: Mapping[str, Any], *, check_mode: bool) -> list[Ent
         path = UNIT_DIRECTORY / unit
         entries.append(Entry(path, "file", "root", "root", 0o644, content=contents[str(path)].encode()))
     return entries
+
+
+def octal(mode: str) -> int:
+    """Return a mode as a number; raises FileError."""
+    try:
+        return int(mode, 8)
+    except ValueError:
+        raise FileError(f"the mode {mode!r} is not in octal digits, such as 0640.") from None
 
 
 def read_remote(path: Path, *, check_mode: bool) -> bytes | None:
@@ -260,6 +268,10 @@ def find_change(entry: Entry) -> Change | None:
         )
         return None if right else Change(entry, content=True, before=None)
     kind = stat.S_ISDIR if entry.state == "directory" else stat.S_ISREG
+    if found and entry.state == "directory" and stat.S_ISLNK(found.st_mode) and found.st_uid == os.geteuid():
+        # The directory may be on another disk. A link that another user made is not followed.
+        with contextlib.suppress(FileNotFoundError):
+            found = entry.path.stat()
     if found and entry.state == "directory" and not kind(found.st_mode):
         raise FileError(f"{entry.path} is no directory: move it away, a directory has to be there.")
     if not found or not kind(found.st_mode):
