@@ -243,3 +243,35 @@ def test_a_relative_path_is_refused(survey: ModuleType, run_module: Callable[...
     result = run_module(survey, {"paths": ["models"]})
     assert result["failed"] is True
     assert result["msg"] == "paths must be absolute, got 'models'; give the folder's full path."
+
+
+def test_a_program_has_the_complete_release_that_current_points_to(
+    survey: ModuleType, tmp_path: Path
+) -> None:
+    for program, release in (("uv", "1.0"), ("ollama", "0.24"), ("half", "2")):
+        (tmp_path / program / "releases" / release).mkdir(parents=True)
+    (tmp_path / "uv/releases/1.0/venv").mkdir()
+    (tmp_path / "uv/current").symlink_to("releases/1.0/venv")
+    (tmp_path / "uv/releases/1.0/.complete").touch()
+    (tmp_path / "ollama/current").symlink_to("releases/0.24")
+    (tmp_path / "ollama/releases/0.24/.complete").touch()
+    (tmp_path / "half/current").symlink_to("releases/2/venv")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/current").mkdir()
+    assert survey.releases(tmp_path) == {"ollama": "0.24", "uv": "1.0"}
+
+
+def test_missing_packages_are_named(survey: ModuleType) -> None:
+    """Every Debian has dpkg installed; a known package that was removed counts as missing."""
+    assert survey.missing_packages([]) == []
+    assert survey.missing_packages(["dpkg", "no-such-package"]) == ["no-such-package"]
+
+
+def test_package_lists_have_an_age(survey: ModuleType, tmp_path: Path) -> None:
+    stamp, lists = tmp_path / "stamp", tmp_path / "lists"
+    assert survey.package_lists_seconds([stamp, lists]) is None
+    lists.mkdir()
+    os.utime(lists, (0, 0))
+    assert survey.package_lists_seconds([stamp, lists]) > 86400 * 365
+    stamp.touch()
+    assert 0 <= survey.package_lists_seconds([stamp, lists]) < 60

@@ -169,6 +169,25 @@ def test_a_file_and_another_link_are_replaced_by_a_link(update: Update, host: Pa
     assert names(update(*entries), host) == []
 
 
+def test_a_directory_may_be_ones_own_link_to_another(
+    update: Update, host: Path, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (host / "disk").mkdir(mode=0o700)
+    (host / "data").symlink_to("disk")
+    entry = {"path": "data", "state": "directory", "mode": "0750"}
+    assert names(update(entry), host) == ["data"]
+    assert ((host / "data").is_symlink(), mode(host / "disk")) == (True, 0o750)
+    assert names(update(entry), host) == []
+    # Another user's link could lead anywhere.
+    monkeypatch.setattr(plugin.os, "geteuid", lambda: os.getuid() + 1)
+    assert "data is no directory" in update(entry)["msg"]
+
+
+def test_a_mode_in_letters_is_refused(update: Update) -> None:
+    result = update({"path": "file", "content": "", "mode": "u=rw"})
+    assert result["msg"] == "the mode 'u=rw' is not in octal digits, such as 0640."
+
+
 def test_absent_paths_are_removed(update: Update, host: Path) -> None:
     (host / "kept").mkdir()
     (host / "kept/file").write_text("mine")
@@ -215,7 +234,6 @@ GOOD = {"path": "good", "content": "good\n", "validate": "grep -q good %s"}
         ({"path": "folder", "content": "x"}, "folder is a directory: move it away, a file has to be there."),
         ({"path": "folder", "state": "link", "target": "x"}, "folder is a directory: move it away, a link"),
         ({"path": "file", "state": "directory"}, "file is no directory: move it away, a directory has to be"),
-        ({"path": "link", "state": "directory"}, "link is no directory: move it away, a directory has to be"),
         ({"path": "bad", "remote_src": "/no/such/file"}, "/no/such/file does not exist on this host, so it"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else re.sub(r"\W+", "-", value)[:20],
