@@ -3,27 +3,36 @@
 import asyncio
 import random
 import re
+from collections.abc import Iterable
 
 import aiohttp
 
 from bench.gateway.load import session
 from bench.gateway.report import Result
-from tests.support.servers import STOCK_KEY, Server, engine, fake_engine, gateway, get, say, stock
+from tests.support.servers import (
+    LANES,
+    STOCK_KEY,
+    Server,
+    fake_engine,
+    gateway_in_lane,
+    get,
+    say,
+    stock,
+)
 
 KEYS = [{"alias": "any"}]
 MODEL = "fake"
 
 
-def series(server: Server) -> set[str]:
-    """Return the names and labels of all series that a server shows."""
-    text = get(server.metrics_url, STOCK_KEY)[1]
+def scrape(urls: Iterable[str]) -> str:
+    """Return what Prometheus would read from these URLs."""
+    return "\n".join(get(url, STOCK_KEY)[1] for url in urls)
+
+
+def series(text: str) -> set[str]:
+    """Return the names and labels of all series of a scrape."""
     found = {line.rpartition(" ")[0] for line in text.splitlines() if line and not line.startswith("#")}
     return {re.sub(r'le="[^"]*",?', "", line) if "_bucket" in line else line for line in found}
-
-
-def size(server: Server) -> int:
-    """Return how many bytes a scrape is."""
-    return len(get(server.metrics_url, STOCK_KEY)[1])
 
 
 async def _hostile(url: str, key: str, model: str, count: int) -> None:
@@ -79,14 +88,14 @@ async def run(*, quick: bool) -> Result:
             "users, bad values."
         ],
     )
-    for name in ("gateway", "stock LiteLLM"):
-        count = 1200 if quick or name != "gateway" else 10_000
+    for name in (*LANES, "stock LiteLLM"):
+        count = 10_000 if name == LANES[1] and not quick else 1200
         say(f"hostile labels: {name}, {count} requests")
         with fake_engine(concurrency=64) as fake:
-            if name == "gateway":
-                with gateway([engine(fake.url, slots=64)], KEYS) as server:
+            if name in LANES:
+                with gateway_in_lane(name, fake.url, KEYS, slots=64) as server:
                     row, new = await _count(name, server, server.keys["any"], MODEL, count)
-                result.ok = not new
+                result.ok = result.ok is not False and not new
                 if new:
                     result.notes.append(f"New: {', '.join(sorted(new)[:10])}.")
             else:
@@ -99,11 +108,22 @@ async def run(*, quick: bool) -> Result:
 async def _count(
     name: str, server: Server, key: str, model: str, count: int
 ) -> tuple[tuple[str, ...], set[str]]:
+    urls = [server.metrics_url]
+    if name == LANES[0]:
+        # The gateway also shows LiteLLM's own metrics.
+        urls.append(f"{server.metrics_url}/litellm")
     await _hostile(server.url, key, model, 12)
     await asyncio.sleep(2)
-    before, small = series(server), size(server)
+    small = scrape(urls)
     await _hostile(server.url, key, model, count)
     await asyncio.sleep(2)
-    after, large = series(server), size(server)
-    row = (name, f"{count:,}", str(len(before)), str(len(after)), f"{small:,} bytes", f"{large:,} bytes")
+    large = scrape(urls)
+    before, after = series(small), series(large)
+    row = (
+        name,
+        f"{count:,}",
+        *map(str, (len(before), len(after))),
+        f"{len(small):,} bytes",
+        f"{len(large):,} bytes",
+    )
     return row, after - before

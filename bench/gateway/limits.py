@@ -9,7 +9,14 @@ import aiohttp
 
 from bench.gateway.load import Answer, ask, most_in_window, session
 from bench.gateway.report import Result
-from tests.support.servers import STOCK_KEY, engine, fake_engine, gateway, say, stock
+from tests.support.servers import (
+    LANES,
+    STOCK_KEY,
+    fake_engine,
+    gateway_in_lane,
+    say,
+    stock,
+)
 
 RPM = 100
 TPM = 1000
@@ -98,13 +105,15 @@ async def run_rpm(*, quick: bool) -> Result:
     keys = [{"alias": name, "rpm": RPM} for name in ("minute", "edge", "steady")]
     with (
         fake_engine(concurrency=64) as fake,
-        gateway([engine(fake.url, slots=64)], keys) as ours,
+        gateway_in_lane(LANES[0], fake.url, keys, slots=64) as through,
+        gateway_in_lane(LANES[1], fake.url, keys, slots=64) as direct,
         stock(fake.url, model_info={"rpm": RPM}, router=ENFORCED) as theirs,
     ):
         say("requests a minute: six minutes, quick two")
         async with session() as client:
             systems = [
-                ("gateway", ours.url, ours.keys, ("fake", "fake")),
+                (LANES[0], through.url, through.keys, ("fake", "fake")),
+                (LANES[1], direct.url, direct.keys, ("fake", "fake")),
                 ("stock LiteLLM", theirs.url, {}, ("openai", "ollama_chat")),
             ]
 
@@ -136,7 +145,8 @@ async def run_rpm(*, quick: bool) -> Result:
                 )
                 if known:
                     result.ok = (
-                        len(_passed(minute)) == RPM
+                        result.ok is not False
+                        and len(_passed(minute)) == RPM
                         and bursts == [RPM, 0, RPM - 1]
                         and most == RPM
                         and edge.wait_words().endswith("then 200")
@@ -180,7 +190,8 @@ async def run_tpm(*, quick: bool) -> Result:
     keys = [{"alias": name, "tpm": TPM, "max_parallel": PARALLEL} for name in ("plain", "streamed")]
     with (
         fake_engine(concurrency=64, tokens=ANSWER_TOKENS, seconds_per_token=service / ANSWER_TOKENS) as fake,
-        gateway([engine(fake.url, slots=64)], keys) as ours,
+        gateway_in_lane(LANES[0], fake.url, keys, slots=64) as through,
+        gateway_in_lane(LANES[1], fake.url, keys, slots=64) as direct,
         stock(fake.url, model_info={"tpm": TPM}, router=ENFORCED) as theirs,
     ):
         say(f"tokens a minute: {duration:.0f} s")
@@ -210,12 +221,15 @@ async def run_tpm(*, quick: bool) -> Result:
                         str(len(refused)),
                     )
                 )
-                if name == "gateway":
+                if name in LANES:
                     result.ok = bool(result.ok and TPM <= most <= bound and refused)
 
             await asyncio.gather(
-                measure("gateway", ours.url, ours.keys["plain"], "fake", False),
-                measure("gateway", ours.url, ours.keys["streamed"], "fake", True),
+                *[
+                    measure(lane, server.url, server.keys[alias], "fake", alias == "streamed")
+                    for lane, server in zip(LANES, (through, direct), strict=True)
+                    for alias in ("plain", "streamed")
+                ],
                 *[
                     measure(f"stock {way}/", theirs.url, STOCK_KEY, way, stream)
                     # A way's tokens count together, so each way has one kind of answer.

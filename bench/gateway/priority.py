@@ -13,12 +13,14 @@ import aiohttp
 from bench.gateway.load import Answer, ask, percentile, session
 from bench.gateway.report import Result, seconds
 from tests.support.servers import (
+    LANES,
     REAL_MODEL,
     STOCK_KEY,
     Server,
     engine,
     fake_engine,
     gateway,
+    gateway_in_lane,
     real_engine,
     say,
     stock,
@@ -139,7 +141,7 @@ def _row(name: str, backlog: int, found: list[High], low: list[Answer]) -> tuple
 
 
 async def run(*, quick: bool) -> Result:
-    """Measure on the fake engine: the gateway compared with both of stock LiteLLM's ways."""
+    """Measure on the fake engine: both lanes of the gateway compared with both of stock LiteLLM's ways."""
     result = Result(
         "Priority on the fake engine",
         "p95 of the high class's wait at most 1.5 x one service time at any backlog, 2.5 x with those that "
@@ -156,7 +158,7 @@ async def run(*, quick: bool) -> Result:
         ],
     )
     for backlog in (20, 200) if quick else (20, 200, 1000):
-        for name in ("gateway", "stock openai/", "stock ollama_chat/"):
+        for name in (*LANES, "stock openai/", "stock ollama_chat/"):
             with fake_engine(
                 concurrency=SLOTS,
                 prompt_seconds=PROMPT_SECONDS,
@@ -164,9 +166,9 @@ async def run(*, quick: bool) -> Result:
                 tokens=TOKENS,
             ) as fake:
                 say(f"priority: {name}, {backlog} low clients")
-                duration = 10.0 if quick or name != "gateway" else 25.0
-                if name == "gateway":
-                    with gateway([engine(fake.url, slots=SLOTS)], KEYS, queues=QUEUES) as server:
+                duration = 10.0 if quick or name not in LANES else 25.0
+                if name in LANES:
+                    with gateway_in_lane(name, fake.url, KEYS, slots=SLOTS, queues=QUEUES) as server:
                         high, low = await _saturated(gateway_asker(server, "fake"), backlog, duration)
                 else:
                     way = name.removeprefix("stock ").rstrip("/")
@@ -174,7 +176,7 @@ async def run(*, quick: bool) -> Result:
                         high, low = await _saturated(stock_asker(server, way), backlog, duration)
                 found = await _waits(fake.url, high)
             result.rows.append(_row(name, backlog, found, low))
-            if name == "gateway":
+            if name in LANES:
                 every = percentile([one.wait for one in found], 0.95)
                 plain = percentile([one.wait for one in found if not one.overtaken_by], 0.95)
                 result.ok = bool(result.ok and plain <= 1.5 * SERVICE and every <= 2.5 * SERVICE)

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -287,6 +287,21 @@ def litellm(engine_url: str, model: str = "fake", engine_name: str = "one") -> I
     environ = {"LITELLM_MASTER_KEY": STOCK_KEY, "LITELLM_OFFLINE_MODE": "true"}
     with _proxy("litellm", "LiteLLM", config, **environ) as server:
         yield server
+
+
+LANES = ("gateway through LiteLLM", "gateway, direct lane")
+
+
+@contextmanager
+def gateway_in_lane(
+    lane: str, engine_url: str, keys: list[dict[str, Any]], *, slots: int, **settings: Any
+) -> Iterator[Server]:
+    """Run the gateway on an engine with the model `fake`, with LiteLLM between them in the first of LANES."""
+    with ExitStack() as stack:
+        if lane == LANES[0]:
+            proxy = stack.enter_context(litellm(engine_url))
+            settings["litellm"] = {"url": proxy.url, "key_file": str(proxy.key_file)}
+        yield stack.enter_context(gateway([engine(engine_url, slots=slots)], keys, **settings))
 
 
 @contextmanager
