@@ -178,9 +178,9 @@ def test_a_stopped_gateway(stack: Stack, prometheus: PrometheusApi) -> None:
 
 
 def test_a_stopped_litellm(stack: Stack, prometheus: PrometheusApi) -> None:
-    """The dashboard reports for 30 s that requests went around it."""
+    """The dashboard reports for 10 s that requests went around it."""
     silent = Check(r"LiteLLM does not respond at http://127\.0\.0\.1:4000", None)
-    with stopped(stack, "litellm", reported_seconds=30):
+    with stopped(stack, "litellm", reported_seconds=15):
         wait_for_targets_down(prometheus, "litellm")
         check_verify_reports(
             stack,
