@@ -52,7 +52,8 @@ done
 {
   echo "# site.yml beside a bare shell script"
   echo
-  echo "\`bench/site_time.sh $suite $rounds\`, $(nproc) cores, $(date -u +%F), commit $(git rev-parse --short HEAD); packages fetched in all runs. Seconds, and the median in units of the bare script."
+  echo "\`bench/site_time.sh $suite $rounds\`, $(nproc) cores, $(date -u +%F), commit $(git rev-parse --short HEAD); packages fetched in all runs."
+  echo "Seconds, and the median in units of the bare script."
   echo
   .venv/bin/python - "$work/times" <<'PYTHON'
 import statistics
@@ -67,7 +68,7 @@ bare = statistics.median(times["bare_shell_script"])
 print("| run | least | median | most | x bare |\n|---|---|---|---|---|")
 for name, all_seconds in times.items():
     median = statistics.median(all_seconds)
-    print(f"| {name} | {min(all_seconds)} | {median} | {max(all_seconds)} | {median / bare:.1f} |")
+    print(f"| {name} | {min(all_seconds)} | {median:.1f} | {max(all_seconds)} | {median / bare:.1f} |")
 PYTHON
   echo
   echo "Where the last run without changes spent its time:"
