@@ -16,7 +16,8 @@ from ansible.plugins.action import ActionBase
 UNIT_TEMPLATES = Path(__file__).resolve().parents[2] / "templates/systemd"
 UNIT_DIRECTORY = "/etc/systemd/system"
 SOURCES = ("content", "template", "src", "remote_src")
-RENDERING = ("content", "template", "src", "variable_start_string", "variable_end_string")
+BRACKETS = ("variable_start_string", "variable_end_string")
+RENDERING = ("content", "template", "src", *BRACKETS)
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
@@ -43,9 +44,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         if "content" in given:
             return str(entry["content"])
         if "template" in given:
-            brackets = {
-                name: entry[name] for name in RENDERING if name.startswith("variable_") and name in entry
-            }
+            brackets = {name: entry[name] for name in BRACKETS if name in entry}
             return self._render(entry["template"], task_vars, **brackets)
         if "src" in given:
             return Path(self._find_needle("files", entry["src"])).read_text()
