@@ -23,7 +23,7 @@ def problems_of(model: Mapping[str, Any]) -> Iterator[str]:
         yield f"ollama_models: '{name}' has no source: set {SOURCES}."
     if "pull" in model and "gguf" in model:
         yield f"ollama_models: '{name}' has two sources, pull and gguf: keep one of {SOURCES}."
-    if "gguf" in model and not CHECKSUM.fullmatch(checksum):
+    elif "gguf" in model and not CHECKSUM.fullmatch(checksum):
         yield (
             f"ollama_models: '{name}' has the checksum '{checksum}': set sha256: and the 64 hex digits of "
             "the GGUF file."

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,13 +73,17 @@ def unserved(stack: Stack) -> dict[str, Check]:
 
 
 @contextmanager
-def stopped(stack: Stack, service: str) -> Iterator[None]:
-    """Stop a service for the duration of the block; verify must pass after its start."""
+def stopped(stack: Stack, service: str, *, reported_seconds: float = 0) -> Iterator[None]:
+    """Stop a service for the duration of the block; verify must pass after its start.
+
+    `reported_seconds` is how long the dashboard reports afterwards what happened meanwhile.
+    """
     stack(f"systemctl stop {service}")
     try:
         yield
     finally:
         stack(f"systemctl start {service}")
+    time.sleep(reported_seconds)
     stack.verify()
 
 
@@ -173,8 +178,9 @@ def test_a_stopped_gateway(stack: Stack, prometheus: PrometheusApi) -> None:
 
 
 def test_a_stopped_litellm(stack: Stack, prometheus: PrometheusApi) -> None:
+    """The dashboard reports for 30 s that requests went around it."""
     silent = Check(r"LiteLLM does not respond at http://127\.0\.0\.1:4000", None)
-    with stopped(stack, "litellm"):
+    with stopped(stack, "litellm", reported_seconds=30):
         wait_for_targets_down(prometheus, "litellm")
         check_verify_reports(
             stack,

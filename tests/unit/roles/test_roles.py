@@ -187,9 +187,10 @@ def test_a_role_works_in_order(role: str) -> None:
     if role in SHARED:
         return
     main = load(tasks / "main.yml")
-    files = [
+    steps = [
         task.get("ansible.builtin.import_tasks") or task["ansible.builtin.include_tasks"] for task in main
     ]
+    files = [step["file"] if isinstance(step, dict) else step for step in steps]
     assert files == [f"{step}.yml" for step in STEPS if (tasks / f"{step}.yml").exists()]
     beside = {path.name for path in tasks.iterdir()} - {"main.yml", *files}
     texts = "".join(path.read_text() for path in [*tasks.iterdir(), *(ROOT / "playbooks").glob("*.yml")])
