@@ -97,7 +97,7 @@ options:
         description: Command that checks a new text; %s stands for the file that has it.
         type: str
       force:
-        description: Whether an existing file with another text is replaced.
+        description: Whether an existing file with another text, or what is in a link's place, is replaced.
         type: bool
         default: true
       secret:
@@ -266,7 +266,9 @@ def find_change(entry: Entry) -> Change | None:
         right = (
             found is not None and stat.S_ISLNK(found.st_mode) and str(entry.path.readlink()) == entry.target
         )
-        return None if right else Change(entry, content=True, before=None)
+        if right or (found and not entry.force):
+            return None
+        return Change(entry, content=True, before=None)
     kind = stat.S_ISDIR if entry.state == "directory" else stat.S_ISREG
     if found and entry.state == "directory" and stat.S_ISLNK(found.st_mode) and found.st_uid == os.geteuid():
         # The directory may be on another disk. A link that another user made is not followed.

@@ -206,6 +206,15 @@ def test_absent_paths_are_removed(update: Update, host: Path) -> None:
     assert update(*entries)["changed"] is False
 
 
+def test_force_false_keeps_what_is_in_a_links_place(update: Update, host: Path) -> None:
+    entry = {"path": "units/a.service", "state": "link", "target": "/dev/null", "force": False}
+    assert names(update(entry), host) == ["units/a.service"]
+    (host / "units/a.service").unlink()
+    (host / "units/a.service").write_text("a unit of ours")
+    assert names(update(entry), host) == []
+    assert (host / "units/a.service").read_text() == "a unit of ours"
+
+
 def test_force_false_keeps_a_text_but_not_a_mode(update: Update, host: Path) -> None:
     entry = {"path": "key", "content": "first", "force": False, "mode": "0600"}
     assert names(update(entry), host) == ["key"]
