@@ -1,4 +1,4 @@
-"""Ollama stays closed to all but its gateways: after a flush, after a reboot, and while the gateways change."""
+"""Ollama stays closed to all but its gateways: after flushes and a reboot, and while gateways change."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def engine() -> str:
 
 def open_to(addresses: dict[str, str]) -> set[str]:
     """Return the machines that can connect to Ollama."""
-    return {
-        client for client in ("gateway1", "monitor1", "localhost") if connects(client, addresses["gpu1"], PORT)
-    }
+    clients = ("gateway1", "monitor1", "localhost")
+    return {client for client in clients if connects(client, addresses["gpu1"], PORT)}
 
 
 def deploy(**settings: Any) -> None:
