@@ -413,7 +413,7 @@ def parse_certificates(data: bytes) -> list[x509.Certificate]:
         found = x509.load_pem_x509_certificates(data)
         for certificate in found:
             # Certificates are parsed lazily, so a damaged one only shows here.
-            _ = certificate.extensions, certificate.public_key()
+            _ = certificate.subject, certificate.extensions, certificate.public_key()
         return found
     return []
 
