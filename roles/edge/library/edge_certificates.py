@@ -57,6 +57,7 @@ description:
     ansible-core.
   - Makes the CA once, as C(ca.crt) and C(ca.key). Name constraints restrict it to loopback, to private
     addresses and names, and to the other names and addresses that were asked for when it was made.
+    A permitted name includes the names below it.
   - Makes the certificate of a host as C(edge-HOST.pem), which contains the certificate and its private key.
     It is made anew if it is missing or damaged, was issued by another CA or for other names, or if less
     than a third of its life is left.
