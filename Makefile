@@ -94,11 +94,17 @@ health-%: hosts
 	$(PLAY) playbooks/health.yml --extra-vars health_service=$(call field,name,$*)
 
 ##@ Keys and clients
-.PHONY: env key rotate-key lab-addresses traffic-quick smoke
+.PHONY: env key password ca replace-ca rotate-key lab-addresses traffic-quick smoke
 env: hosts ## Print URLs and key for your shell: eval "$$(make env)"
 	@$(call client,env)
 key: hosts ## Print one key: make key ALIAS=batch
 	@$(call client,key)
+password: hosts ## Print the password of dashboard, Prometheus and Alertmanager
+	@$(call client,password)
+ca: hosts ## Print how clients trust the installation's own CA
+	@$(call client,ca)
+replace-ca: hosts ## Replace the installation's own CA; every client then needs the new one
+	$(PLAY) playbooks/replace_ca.yml --tags edge
 rotate-key: hosts ## Replace a key's secret, the old one expires in 24 h: make rotate-key ALIAS=batch
 	$(if $(filter file,$(origin ALIAS)),$(error name the key: make rotate-key ALIAS=batch))
 	$(PLAY) site.yml --tags keys --extra-vars gateway_rotate=$(ALIAS)

@@ -45,7 +45,6 @@ def config(tmp_path: Path) -> dict[str, Any]:
         ],
         "verify_report": str(tmp_path / "verify.json"),
         "smoke_report": str(tmp_path / "smoke.json"),
-        "login": False,
     }
 
 
@@ -83,7 +82,7 @@ def poller(settings: Settings) -> Poller:
 
 @pytest.fixture
 def client(poller: Poller) -> FlaskClient:
-    return create_app(poller, SECRETS).test_client()
+    return create_app(poller).test_client()
 
 
 @pytest.fixture

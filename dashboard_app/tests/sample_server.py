@@ -41,7 +41,6 @@ SETTINGS = Settings.model_validate(
         "pinned_versions": [],
         "verify_report": "/nowhere",
         "smoke_report": "/nowhere",
-        "login": False,
     }
 )
 POLL_SECONDS = 2.0
@@ -110,7 +109,7 @@ def make_history(span: str) -> dict[str, Any]:
 
 def create_sample_app(name: str) -> Flask:
     """Return the dashboard for one sample."""
-    app = create_app(SamplePoller(SAMPLES[name]), Secrets("sk-secret"))
+    app = create_app(SamplePoller(SAMPLES[name]))
 
     def send_history() -> Response:
         document = make_history(request.args["range"])

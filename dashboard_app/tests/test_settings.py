@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bedplate_dashboard.settings import Secrets, Settings, SettingsError, load, load_secrets
+from bedplate_dashboard.settings import Secrets, SettingsError, load, load_secrets
 
 
 def set_in(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -81,48 +81,23 @@ def test_a_missing_file_or_variable_is_named(tmp_path: Path) -> None:
         load({"BEDPLATE_DASHBOARD_CONFIG": str(tmp_path / "nothing-here")})
 
 
-def test_secrets_come_from_the_credentials(tmp_path: Path, config: dict[str, Any]) -> None:
-    places = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+def test_the_key_comes_from_the_credentials(tmp_path: Path) -> None:
     (tmp_path / "gateway-key").write_text("sk-secret\n")
-    (tmp_path / "login").write_text("ops:word: of \u00fc\n")
-    (tmp_path / "prometheus-password").write_text("word\n")
-    (tmp_path / "prometheus-ca").write_text("PEM")
-    bare = Settings.model_validate_json(json.dumps(config))
-    assert load_secrets(bare, places) == Secrets("sk-secret")
-    config |= {"login": True, "prometheus_url": "https://10.1.2.3:9090"}
-    full = Settings.model_validate_json(json.dumps(config))
-    expected = Secrets("sk-secret", "ops:word: of \u00fc", "word", tmp_path / "prometheus-ca")
-    assert load_secrets(full, places) == expected
+    assert load_secrets({"CREDENTIALS_DIRECTORY": str(tmp_path)}) == Secrets("sk-secret")
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"\n", b"sk-se cret", b"sk-sec\nret", b"sk-s\xc3\xa9cret", b"sk-\xff"]
 )
-def test_an_invalid_key_is_refused_and_not_shown(tmp_path: Path, settings: Settings, content: bytes) -> None:
+def test_an_invalid_key_is_refused_and_not_shown(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "gateway-key").write_bytes(content)
     with pytest.raises(SettingsError, match="gateway-key") as caught:
-        load_secrets(settings, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+        load_secrets({"CREDENTIALS_DIRECTORY": str(tmp_path)})
     assert "sk-" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["ops", ":word", "ops:", ""])
-def test_an_invalid_login_is_refused_and_not_shown(tmp_path: Path, settings: Settings, content: str) -> None:
-    (tmp_path / "gateway-key").write_text("sk-secret")
-    (tmp_path / "login").write_text(content)
-    with pytest.raises(SettingsError, match="login") as caught:
-        load_secrets(settings.model_copy(update={"login": True}), {"CREDENTIALS_DIRECTORY": str(tmp_path)})
-    assert ":word" not in str(caught.value).replace("user:password", "")
-
-
-def test_a_missing_secret_is_named(tmp_path: Path, settings: Settings) -> None:
-    places = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="CREDENTIALS_DIRECTORY is not set"):
-        load_secrets(settings, {})
+        load_secrets({})
     with pytest.raises(SettingsError, match="gateway-key cannot be read"):
-        load_secrets(settings, places)
-    (tmp_path / "gateway-key").write_text("sk-secret")
-    with pytest.raises(SettingsError, match="login cannot be read"):
-        load_secrets(settings.model_copy(update={"login": True}), places)
-    encrypted = settings.model_copy(update={"prometheus_url": "https://h"})
-    with pytest.raises(SettingsError, match="prometheus-ca does not exist"):
-        load_secrets(encrypted, places)
+        load_secrets({"CREDENTIALS_DIRECTORY": str(tmp_path)})

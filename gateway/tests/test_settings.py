@@ -31,7 +31,7 @@ def test_a_class_without_a_queue_of_its_own_has_the_default(tmp_path: Path) -> N
     [
         ({"shared": 1}, "shared"),
         ({"share": 0}, "share"),
-        ({"api": {"address": "x", "port": 70_000}}, "api.port"),
+        ({"metrics": {"address": "x", "port": 70_000}}, "metrics.port"),
         ({"queues": {"urgent": {}}}, "queues.urgent"),
         ({"engines": [{"name": "e", "kind": "other", "url": "u", "models": []}]}, "engines.0.kind"),
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 Groups = Mapping[str, Sequence[str]]
 HostVars = Mapping[str, Mapping[str, Any]]
@@ -28,19 +29,24 @@ def prometheus_targets(
     alertmanagers: Iterable[str],
     extra_targets: Iterable[Mapping[str, str]],
 ) -> list[Mapping[str, str]]:
-    """Return all scrape targets (job, host, address, maybe path) of the Prometheus on `host`."""
+    """Return all scrape targets (job, host, address, maybe path) of the Prometheus on `host`.
+
+    Those with a scheme are behind an edge, which requires the login.
+    """
 
     def targets(job: str, hosts: Iterable[str], variable: str) -> list[Mapping[str, str]]:
         return [{"job": job, "host": name, "address": hostvars[name][variable]} for name in hosts]
 
     monitoring = [
-        {"job": job, "host": name, "address": address}
+        {"job": job, "host": name, "address": url.netloc, "scheme": url.scheme}
         for name in groups.get("monitoring", [])
-        for job, address in (
-            ("prometheus", re.sub(r"^https?://", "", hostvars[name]["prometheus_url"])),
-            ("dashboard", hostvars[name]["__dashboard_endpoint"]),
+        for job, variable in (
+            ("prometheus", "prometheus_url"),
+            ("dashboard", "__dashboard_url"),
         )
+        for url in [urlsplit(hostvars[name][variable])]
     ]
+    edges = dict.fromkeys([*groups.get("gateway", []), *groups.get("monitoring", [])])
     return [
         *targets("gateway", groups.get("gateway", []), "__gateway_metrics_endpoint"),
         # LiteLLM's own metrics need its master key, so the gateway reads and returns them.
@@ -50,6 +56,7 @@ def prometheus_targets(
         ),
         *targets("ollama", groups.get("inference", []), "__exporter_endpoint"),
         *monitoring,
+        *targets("edge", edges, "__edge_metrics_endpoint"),
         *targets("node", all_hosts(groups), "__node_exporter_endpoint"),
         *({"job": "alertmanager", "host": host, "address": address} for address in alertmanagers),
         *extra_targets,

@@ -23,6 +23,9 @@ options:
     description: The gateway's URL without /v1.
     type: str
     required: true
+  ca_file:
+    description: File with the CAs that verify the certificate of an https URL.
+    type: path
   key:
     description: The API key for all requests but those that test the limit.
     type: str
@@ -200,11 +203,13 @@ def main() -> None:
             "key": {"type": "str", "required": True, "no_log": True},
             "limit_key": {"type": "str", "required": True, "no_log": True},
             "models": {"type": "list", "elements": "str", "required": True},
+            "ca_file": {"type": "path"},
         },
         supports_check_mode=True,
     )
     params = module.params
-    checks = gateway_checks(Gateway(params["url"]), params["key"], params["limit_key"], params["models"])
+    gateway = Gateway(params["url"], ca_file=params["ca_file"])
+    checks = gateway_checks(gateway, params["key"], params["limit_key"], params["models"])
     module.exit_json(changed=False, checks=checks)
 
 

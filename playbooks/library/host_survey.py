@@ -86,7 +86,7 @@ listeners:
     process: {description: Its name; null if it is not visible., type: str}
     unit: {description: Its systemd unit; null if it has none., type: str}
     ours:
-      description: Whether it is Bedplate's expected unit, or the gateway's former one.
+      description: Whether it is one of Bedplate's expected units, or the gateway's former one.
       type: bool
 former_gateway:
   description: The unit of a gateway that was installed under the former name; empty if there is none.
@@ -162,7 +162,6 @@ SERVICES = {
     "node_exporter.service": "node-exporter",
     "prometheus-node-exporter.service": "node-exporter",
 }
-GATEWAY = "bedplate-gateway.service"
 FORMER_GATEWAY = re.compile(r"^ExecStart=\S*/bedplate-litellm\b", re.MULTILINE)
 """ExecStart of the gateway's unit when it was called litellm.service; the LiteLLM proxy has another."""
 PACKAGED = ("/usr/lib/systemd/", "/lib/systemd/")
@@ -315,18 +314,21 @@ def listeners(
 ) -> list[dict[str, Any]]:
     """Return the listeners on the expected ports (port to unit); units in `third_party` are never ours.
 
-    `former` is the unit of the gateway under its former name; it is ours on the gateway's ports.
+    Each expected unit is ours on each port, because an update may move a port to another unit. `former` is
+    the unit of the gateway under its former name; it is ours, too.
     """
     inodes = listening_inodes(expected, proc)
     by_inode = holders(inodes, proc)
     sockets: dict[int, str] | None = None
+    accepted = [
+        *dict.fromkeys(f"{stem(unit)}.service" for unit in expected.values()),
+        *filter(None, [former]),
+    ]
     found: dict[tuple[int, int | None], dict[str, Any]] = {}
     for inode, port in inodes.items():
         # systemd also holds the sockets of activated services; prefer the process that uses the socket.
         pids = by_inode.get(inode, [])
         pid = next((pid for pid in pids if pid != 1), pids[0] if pids else None)
-        service = f"{stem(expected[port])}.service"
-        accepted = [service, former] if former and service == GATEWAY else [service]
         process = unit = None
         try:
             process = (proc / str(pid) / "comm").read_text().strip() if pid else None

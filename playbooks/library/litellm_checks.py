@@ -27,6 +27,9 @@ options:
     description: The gateway's URL without /v1.
     type: str
     required: true
+  ca_file:
+    description: File with the CAs that verify the certificate of an https URL of the gateway.
+    type: path
   metrics_url:
     description: The URL of the gateway's metrics port.
     type: str
@@ -252,6 +255,7 @@ def main() -> None:
             **dict.fromkeys(("gateway_url", "metrics_url", "url", "host_address", "version"), text),
             "key": text | {"no_log": True},
             "key_file": {"type": "path", "required": True, "no_log": False},
+            "ca_file": {"type": "path"},
             "deployments": texts,
             "direct": texts,
         },
@@ -263,7 +267,7 @@ def main() -> None:
     except OSError as error:
         module.fail_json(msg=f"LiteLLM's master key cannot be read ({error}): ansible-playbook site.yml")
     litellm = LiteLLM(
-        Gateway(params["gateway_url"]),
+        Gateway(params["gateway_url"], ca_file=params["ca_file"]),
         Gateway(params["metrics_url"]),
         Gateway(params["url"], "LiteLLM"),
         key=params["key"],

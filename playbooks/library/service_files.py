@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
-"""Brings a service's user, directories, files and units up to date; the action plugin renders the texts."""
+"""Brings a service's users, directories, files and units up to date; the action plugin renders the texts."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 module: service_files
-short_description: Bring a service's user, directories, files and units up to date in one run
+short_description: Bring a service's users, directories, files and units up to date in one run
 description:
-  - Creates the system user first, then the entries of C(files) in their order, then the units.
+  - Creates the system users first, then the entries of C(files) in their order, then the units.
   - Checks every changed file before it writes the first one; a failed check leaves all as they were.
   - Checks the units after that, because they name the files.
   - A file is replaced at once (rename), so that no process reads half of it.
   - With C(--diff), a secret's content is not shown.
 options:
   user:
-    description: System user to create, without login, with the home directory /var/lib/USER.
-    type: str
+    description: System users to create, without login, with the home directory /var/lib/USER.
+    type: list
+    elements: str
+    default: []
   owner:
     description: Owner of the entries that name none.
     type: str
@@ -429,13 +431,14 @@ def user_commands(name: str) -> list[list[str]]:
 def update(module: AnsibleModule) -> tuple[list[str], list[dict[str, str]]]:
     """Bring everything up to date; return what changed and its diff. Raises FileError."""
     check_mode: bool = module.check_mode
-    user: str | None = module.params["user"]
-    commands = user_commands(user) if user else []
-    changed = [f"user {user}"] if commands else []
-    diff = [{"prepared": f"user {user}: {shlex.join(command)}\n"} for command in commands]
-    if not check_mode:
-        for command in commands:
-            module.run_command(command, check_rc=True)
+    changed: list[str] = []
+    diff: list[dict[str, str]] = []
+    for user in module.params["user"]:
+        for command in user_commands(user):
+            changed.append(f"user {user}")
+            diff.append({"prepared": f"user {user}: {shlex.join(command)}\n"})
+            if not check_mode:
+                module.run_command(command, check_rc=True)
     changes = [
         change
         for entry in load_entries(module.params, check_mode=check_mode)
@@ -460,7 +463,7 @@ def main() -> None:
     text, flag = {"type": "str"}, {"type": "bool"}
     module = AnsibleModule(
         argument_spec={
-            "user": text,
+            "user": {"type": "list", "elements": "str", "default": []},
             "owner": {**text, "default": "root"},
             "group": {**text, "default": "root"},
             "mode": {**text, "default": "0644"},

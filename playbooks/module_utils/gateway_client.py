@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -49,16 +50,21 @@ class Answer(NamedTuple):
 
 
 class Gateway:
-    """Client of one gateway, or of another server that `name` names; `url` is without /v1."""
+    """Client of one gateway, or of another server that `name` names; `url` is without /v1.
 
-    def __init__(self, url: str, name: str = "the gateway") -> None:
+    `ca_file` has the CAs that verify the certificate of an https URL.
+    """
+
+    def __init__(self, url: str, name: str = "the gateway", ca_file: str | None = None) -> None:
         self.url = url
         self.name = name
-        self._address = urlsplit(url).netloc
+        parts = urlsplit(url)
+        self._address = parts.netloc
+        self._trusted = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
 
     def request(self, method: str, path: str, key: str | None = None, body: object = None) -> Answer:
         """Send one request on a new connection; `body` is sent as JSON."""
-        connection = HTTPConnection(self._address, timeout=LIST_SECONDS if body is None else CHAT_SECONDS)
+        connection = self._connection(LIST_SECONDS if body is None else CHAT_SECONDS)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         started = time.monotonic()
         try:
@@ -70,6 +76,11 @@ class Gateway:
             return Answer(-1, {}, b"", started, time.monotonic())
         finally:
             connection.close()
+
+    def _connection(self, seconds: float) -> HTTPConnection:
+        if self._trusted is None:
+            return HTTPConnection(self._address, timeout=seconds)
+        return HTTPSConnection(self._address, timeout=seconds, context=self._trusted)
 
     def models(self, key: str) -> Answer:
         """Request the list of models, which uses no limit."""

@@ -1,6 +1,7 @@
 """The dashboard's page in Debian's Chromium, and every error in it."""
 
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,23 +129,30 @@ class WatchedPage:
 
 
 class PageOpener:
-    """Opens the page, each time in a fresh profile; `login` is user:password, empty if the page is open."""
+    """Opens the page, each time in a fresh profile; `login` is user and password, None without a login."""
 
-    def __init__(self, browser: Browser, url: str, login: str = "") -> None:
+    def __init__(
+        self,
+        browser: Browser,
+        url: str,
+        login: tuple[str, str] | None = None,
+        trusted: ssl.SSLContext | None = None,
+    ) -> None:
         self._browser = browser
         self.url = url
-        user, _, password = login.partition(":")
-        self._login: dict[str, Any] = (
-            {"http_credentials": {"username": user, "password": password}} if login else {}
-        )
+        self._options: dict[str, Any] = {}
+        if login:
+            self._options["http_credentials"] = dict(zip(("username", "password"), login, strict=True))
+        # httpx verifies the certificate; Chromium has a store of its own for CAs.
+        self._options["ignore_https_errors"] = trusted is not None
         self.client = httpx.Client(
-            base_url=url, auth=(user, password) if login else None, trust_env=False, timeout=10
+            base_url=url, auth=login, verify=trusted or True, trust_env=False, timeout=10
         )
 
     @contextmanager
     def __call__(self, query: str = "", *, script: str = "", **options: Any) -> Iterator[WatchedPage]:
         """Open the page; `script` runs before its own scripts, `options` are a Playwright context's."""
-        context = self._browser.new_context(**{"viewport": DESKTOP, **self._login, **options})
+        context = self._browser.new_context(**{"viewport": DESKTOP, **self._options, **options})
         if script:
             context.add_init_script(script)
         try:

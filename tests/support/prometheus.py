@@ -1,8 +1,7 @@
-"""The API of a host's Prometheus, with the control machine's password and certificate."""
+"""The API of a host's Prometheus, with the control machine's password and CA."""
 
 from __future__ import annotations
 
-import ssl
 from typing import Any
 
 import httpx
@@ -14,11 +13,10 @@ class PrometheusApi:
     """Queries to the Prometheus of one host."""
 
     def __init__(self, stack: Stack) -> None:
-        files = stack.keys_file.parent
         self._client = httpx.Client(
-            base_url=f"https://{stack.address}:9090",
-            auth=("bedplate", (files / "prometheus-password").read_text()),
-            verify=ssl.create_default_context(cafile=files / f"prometheus-{stack.name}.crt"),
+            base_url=stack.prometheus_url,
+            auth=stack.login,
+            verify=stack.trusted(),
             trust_env=False,
             timeout=10,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import threading
@@ -28,15 +29,35 @@ class Stack:
     def __init__(self, name: str, variables: dict[str, Any]) -> None:
         self.name = name
         self.address = str(variables["bedplate_bind_address"])
-        self.url = f"http://{self.address}:8000"
+        self.url = f"https://{self.address}:8000"
+        self.dashboard_url = f"https://{self.address}:3001"
+        self.prometheus_url = f"https://{self.address}:9090"
         self.metrics_url = "http://127.0.0.1:9464/metrics"
         self.model = "smollm2:135m"
         home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         self.keys_file = home / "bedplate" / variables["bedplate_name"] / "keys.json"
+        self.ca_file = self.keys_file.with_name("trust.crt")
 
     def keys(self) -> list[str]:
         """Return the secrets of all keys."""
         return list(json.loads(self.keys_file.read_text())["keys"].values())
+
+    @property
+    def login(self) -> tuple[str, str]:
+        """The user and the password of dashboard, Prometheus and Alertmanager."""
+        return "bedplate", self.keys_file.with_name("edge-password").read_text()
+
+    def trusted(self) -> ssl.SSLContext:
+        """Return what verifies the certificate of the host's edge."""
+        return ssl.create_default_context(cafile=self.ca_file)
+
+    def status(self) -> dict[str, Any]:
+        """Return what the dashboard reports."""
+        answer = httpx.get(
+            f"{self.dashboard_url}/api/status.json", auth=self.login, verify=self.trusted(), trust_env=False
+        )
+        document: dict[str, Any] = answer.json()
+        return document
 
     def key(self, alias: str) -> str:
         """Return the secret that `make key` prints."""
@@ -80,7 +101,9 @@ class Stack:
     def client(self, secret: str = "") -> httpx.Client:
         """Return a client with a key and persistent connections; the timeout is 60 s."""
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+        return httpx.Client(
+            base_url=self.url, headers=headers, timeout=60, verify=self.trusted(), trust_env=False
+        )
 
     def chat(self, client: httpx.Client, **fields: Any) -> httpx.Response:
         """Send one small chat request."""

@@ -1,6 +1,6 @@
 """gunicorn's settings for the dashboard; command-line flags override them.
 
-    gunicorn -c python:bedplate_dashboard.gunicorn_conf --bind ADDRESS:3001 bedplate_dashboard.wsgi:app
+    gunicorn -c python:bedplate_dashboard.gunicorn_conf --bind unix:SOCKET bedplate_dashboard.wsgi:app
 
 One process, since it holds the poller's last poll, with a thread for each event stream. Waiting threads
 cost little (docs/results/dashboard.md has the numbers). gunicorn writes to /dev/shm only.
@@ -14,7 +14,8 @@ from bedplate_dashboard.web.events import MAX_STREAMS
 
 try:
     # An invalid setting must end gunicorn here, before it reports to systemd that it is ready.
-    settings.load_secrets(settings.load())
+    settings.load()
+    settings.load_secrets()
     assets.load()
 except (settings.SettingsError, assets.AssetError) as error:
     raise SystemExit(f"bedplate-dashboard: {error}") from error

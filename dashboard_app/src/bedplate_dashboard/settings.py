@@ -13,9 +13,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 VERSION = version("bedplate-dashboard")
 CONFIG_VARIABLE = "BEDPLATE_DASHBOARD_CONFIG"
 KEY_FILE = "gateway-key"
-LOGIN_FILE = "login"
-PROMETHEUS_PASSWORD_FILE = "prometheus-password"  # noqa: S105 - the name of a file
-PROMETHEUS_CA_FILE = "prometheus-ca"
 REDEPLOY = "deploy the dashboard again"
 MODEL_NAME_LENGTH = 200
 
@@ -80,6 +77,8 @@ class PinnedVersion(_Settings):
 class Settings(_Settings):
     """The configuration file. `gateway` is the gateway's host, `monitoring` is this host.
 
+    `gateway_ca_file` has the CAs that verify the gateway's certificate.
+
     `other_models` are the models of engines that have no exporter of ours.
     """
 
@@ -87,6 +86,7 @@ class Settings(_Settings):
     monitoring: HostName
     gateway: HostName
     gateway_url: BaseUrl
+    gateway_ca_file: Path | None = None
     gateway_metrics_url: BaseUrl
     public_gateway_url: BaseUrl
     prometheus_url: BaseUrl
@@ -97,7 +97,6 @@ class Settings(_Settings):
     pinned_versions: tuple[PinnedVersion, ...]
     verify_report: Path
     smoke_report: Path
-    login: bool
 
     @property
     def declared_models(self) -> tuple[str, ...]:
@@ -108,15 +107,9 @@ class Settings(_Settings):
 
 @dataclass(frozen=True)
 class Secrets:
-    """The unit's credentials: the gateway key, the page's `user:password`, Prometheus' password and CA.
-
-    `login` is None if the page is open to everybody; Prometheus' two are None unless its address is https.
-    """
+    """The unit's credential: the gateway key."""
 
     gateway_key: str
-    login: str | None = None
-    prometheus_password: str | None = None
-    prometheus_ca: Path | None = None
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -147,8 +140,8 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     return settings
 
 
-def load_secrets(settings: Settings, environ: Mapping[str, str] = os.environ) -> Secrets:
-    """Read the unit's credentials; raises SettingsError, which never shows a secret."""
+def load_secrets(environ: Mapping[str, str] = os.environ) -> Secrets:
+    """Read the unit's credential; raises SettingsError, which never shows a secret."""
     folder = environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
         raise SettingsError(
@@ -158,20 +151,7 @@ def load_secrets(settings: Settings, environ: Mapping[str, str] = os.environ) ->
     key = _read_secret(Path(folder, KEY_FILE))
     if not key.isascii() or " " in key:
         raise SettingsError(f"{Path(folder, KEY_FILE)} must hold one key on one line; {REDEPLOY}.")
-    login = None
-    if settings.login:
-        login = _read_secret(Path(folder, LOGIN_FILE))
-        user, _, password = login.partition(":")
-        if not user or not password:
-            raise SettingsError(
-                f"{Path(folder, LOGIN_FILE)} must hold user:password on one line; {REDEPLOY}."
-            )
-    if not settings.prometheus_url.startswith("https:"):
-        return Secrets(key, login)
-    authority = Path(folder, PROMETHEUS_CA_FILE)
-    if not authority.is_file():
-        raise SettingsError(f"{authority} does not exist; {REDEPLOY}.")
-    return Secrets(key, login, _read_secret(Path(folder, PROMETHEUS_PASSWORD_FILE)), authority)
+    return Secrets(key)
 
 
 def _read_secret(path: Path) -> str:

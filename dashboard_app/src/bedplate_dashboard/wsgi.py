@@ -13,7 +13,7 @@ logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
 
 _settings = settings.load()
-_secrets = settings.load_secrets(_settings)
+_secrets = settings.load_secrets()
 _poller = Poller(_settings, _secrets)
-app = create_app(_poller, _secrets)
+app = create_app(_poller)
 _poller.start()

@@ -57,6 +57,14 @@ def test_a_healthy_stack_has_none(settings: Settings, all_well: Observation) -> 
     assert faults.gpus == {"gpu1": (), "gpu2": ()}
 
 
+def test_an_edge_that_passes_no_request_on_is_named(settings: Settings, all_well: Observation) -> None:
+    contact = Contact("failed", 0.1, "connection refused")
+    gateway = dataclasses.replace(all_well.gateway, contact=contact)
+    (fault,) = find(settings, dataclasses.replace(all_well, gateway=gateway)).counted
+    assert fault.what == "bedplate-edge does not pass requests to the gateway (connection refused)"
+    assert fault.next == "journalctl -u bedplate-edge -n 50"
+
+
 def test_the_most_important_fault_comes_first(settings: Settings, all_well: Observation) -> None:
     observation = all_well
     for change in (
@@ -68,7 +76,8 @@ def test_the_most_important_fault_comes_first(settings: Settings, all_well: Obse
         observation = change(observation)
     contact = Contact("failed", 0.1, "HTTP 500")
     observation = dataclasses.replace(
-        observation, gateway=dataclasses.replace(observation.gateway, contact=contact)
+        observation,
+        gateway=dataclasses.replace(observation.gateway, contact=contact, metrics_contact=contact),
     )
     refusals = (
         Refusals(reason="queue_timeout", status=503, count=2),

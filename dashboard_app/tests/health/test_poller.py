@@ -5,12 +5,13 @@ import logging
 import threading
 import time
 
+import httpx
 import pytest
 from bedplate_dashboard.health import poller as polling
 from bedplate_dashboard.health.poller import Poller
 from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources import collect, history
-from bedplate_dashboard.sources.collect import Clients, Observation
+from bedplate_dashboard.sources.collect import Observation
 from bedplate_dashboard.sources.prometheus_text import Samples
 
 from dashboard_app.tests.observed import SECRETS, litellm_metrics
@@ -30,7 +31,7 @@ def test_it_polls_again_and_again(
 ) -> None:
     keys = []
 
-    async def collect(_clients: Clients, _settings: Settings, key: str) -> Observation:
+    async def collect(_client: httpx.AsyncClient, _settings: Settings, key: str) -> Observation:
         keys.append(key)
         return all_well
 

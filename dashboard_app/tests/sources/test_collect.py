@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from bedplate_dashboard.settings import Secrets, Settings
+from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources import collect
 from bedplate_dashboard.sources.collect import Observation, ReportFile, read_report
 from bedplate_dashboard.sources.prometheus_text import Samples
@@ -115,8 +115,8 @@ def poll_stack(stack: FakeStack, config: dict[str, Any]) -> Callable[..., Observ
         )
 
         async def once() -> Observation:
-            async with collect.new_clients(Secrets("sk-dashboard")) as clients:
-                return await collect.collect(clients, settings, "sk-dashboard")
+            async with collect.new_client(settings) as client:
+                return await collect.collect(client, settings, "sk-dashboard")
 
         return asyncio.run(once())
 
@@ -145,8 +145,8 @@ def test_every_service_answers(poll_stack: Callable[..., Observation], stack: Fa
 def read_litellm(stack: FakeStack, settings: Settings) -> Callable[[], Samples | None]:
     async def once() -> Samples | None:
         there = settings.model_copy(update={"gateway_metrics_url": stack.url})
-        async with collect.new_clients(Secrets("sk-dashboard")) as clients:
-            return await collect.fetch_litellm(clients, there)
+        async with collect.new_client(settings) as client:
+            return await collect.fetch_litellm(client, there)
 
     return lambda: asyncio.run(once())
 

@@ -15,7 +15,7 @@ from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources import collect, history
 from bedplate_dashboard.sources.history import QUERIES, SPANS, History
 
-from dashboard_app.tests.observed import SECRETS, FakeServer
+from dashboard_app.tests.observed import FakeServer
 
 
 class FakePrometheus:
@@ -68,7 +68,7 @@ def queried_settings(prometheus: FakePrometheus, settings: Settings) -> Settings
 
 @pytest.mark.parametrize(("name", "points"), [("1h", 181), ("1d", 181)])
 def test_a_range(prometheus: FakePrometheus, queried_settings: Settings, name: Any, points: int) -> None:
-    document = History(queried_settings, SECRETS).fetch(name)
+    document = History(queried_settings).fetch(name)
     assert (document["schema"], document["range"], document["error"]) == (1, name, None)
     assert document["step_seconds"] == SPANS[name].step
     times = document["times"]
@@ -84,7 +84,7 @@ def test_a_range(prometheus: FakePrometheus, queried_settings: Settings, name: A
 
 
 def test_many_readers_share_one_query(prometheus: FakePrometheus, queried_settings: Settings) -> None:
-    cached = History(queried_settings, SECRETS)
+    cached = History(queried_settings)
     readers = [threading.Thread(target=cached.fetch, args=("1h",)) for _ in range(20)]
     for reader in readers:
         reader.start()
@@ -96,7 +96,7 @@ def test_many_readers_share_one_query(prometheus: FakePrometheus, queried_settin
 def test_a_missing_prometheus_is_reported_and_queried_again(
     prometheus: FakePrometheus, queried_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cached = History(queried_settings, SECRETS)
+    cached = History(queried_settings)
     prometheus.status = 503
     document = cached.fetch("1h")
     assert document["error"] == "Could not read the history from Prometheus (HTTP 503)."
@@ -110,8 +110,8 @@ def test_a_missing_prometheus_is_reported_and_queried_again(
 
 def test_how_fast_disks_fill(prometheus: FakePrometheus, queried_settings: Settings) -> None:
     async def ask() -> Any:
-        async with collect.new_clients(SECRETS) as clients:
-            return await history.query_days_left(clients, queried_settings)
+        async with collect.new_client(queried_settings) as client:
+            return await history.query_days_left(client, queried_settings)
 
     assert asyncio.run(ask()) == {("gpu1", "/srv"): 12.5}
     prometheus.status = 500

@@ -133,7 +133,7 @@ def test_hostile_values_are_escaped(config: dict[str, Any], all_well: Observatio
     config["name"] = HOSTILE
     config["inference_hosts"][0]["models"] = ["small:1b", HOSTILE]
     poller = Poller(Settings.model_validate_json(json.dumps(config)), SECRETS)
-    client = create_app(poller, SECRETS).test_client()
+    client = create_app(poller).test_client()
     poller.update(hostile(all_well))
     page = client.get("/").text
     assert "&lt;img src=x" in page

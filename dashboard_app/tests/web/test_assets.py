@@ -5,7 +5,6 @@ import hashlib
 import json
 
 import pytest
-from bedplate_dashboard.settings import Secrets
 from bedplate_dashboard.web import assets
 from bedplate_dashboard.web.app import create_app
 from flask.testing import FlaskClient
@@ -21,7 +20,7 @@ def test_ages_run_without_the_wall_clock() -> None:
 
 @pytest.fixture
 def client() -> FlaskClient:
-    return create_app(SamplePoller(SAMPLES["healthy"]), Secrets("sk-secret")).test_client()
+    return create_app(SamplePoller(SAMPLES["healthy"])).test_client()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from bedplate_dashboard.settings import Secrets
 from bedplate_dashboard.web.app import create_app
 from flask.testing import FlaskClient
 
@@ -73,7 +72,7 @@ class Page(HTMLParser):
 
 @functools.cache
 def open_sample(name: str) -> FlaskClient:
-    return create_app(SamplePoller(SAMPLES[name]), Secrets("sk-secret")).test_client()
+    return create_app(SamplePoller(SAMPLES[name])).test_client()
 
 
 @functools.cache

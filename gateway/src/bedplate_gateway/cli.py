@@ -13,11 +13,11 @@ from pathlib import Path
 import uvloop
 
 from bedplate_gateway.app import Gateway
-from bedplate_gateway.http.server import ClientLimits, HttpServer, StartError, is_bound_to, listen
+from bedplate_gateway.http.server import ClientLimits, HttpServer, StartError, listen, listen_unix
 from bedplate_gateway.keys import Keys, read_keys
 from bedplate_gateway.reload.handover import InheritedSockets, Offer, Predecessor, connect, take_over
 from bedplate_gateway.reload.sd_notify import notify, store_socket, stored_sockets
-from bedplate_gateway.settings import Listener, Settings, SettingsError, read_settings
+from bedplate_gateway.settings import Listener, Settings, SettingsError, UnixListener, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,6 @@ def main() -> None:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="only check settings and keys")
     mode.add_argument("--replace", action="store_true", help="take over from the running process")
-    mode.add_argument(
-        "--predecessor",
-        type=Path,
-        metavar="DIR",
-        help="take over from another unit's process, by its state folder",
-    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -50,22 +44,32 @@ def main() -> None:
             return
         if arguments.replace:
             sys.exit(_replace(settings, keys))
-        if arguments.predecessor and (inherited := _connect_if_running(arguments.predecessor)):
-            _take_over(settings, keys, inherited)
-        else:
-            uvloop.run(serve(settings, keys, _open_listeners(settings)))
+        uvloop.run(serve(settings, keys, _open_listeners(settings)))
     except (SettingsError, StartError) as error:
         sys.stderr.write(f"bedplate-gateway: {error}\n")
         sys.exit(EXIT_CONFIGURATION if isinstance(error, SettingsError) else 1)
 
 
-def _unbound(settings: Settings, listeners: dict[str, socket.socket]) -> dict[str, Listener]:
+def _unbound(settings: Settings, listeners: dict[str, socket.socket]) -> dict[str, Listener | UnixListener]:
     """Return the settings of the listeners, by name, that have no socket at their address yet."""
     return {
         name: listener
         for name, listener in {"api": settings.api, "metrics": settings.metrics}.items()
-        if name not in listeners or not is_bound_to(listeners[name], listener.address, listener.port)
+        if name not in listeners or not _is_bound_to(listeners[name], listener)
     }
+
+
+def _is_bound_to(listening: socket.socket, listener: Listener | UnixListener) -> bool:
+    name = listening.getsockname()
+    if isinstance(listener, UnixListener):
+        return bool(name == str(listener.path)) and listener.path.is_socket()
+    return bool(name == socket.getaddrinfo(listener.address, listener.port, type=socket.SOCK_STREAM)[0][4])
+
+
+def _listen(listener: Listener | UnixListener) -> socket.socket:
+    if isinstance(listener, UnixListener):
+        return listen_unix(listener.path)
+    return listen(listener.address, listener.port)
 
 
 def _open_listeners(settings: Settings) -> dict[str, socket.socket]:
@@ -74,7 +78,7 @@ def _open_listeners(settings: Settings) -> dict[str, socket.socket]:
     for name, listener in _unbound(settings, sockets).items():
         if name in sockets:
             _free_port(sockets[name])
-        sockets[name] = listen(listener.address, listener.port)
+        sockets[name] = _listen(listener)
         store_socket(name, sockets[name])
     return sockets
 
@@ -113,17 +117,8 @@ def _replace(settings: Settings, keys: Keys) -> int:
     return 0
 
 
-def _connect_if_running(state_dir: Path) -> InheritedSockets | None:
-    """Return what the process of another unit hands over, None where none runs."""
-    try:
-        return connect(state_dir)
-    except StartError as error:
-        log.info("Nothing to take over: %s", error)
-        return None
-
-
 def _take_over(
-    settings: Settings, keys: Keys, inherited: InheritedSockets, on_ready: Callable[[], None] = lambda: None
+    settings: Settings, keys: Keys, inherited: InheritedSockets, on_ready: Callable[[], None]
 ) -> None:
     """Serve in place of the process that hands over; move listeners to new addresses."""
     old = inherited.listeners
@@ -140,14 +135,14 @@ def _take_over(
     uvloop.run(serve(settings, keys, listeners, inherited, store_and_report))
 
 
-def _listen_next_to(old: socket.socket, listener: Listener) -> socket.socket:
+def _listen_next_to(old: socket.socket, listener: Listener | UnixListener) -> socket.socket:
     """Return a new listening socket while the old one is open; one for all addresses excludes others."""
     try:
-        return listen(listener.address, listener.port)
-    except StartError:
+        return _listen(listener)
+    except StartError as error:
         raise StartError(
-            f"A reload cannot move the port: {listener.address} port {listener.port} cannot be opened while "
-            f"the running process listens on {old.getsockname()[0]}: systemctl restart bedplate-gateway"
+            f"A reload cannot move the socket while the running process listens on {old.getsockname()}: "
+            f"systemctl restart bedplate-gateway. {error}"
         ) from None
 
 

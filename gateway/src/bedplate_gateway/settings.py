@@ -32,6 +32,12 @@ class Listener(Strict):
     allowed_clients: frozenset[str] = frozenset()
 
 
+class UnixListener(Strict):
+    """A Unix socket to listen on, for the users in its group."""
+
+    path: Path
+
+
 class EngineModel(Strict):
     """A model on an engine: its concurrent requests and its context in tokens (None: not known)."""
 
@@ -81,7 +87,7 @@ class Queue(Strict):
 class Settings(Strict):
     """The file gateway.json. Times are in seconds, sizes in bytes."""
 
-    api: Listener
+    api: UnixListener | Listener
     metrics: Listener
     engines: tuple[Engine, ...]
     litellm: LiteLLMSettings | None = None

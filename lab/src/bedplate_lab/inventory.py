@@ -19,6 +19,7 @@ def host_variables(records: HostRecords, host: Host) -> dict[str, Any]:
         "ansible_ssh_private_key_file": str(lab.key),
         "ansible_ssh_common_args": shlex.join(HostAccess(records).ssh_options()),
         "bedplate_bind_address": address,
+        "edge_tls": "own",
         "bedplate_name": f"lab-{lab.name}-{lab.id}",
     }
 

@@ -117,7 +117,6 @@ EXAMPLES = r"""
   delegate_to: localhost
   become: false
   run_once: true
-  when: edge_replace_ca
 
 - name: Make the host's certificate
   edge_certificates: *certificates
@@ -171,7 +170,7 @@ PRIVATE_NETWORKS = (
     IPv6Network("fc00::/7"),
     IPv6Network("fe80::/10"),
 )
-NEW_CA = "-e edge_replace_ca=true; all clients then need the new CA (make ca)"
+NEW_CA = "make replace-ca; all clients then need the new CA (make ca)"
 REMEDY = f"restore it from a backup, or replace the CA with {NEW_CA}"
 
 

@@ -27,8 +27,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def open_page(stack: Stack, browser: Browser) -> PageOpener:
     """Return a function that opens the host's dashboard."""
-    login = stack("cat /etc/bedplate/bedplate-dashboard/login 2>/dev/null || true")
-    return PageOpener(browser, stack.url.replace(":8000", ":3001"), login)
+    return PageOpener(browser, stack.dashboard_url, stack.login, stack.trusted())
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ def run_traffic(stack: Stack, report: Path) -> dict[str, Any]:
             "PYTHONPATH": str(ROOT / "traffic/src"),
             "OPENAI_BASE_URL": f"{stack.url}/v1",
             "OPENAI_API_KEY": stack.key(ALIAS),
+            "SSL_CERT_FILE": str(stack.ca_file),
         },
         capture_output=True,
         check=False,

@@ -246,7 +246,7 @@ def test_a_stopped_exporter(
 
 def test_a_stopped_dashboard(stack: Stack, prometheus: PrometheusApi) -> None:
     silent = Check(
-        f"the dashboard does not respond at http://{re.escape(stack.address)}:3001$",
+        f"the dashboard does not respond at {re.escape(stack.dashboard_url)}$",
         "journalctl -u bedplate-dashboard -n 50",
     )
     with stopped(stack, "bedplate-dashboard"):

@@ -37,6 +37,7 @@ def test_the_gateway_counts_what_traffic_counted(stack: Stack) -> None:
     report = json.loads(
         stack(
             f"OPENAI_BASE_URL={stack.url}/v1 OPENAI_API_KEY={stack.key('bench')} "
+            "SSL_CERT_FILE=/etc/bedplate/ca.crt "
             "runuser --user nobody -- traffic run --concurrency 4 --requests 30 --max-tokens 12 --json -"
         )
     )

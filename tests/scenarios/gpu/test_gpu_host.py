@@ -10,8 +10,6 @@ import re
 from functools import partial
 from typing import Any
 
-import httpx
-
 from tests.support.alerts import AlertWatch
 from tests.support.stack import Stack
 
@@ -128,8 +126,7 @@ def test_the_card_in_metrics_and_state(stack: Stack) -> None:
 
 
 def test_the_card_on_the_dashboard(stack: Stack) -> None:
-    answer = httpx.get(stack.url.replace(":8000", ":3001") + "/api/status.json", trust_env=False)
-    shown = answer.json()["gpus"]
+    shown = stack.status()["gpus"]
     assert [(gpu["name"], gpu["throttling"]) for gpu in shown] == [("NVIDIA GeForce RTX 4090", "power")]
 
 

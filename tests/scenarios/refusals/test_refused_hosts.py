@@ -56,7 +56,7 @@ def test_an_untested_system_is_accepted_with_a_warning(
 def test_an_older_ubuntu_may_infer(control: Control, plain: Host, other: Host) -> None:
     inventory = control.inventory(
         {"inference": [plain], "gateway": [other], "monitoring": [other]},
-        {"ollama_models": [MODEL], "bedplate_bind_address": "{{ ansible_host }}"},
+        {"ollama_models": [MODEL], "bedplate_bind_address": "{{ ansible_host }}", "edge_tls": "own"},
     )
     with system(plain, UBUNTU.format("22.04")):
         assert "plain: Ubuntu 22.04 is not proven in our lab." in control.run(inventory).accepted()
@@ -71,6 +71,7 @@ def test_several_hosts_must_reach_each_other(control: Control, plain: Host, othe
     )
     address = {
         "bedplate_bind_address": "{{ ansible_host }}",
+        "edge_tls": "own",
         "bedplate_host_address": "{{ 'plain' if inventory_hostname == 'plain' else ansible_host }}",
     }
     run = control.run(control.inventory(groups, {**models, **address}))

@@ -95,12 +95,15 @@ def test_a_certificate_for_another_address_is_refused(control: Control, plain: H
         *("-out", str(files["certificate"]), "-keyout", str(files["key"])),
     ]
     subprocess.run(command, check=True, capture_output=True)
-    given = {f"prometheus_tls_{what}": str(path) for what, path in files.items()}
-    settings = {"ollama_models": [MODEL], "bedplate_bind_address": plain.address, **given}
+    given = {f"edge_{what}": str(path) for what, path in {**files, "ca": files["certificate"]}.items()}
+    settings = {
+        "ollama_models": [MODEL],
+        "bedplate_bind_address": plain.address,
+        "edge_tls": "given",
+        **given,
+    }
     assert control.run(control.one_box(plain, settings)).refused() == (
-        f"prometheus_tls_certificate {files['certificate']} does not name the address {plain.address} "
-        f"(subjectAltName): set one that is valid for {plain.address} with its key and CA, or none to have "
-        "one generated."
+        f"edge_certificate {files['certificate']} does not name {plain.address} (subjectAltName)."
     )
 
 

@@ -22,9 +22,10 @@ PLACES = {
     "bedplate_template_dir",
     "bedplate_secrets_file",
     "gateway_secrets_file",
-    "prometheus_password_file",
-    "prometheus_ca_file",
+    "edge_password_file",
 }
+
+SYSTEM_CAS = "/etc/ssl/certs/ca-certificates.crt"
 
 ON_CPU: dict[str, Any] = {
     "ollama_gpu_backend": "cpu",
@@ -62,9 +63,54 @@ def pins(gateway: str, *engines: str) -> list[dict[str, str]]:
     ]
 
 
+def edge(listen: str, host: str, *stack: str, **more: Any) -> dict[str, Any]:
+    """Return the edge's variables of a host; `stack`: the addresses of all gateway and monitoring hosts."""
+    return {
+        "edge_listen_address": listen,
+        "edge_host_address": host,
+        "edge_name": "bedplate",
+        "edge_api": {},
+        "edge_pages": [],
+        "edge_groups": [],
+        "edge_ca_addresses": list(stack),
+        # Read only if the files exist.
+        "edge_ca_text": "",
+        "edge_login_password": "",
+        **more,
+    }
+
+
+def api(port: int, timeout_seconds: int = 780) -> dict[str, Any]:
+    """Return what the edge knows of the gateway."""
+    socket = "/run/bedplate-gateway/http.sock"
+    return {"port": port, "server": socket, "timeout_seconds": timeout_seconds}
+
+
+def page(
+    name: str, unit: str, port: int, server: str, *, open_path: str, closed: list[str]
+) -> dict[str, Any]:
+    """Return what the edge knows of a page."""
+    paths = {"open": [open_path], "closed": closed}
+    return {"name": name, "unit": unit, "port": port, "server": server, **paths}
+
+
+def dashboard_page(port: int = 3001) -> dict[str, Any]:
+    """Return what the edge knows of the dashboard."""
+    socket = "unix@/run/bedplate-dashboard/http.sock"
+    return page("dashboard", "bedplate-dashboard", port, socket, open_path="/healthz", closed=[])
+
+
+def prometheus_page(port: int = 9090) -> dict[str, Any]:
+    """Return what the edge knows of Prometheus."""
+    closed = ["/api/v1/admin/", "/-/reload", "/-/quit"]
+    return page("prometheus", "prometheus", port, "127.0.0.1:19090", open_path="/-/ready", closed=closed)
+
+
 def all_hosts(address: str, clients: list[str], **more: Any) -> dict[str, Any]:
     """Return the variables of every host."""
     return {
+        "edge_metrics_listen_address": address,
+        "edge_metrics_allowed_clients": clients,
         "bedplate_download_environment": {},
         "node_exporter_listen_address": address,
         "node_exporter_allowed_clients": clients,
@@ -97,20 +143,42 @@ def litellm_target(host: str, address: str) -> dict[str, str]:
     return {"job": "litellm", "host": host, "address": address, "path": "/metrics/litellm"}
 
 
-def canary(api: str, metrics: str, *models: str) -> dict[str, Any]:
+def edge_login(user: str) -> dict[str, str]:
+    """Return Prometheus' login at an edge; the password and a CA are not made yet."""
+    return {
+        "prometheus_edge_user": user,
+        "prometheus_edge_password": "",
+        "prometheus_edge_ca_file": SYSTEM_CAS,
+    }
+
+
+def canary(url: str, metrics: str, *models: str, ca_file: str = "") -> dict[str, Any]:
     """Return the canary's variables; its key is not generated yet."""
     return {
-        "traffic_canary_url": f"http://{api}/v1",
+        "traffic_canary_url": f"{url}/v1",
+        "traffic_canary_ca_file": ca_file,
         "traffic_canary_metrics_url": f"http://{metrics}/metrics",
         "traffic_canary_models": list(models),
         "traffic_canary_key": "",
     }
 
 
+# The addresses of the gateway host and the monitoring host of three-hosts.
+RACK = ("10.1.0.2", "10.1.0.3", "127.0.0.1")
+
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "one-box": {
         "box": {
             **all_hosts("127.0.0.1", []),
+            **edge(
+                "127.0.0.1",
+                "box",
+                "127.0.0.1",
+                edge_api=api(8000),
+                edge_pages=[dashboard_page(), prometheus_page()],
+                edge_groups=["bedplate-gateway", "bedplate-dashboard"],
+                edge_ca_names=["box"],
+            ),
             "ollama_listen_address": "127.0.0.1",
             "ollama_allowed_clients": [],
             "ollama_url": "http://127.0.0.1:11434",
@@ -120,41 +188,39 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gpu_driver_engine_url": "http://127.0.0.1:11434",
             "gpu_driver_engine_models": ["smollm2:135m"],
             **ON_CPU,
-            "gateway_listen_address": "127.0.0.1",
+            "gateway_socket": "/run/bedplate-gateway/http.sock",
             "gateway_url": "http://127.0.0.1:8000",
             "gateway_metrics_listen_address": "127.0.0.1",
             "gateway_metrics_allowed_clients": ["127.0.0.1"],
             "gateway_engines": [engine("box", "http://127.0.0.1:11434", SMALL)],
             "gateway_service_keys": SERVICE_KEYS,
             **litellm(("box", "smollm2:135m", "http://127.0.0.1:11434")),
-            **canary("127.0.0.1:8000", "127.0.0.1:9464", "smollm2:135m"),
-            "prometheus_listen_address": "127.0.0.1",
+            **canary("http://127.0.0.1:8000", "127.0.0.1:9464", "smollm2:135m"),
             "prometheus_url": "http://127.0.0.1:9090",
-            "prometheus_password": "",
-            "prometheus_ca": "",
+            **edge_login("bedplate"),
+            "alertmanager_url": "http://127.0.0.1:9093",
             "prometheus_targets": [
                 {"job": "gateway", "host": "box", "address": "127.0.0.1:9464"},
                 litellm_target("box", "127.0.0.1:9464"),
                 {"job": "ollama", "host": "box", "address": "127.0.0.1:9101"},
-                {"job": "prometheus", "host": "box", "address": "127.0.0.1:9090"},
-                {"job": "dashboard", "host": "box", "address": "127.0.0.1:3001"},
+                {"job": "prometheus", "host": "box", "address": "127.0.0.1:9090", "scheme": "http"},
+                {"job": "dashboard", "host": "box", "address": "127.0.0.1:3001", "scheme": "http"},
+                {"job": "edge", "host": "box", "address": "127.0.0.1:8405"},
                 {"job": "node", "host": "box", "address": "127.0.0.1:9100"},
             ],
             "prometheus_litellm_memory_limits": [{"host": "box", "bytes": 2 * GIB}],
             "prometheus_alertmanagers": [],
-            "alertmanager_listen_address": "127.0.0.1",
             "dashboard_name": "bedplate",
-            "dashboard_listen_address": "127.0.0.1",
+            "dashboard_socket": "/run/bedplate-dashboard/http.sock",
             "dashboard_gateway_url": "http://127.0.0.1:8000",
+            "dashboard_gateway_ca_file": "",
             "dashboard_gateway_host": "box",
             "dashboard_gateway_metrics_url": "http://127.0.0.1:9464",
             "dashboard_scrape_seconds": 15,
             "dashboard_other_models": [],
             "dashboard_node_exporters": [{"name": "box", "url": "http://127.0.0.1:9100"}],
             "dashboard_pinned_versions": pins("box", "box"),
-            "dashboard_prometheus_url": "http://127.0.0.1:9090",
-            "dashboard_prometheus_password": "",
-            "dashboard_prometheus_ca": "",
+            "dashboard_prometheus_url": "http://127.0.0.1:19090",
             "dashboard_inference_hosts": [
                 {"name": "box", "exporter_url": "http://127.0.0.1:9101", "models": ["smollm2:135m"]}
             ],
@@ -164,6 +230,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "three-hosts": {
         "gpu1": {
             **all_hosts("10.1.0.1", ["10.1.0.3", "10.1.0.1"]),
+            **edge("127.0.0.1", "10.1.0.1", *RACK, edge_name="rack", edge_ca_names=["gateway1", "monitor1"]),
             "ollama_listen_address": "10.1.0.1",
             "ollama_allowed_clients": ["10.1.0.2", "10.1.0.1"],
             "ollama_url": "http://10.1.0.1:11434",
@@ -175,9 +242,22 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             **ON_CPU,
         },
         "gateway1": {
-            **all_hosts("10.1.0.2", ["10.1.0.3", "10.1.0.2"]),
-            "gateway_listen_address": "10.1.0.2",
-            "gateway_url": "http://10.1.0.2:8000",
+            **all_hosts(
+                "10.1.0.2",
+                ["10.1.0.3", "10.1.0.2"],
+                node_exporter_own_certificates=["/etc/bedplate/bedplate-edge/server.pem"],
+            ),
+            **edge(
+                "10.1.0.2",
+                "10.1.0.2",
+                *RACK,
+                edge_name="rack",
+                edge_api=api(8000),
+                edge_groups=["bedplate-gateway"],
+                edge_ca_names=["gateway1", "monitor1"],
+            ),
+            "gateway_socket": "/run/bedplate-gateway/http.sock",
+            "gateway_url": "https://10.1.0.2:8000",
             "gateway_metrics_listen_address": "10.1.0.2",
             "gateway_metrics_allowed_clients": ["127.0.0.1", "10.1.0.3", "10.1.0.2"],
             "gateway_engines": [
@@ -185,30 +265,40 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             ],
             "gateway_service_keys": SERVICE_KEYS,
             **litellm(("gpu1", "smollm2:135m", "http://10.1.0.1:11434")),
-            **canary("10.1.0.2:8000", "10.1.0.2:9464", "smollm2:135m"),
+            **canary("https://10.1.0.2:8000", "10.1.0.2:9464", "smollm2:135m", ca_file=SYSTEM_CAS),
         },
         "monitor1": {
             **all_hosts("127.0.0.1", []),
-            "prometheus_listen_address": "127.0.0.1",
+            **edge(
+                "127.0.0.1",
+                "10.1.0.3",
+                *RACK,
+                edge_name="rack",
+                edge_pages=[dashboard_page(), prometheus_page()],
+                edge_groups=["bedplate-dashboard"],
+                edge_ca_names=["gateway1", "monitor1"],
+            ),
             "prometheus_url": "http://127.0.0.1:9090",
-            "prometheus_password": "",
-            "prometheus_ca": "",
+            **edge_login("bedplate"),
+            "alertmanager_url": "http://127.0.0.1:9093",
             "prometheus_targets": [
                 {"job": "gateway", "host": "gateway1", "address": "10.1.0.2:9464"},
                 litellm_target("gateway1", "10.1.0.2:9464"),
                 {"job": "ollama", "host": "gpu1", "address": "10.1.0.1:9101"},
-                {"job": "prometheus", "host": "monitor1", "address": "127.0.0.1:9090"},
-                {"job": "dashboard", "host": "monitor1", "address": "127.0.0.1:3001"},
+                {"job": "prometheus", "host": "monitor1", "address": "127.0.0.1:9090", "scheme": "http"},
+                {"job": "dashboard", "host": "monitor1", "address": "127.0.0.1:3001", "scheme": "http"},
+                {"job": "edge", "host": "gateway1", "address": "10.1.0.2:8405"},
+                {"job": "edge", "host": "monitor1", "address": "127.0.0.1:8405"},
                 {"job": "node", "host": "gpu1", "address": "10.1.0.1:9100"},
                 {"job": "node", "host": "gateway1", "address": "10.1.0.2:9100"},
                 {"job": "node", "host": "monitor1", "address": "127.0.0.1:9100"},
             ],
             "prometheus_litellm_memory_limits": [{"host": "gateway1", "bytes": 3 * GIB}],
             "prometheus_alertmanagers": [],
-            "alertmanager_listen_address": "127.0.0.1",
             "dashboard_name": "rack",
-            "dashboard_listen_address": "127.0.0.1",
-            "dashboard_gateway_url": "http://10.1.0.2:8000",
+            "dashboard_socket": "/run/bedplate-dashboard/http.sock",
+            "dashboard_gateway_url": "https://10.1.0.2:8000",
+            "dashboard_gateway_ca_file": SYSTEM_CAS,
             "dashboard_gateway_host": "gateway1",
             "dashboard_gateway_metrics_url": "http://10.1.0.2:9464",
             "dashboard_scrape_seconds": 15,
@@ -219,9 +309,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"name": "monitor1", "url": "http://127.0.0.1:9100"},
             ],
             "dashboard_pinned_versions": pins("gateway1", "gpu1"),
-            "dashboard_prometheus_url": "http://127.0.0.1:9090",
-            "dashboard_prometheus_password": "",
-            "dashboard_prometheus_ca": "",
+            "dashboard_prometheus_url": "http://127.0.0.1:19090",
             "dashboard_inference_hosts": [
                 {"name": "gpu1", "exporter_url": "http://10.1.0.1:9101", "models": ["smollm2:135m"]}
             ],
@@ -232,6 +320,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
         **{
             name: {
                 **all_hosts(address, ["10.2.0.3", address]),
+                **edge("127.0.0.1", address, "10.2.0.3", edge_ca_names=["front", "front.example.org"]),
                 "bedplate_download_environment": {"https_proxy": "http://10.2.0.9:3128"},
                 "ollama_listen_address": address,
                 "ollama_allowed_clients": ["10.2.0.3", address],
@@ -249,10 +338,33 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             )
         },
         "front": {
-            **all_hosts("127.0.0.1", []),
+            **all_hosts(
+                "127.0.0.1", [], node_exporter_own_certificates=["/etc/bedplate/bedplate-edge/server.pem"]
+            ),
+            **edge(
+                "10.2.0.3",
+                "10.2.0.3",
+                "10.2.0.3",
+                edge_api=api(18000, 1260),
+                edge_pages=[
+                    dashboard_page(13001),
+                    prometheus_page(29090),
+                    page(
+                        "alertmanager",
+                        "alertmanager",
+                        29093,
+                        "127.0.0.1:19093",
+                        open_path="/-/ready",
+                        closed=["/-/reload"],
+                    ),
+                ],
+                edge_groups=["bedplate-gateway", "bedplate-dashboard"],
+                edge_ca_names=["front", "front.example.org"],
+                edge_login_password="word-of-the-page",
+            ),
             "bedplate_download_environment": {"https_proxy": "http://10.2.0.9:3128"},
-            "gateway_listen_address": "10.2.0.3",
-            "gateway_url": "http://10.2.0.3:18000",
+            "gateway_socket": "/run/bedplate-gateway/http.sock",
+            "gateway_url": "https://10.2.0.3:18000",
             "gateway_metrics_listen_address": "127.0.0.1",
             "gateway_metrics_allowed_clients": ["127.0.0.1"],
             "gateway_engines": [
@@ -278,20 +390,24 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 ("gpu1", "llama3.2:3b", "http://10.2.0.1:21434"),
                 ("gpu2", "smollm2:135m", "http://10.2.0.2:21434"),
             ),
-            **canary("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "more"),
-            "prometheus_listen_address": "10.2.0.3",
-            "node_exporter_own_certificates": ["/etc/bedplate/prometheus/server.pem"],
-            "prometheus_url": "https://10.2.0.3:19090",
-            # Read only if their files exist.
-            "prometheus_password": "",
-            "prometheus_ca": "",
+            **canary(
+                "https://10.2.0.3:18000",
+                "127.0.0.1:19464",
+                *("smollm2:135m", "llama3.2:3b", "other", "more"),
+                ca_file=SYSTEM_CAS,
+            ),
+            "prometheus_url": "https://10.2.0.3:29090",
+            **edge_login("ops"),
+            "prometheus_edge_password": "word-of-the-page",
+            "alertmanager_url": "https://10.2.0.3:29093",
             "prometheus_targets": [
                 {"job": "gateway", "host": "front", "address": "127.0.0.1:19464"},
                 litellm_target("front", "127.0.0.1:19464"),
                 {"job": "ollama", "host": "gpu1", "address": "10.2.0.1:19101"},
                 {"job": "ollama", "host": "gpu2", "address": "10.2.0.2:19101"},
-                {"job": "prometheus", "host": "front", "address": "10.2.0.3:19090"},
-                {"job": "dashboard", "host": "front", "address": "10.2.0.3:13001"},
+                {"job": "prometheus", "host": "front", "address": "10.2.0.3:29090", "scheme": "https"},
+                {"job": "dashboard", "host": "front", "address": "10.2.0.3:13001", "scheme": "https"},
+                {"job": "edge", "host": "front", "address": "127.0.0.1:8405"},
                 {"job": "node", "host": "gpu1", "address": "10.2.0.1:19100"},
                 {"job": "node", "host": "gpu2", "address": "10.2.0.2:19100"},
                 {"job": "node", "host": "front", "address": "127.0.0.1:19100"},
@@ -300,10 +416,10 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             ],
             "prometheus_litellm_memory_limits": [{"host": "front", "bytes": 2 * GIB}],
             "prometheus_alertmanagers": ["127.0.0.1:19093"],
-            "alertmanager_listen_address": "127.0.0.1",
             "dashboard_name": "bedplate",
-            "dashboard_listen_address": "10.2.0.3",
-            "dashboard_gateway_url": "http://10.2.0.3:18000",
+            "dashboard_socket": "/run/bedplate-dashboard/http.sock",
+            "dashboard_gateway_url": "https://10.2.0.3:18000",
+            "dashboard_gateway_ca_file": SYSTEM_CAS,
             "dashboard_gateway_host": "front",
             "dashboard_gateway_metrics_url": "http://127.0.0.1:19464",
             "dashboard_scrape_seconds": 15,
@@ -314,9 +430,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"name": "front", "url": "http://127.0.0.1:19100"},
             ],
             "dashboard_pinned_versions": pins("front", "gpu1", "gpu2"),
-            "dashboard_prometheus_url": "https://10.2.0.3:19090",
-            "dashboard_prometheus_password": "",
-            "dashboard_prometheus_ca": "",
+            "dashboard_prometheus_url": "http://127.0.0.1:19090",
             "dashboard_inference_hosts": [
                 {
                     "name": "gpu1",

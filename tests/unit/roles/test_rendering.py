@@ -12,7 +12,7 @@ import pytest
 import yaml
 from bedplate_dashboard.settings import load
 from bedplate_gateway.keys import KeysFile
-from bedplate_gateway.settings import Settings
+from bedplate_gateway.settings import Settings, UnixListener
 
 from tests.support.rendering import Rendered, Stack
 
@@ -260,7 +260,7 @@ def test_the_gateway_reads_its_settings(stack: Stack) -> None:
     settings = Settings.model_validate_json(rendered.files["gateway.json"])
     dumped = settings.model_dump(exclude_defaults=True, mode="json")
     assert list(dumped["engines"]) == rendered.wiring["gateway_engines"]
-    assert f"http://{settings.api.address}:{settings.api.port}" == rendered.wiring["gateway_url"]
+    assert settings.api == UnixListener(path=Path(rendered.wiring["gateway_socket"]))
     assert settings.metrics.allowed_clients == {*rendered.wiring["gateway_metrics_allowed_clients"]}
     # The role's defaults equal the gateway's.
     more = {"api", "metrics", "engines", "litellm", "keys_file", "state_dir"}
@@ -359,20 +359,12 @@ def test_prometheus_stores_no_buckets_of_litellm(stack: Stack) -> None:
     assert set(map(tuple, dropped.values())) == {("litellm_spend_metric_created",)}
 
 
-def test_prometheus_uses_tls_only_off_loopback(stack: Stack) -> None:
+def test_only_targets_behind_an_edge_get_the_password(stack: Stack) -> None:
     (rendered,) = (rendered for rendered in stack.hosts.values() if "prometheus.yml" in rendered.files)
-    encrypted = stack.name == "two-engines"
-    unit = rendered.units["prometheus.service"]
-    assert ("--web.config.file=/etc/bedplate/prometheus/web.yml" in unit) == encrypted
-    # systemd 252 does not pass credentials to ExecStartPost.
-    assert "CREDENTIALS_DIRECTORY" not in unit
-    dashboard = rendered.units["bedplate-dashboard.service"]
-    assert ("\nLoadCredential=prometheus-password:" in dashboard) == encrypted
-    # Only the job prometheus gets the password.
     jobs = yaml.safe_load(rendered.files["prometheus.yml"])["scrape_configs"]
-    protected = {job["job_name"] for job in jobs if "basic_auth" in job}
-    assert protected == ({"prometheus"} if encrypted else set())
-    assert protected == {job["job_name"] for job in jobs if job.get("scheme") == "https"}
+    assert {job["job_name"] for job in jobs if "basic_auth" in job} == {"prometheus", "dashboard"}
+    schemes = {config["labels"].get("__scheme__") for job in jobs for config in job["static_configs"]}
+    assert schemes == {None, "https" if stack.name == "two-engines" else "http"}
 
 
 @pytest.mark.parametrize("stack", ["two-engines"], indirect=True)

@@ -79,6 +79,14 @@ def _find_gateway_faults(facts: Facts, models: tuple[ModelStatus, ...]) -> Itera
             next_on=CONTROL_MACHINE,
             about="key",
         )
+    elif not contact.ok and facts.gateway_metrics.ok:
+        # The metrics do not pass the edge.
+        yield Fault(
+            what=f"bedplate-edge does not pass requests to the gateway ({contact.error})",
+            next="journalctl -u bedplate-edge -n 50",
+            next_on=GATEWAY_HOST,
+            about="edge",
+        )
     elif not contact.ok:
         yield Fault(
             what=f"the gateway does not work ({_explain(facts.gateway, 'bedplate-gateway')})",

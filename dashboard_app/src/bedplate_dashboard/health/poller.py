@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
+import httpx
+
 from bedplate_dashboard.health import judge
 from bedplate_dashboard.health.judge import Memory, Snapshot
 from bedplate_dashboard.health.model import Status
@@ -14,10 +16,10 @@ from bedplate_dashboard.health.thresholds import POLL_SECONDS
 from bedplate_dashboard.health.traffic_window import TrafficWindow
 from bedplate_dashboard.settings import Secrets, Settings
 from bedplate_dashboard.sources import collect, history
-from bedplate_dashboard.sources.collect import Clients, Observation
+from bedplate_dashboard.sources.collect import Observation
 from bedplate_dashboard.sources.history import DaysLeft
 
-Collect = Callable[[Clients, Settings, str], Awaitable[Observation]]
+Collect = Callable[[httpx.AsyncClient, Settings, str], Awaitable[Observation]]
 
 DISK_GROWTH_SECONDS = 300.0
 """How often Prometheus is queried for disk growth, which it derives from six hours."""
@@ -84,35 +86,33 @@ class Poller:
         return self._last.number if self._last else 0
 
     async def _run(self) -> None:
-        async with collect.new_clients(self._secrets) as clients, asyncio.TaskGroup() as group:
-            group.create_task(self._poll_forever(clients))
-            group.create_task(self._query_disk_growth_forever(clients))
-            group.create_task(self._read_litellm_forever(clients))
+        async with collect.new_client(self.settings) as client, asyncio.TaskGroup() as group:
+            group.create_task(self._poll_forever(client))
+            group.create_task(self._query_disk_growth_forever(client))
+            group.create_task(self._read_litellm_forever(client))
 
-    async def _poll_forever(self, clients: Clients) -> None:
+    async def _poll_forever(self, client: httpx.AsyncClient) -> None:
         while True:
             began = time.monotonic()
             try:
-                self.update(await self._collect(clients, self.settings, self._secrets.gateway_key))
+                self.update(await self._collect(client, self.settings, self._secrets.gateway_key))
             except Exception:
                 # A defect of ours must not end the polling; readers see the last poll become stale.
                 log.exception("a poll failed")
             await asyncio.sleep(max(0.0, began + POLL_SECONDS - time.monotonic()))
 
-    async def _query_disk_growth_forever(self, clients: Clients) -> None:
+    async def _query_disk_growth_forever(self, client: httpx.AsyncClient) -> None:
         while True:
             try:
-                self._days_left = await history.query_days_left(clients, self.settings)
+                self._days_left = await history.query_days_left(client, self.settings)
             except Exception:
                 log.exception("could not query Prometheus for disk growth")
             await asyncio.sleep(DISK_GROWTH_SECONDS)
 
-    async def _read_litellm_forever(self, clients: Clients) -> None:
+    async def _read_litellm_forever(self, client: httpx.AsyncClient) -> None:
         while True:
             try:
-                self._window.add_litellm(
-                    await collect.fetch_litellm(clients, self.settings), time.monotonic()
-                )
+                self._window.add_litellm(await collect.fetch_litellm(client, self.settings), time.monotonic())
             except Exception:
                 log.exception("could not read LiteLLM's metrics")
             await asyncio.sleep(LITELLM_SECONDS)

@@ -8,8 +8,7 @@ import errno
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Literal, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from bedplate_dashboard.settings import VERSION, InferenceHost, NodeExporter, Secrets, Settings
+from bedplate_dashboard.settings import VERSION, InferenceHost, NodeExporter, Settings
 from bedplate_dashboard.sources import prometheus_text
 from bedplate_dashboard.sources.metric_names import (
     GATEWAY_METRICS,
@@ -42,7 +41,6 @@ ANSWER_SECONDS = 1.5
 
 CONNECT_SECONDS = 1.2
 
-PROMETHEUS_USER = "bedplate"
 BODY_BYTES = 1024 * 1024
 METRICS_BYTES = 4 * 1024 * 1024
 NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
@@ -128,33 +126,10 @@ class Observation:
     smoke: ReportFile
 
 
-@dataclass(frozen=True)
-class Clients:
-    """The HTTP clients of one event loop; Prometheus may need its own CA and password."""
-
-    stack: httpx.AsyncClient
-    prometheus: httpx.AsyncClient
-
-
-@asynccontextmanager
-async def new_clients(secrets: Secrets) -> AsyncIterator[Clients]:
-    """Open the HTTP clients and close them afterwards."""
-    trusted = ssl.create_default_context()
-    password = secrets.prometheus_password
-    async with (
-        _new_client(trusted, None) as stack,
-        _new_client(
-            ssl.create_default_context(cafile=secrets.prometheus_ca) if secrets.prometheus_ca else trusted,
-            httpx.BasicAuth(PROMETHEUS_USER, password) if password else None,
-        ) as prometheus,
-    ):
-        yield Clients(stack, prometheus)
-
-
-def _new_client(trusted: ssl.SSLContext, auth: httpx.BasicAuth | None) -> httpx.AsyncClient:
+def new_client(settings: Settings) -> httpx.AsyncClient:
+    """Return a new HTTP client that trusts the gateway's certificate."""
     return httpx.AsyncClient(
-        verify=trusted,
-        auth=auth,
+        verify=ssl.create_default_context(cafile=settings.gateway_ca_file),
         # The environment's proxies are for downloads, not for the stack.
         trust_env=False,
         # No connection is reused: one that its server has closed meanwhile would look like a fault.
@@ -163,16 +138,15 @@ def _new_client(trusted: ssl.SSLContext, auth: httpx.BasicAuth | None) -> httpx.
     )
 
 
-async def collect(clients: Clients, settings: Settings, key: str) -> Observation:
+async def collect(client: httpx.AsyncClient, settings: Settings, key: str) -> Observation:
     """Poll all services at the same time; takes at most `ANSWER_SECONDS`."""
     began = time.monotonic()
-    client = clients.stack
     async with asyncio.TaskGroup() as group:
         listing = group.create_task(_fetch_models(client, settings.gateway_url, key))
         scrape = group.create_task(
             _fetch_metrics(client, f"{settings.gateway_metrics_url}/metrics", GATEWAY_METRICS)
         )
-        prometheus = group.create_task(_fetch_prometheus(clients.prometheus, settings.prometheus_url))
+        prometheus = group.create_task(_fetch_prometheus(client, settings.prometheus_url))
         hosts = [group.create_task(_fetch_host(client, host)) for host in settings.inference_hosts]
         machines = [group.create_task(_fetch_machine(client, node)) for node in settings.node_exporters]
     gateway_contact, models = listing.result()
@@ -191,10 +165,10 @@ async def collect(clients: Clients, settings: Settings, key: str) -> Observation
     )
 
 
-async def fetch_litellm(clients: Clients, settings: Settings) -> Samples | None:
+async def fetch_litellm(client: httpx.AsyncClient, settings: Settings) -> Samples | None:
     """Return LiteLLM's own metrics, which the gateway reads for us; None without a usable answer."""
     contact, metrics = await _fetch_metrics(
-        clients.stack, f"{settings.gateway_metrics_url}/metrics/litellm", LITELLM_METRICS
+        client, f"{settings.gateway_metrics_url}/metrics/litellm", LITELLM_METRICS
     )
     return metrics if contact.ok else None
 

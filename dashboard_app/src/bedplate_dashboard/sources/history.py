@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import urlencode
 
-from bedplate_dashboard.settings import Secrets, Settings
+import httpx
+
+from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources import collect
-from bedplate_dashboard.sources.collect import Clients, Contact
+from bedplate_dashboard.sources.collect import Contact
 from bedplate_dashboard.sources.payloads import QueryResult, Series
 
 SCHEMA = 1
@@ -69,9 +71,8 @@ DAYS_LEFT = (
 class History:
     """The series of each range, cached until the next point is due; readers share one query at a time."""
 
-    def __init__(self, settings: Settings, secrets: Secrets) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._secrets = secrets
         self._locks: dict[Range, threading.Lock] = {name: threading.Lock() for name in SPANS}
         self._kept: dict[Range, tuple[float, dict[str, Any]]] = {}
 
@@ -90,11 +91,11 @@ class History:
         end = math.floor(time.time() / span.step) * span.step
         times = list(range(end - span.seconds, end + 1, span.step))
         window = f"{max(span.step, round(4 * self._settings.scrape_seconds))}s"
-        async with collect.new_clients(self._secrets) as clients:
+        async with collect.new_client(self._settings) as client:
             answers = await asyncio.gather(
                 *(
                     _query(
-                        clients,
+                        client,
                         f"{self._settings.prometheus_url}/api/v1/query_range",
                         query=query.replace("$window", window),
                         start=times[0],
@@ -120,9 +121,9 @@ class History:
         }
 
 
-async def query_days_left(clients: Clients, settings: Settings) -> DaysLeft:
+async def query_days_left(client: httpx.AsyncClient, settings: Settings) -> DaysLeft:
     """Query when each file system will be full if it keeps the growth of the last six hours."""
-    _, result = await _query(clients, f"{settings.prometheus_url}/api/v1/query", query=DAYS_LEFT)
+    _, result = await _query(client, f"{settings.prometheus_url}/api/v1/query", query=DAYS_LEFT)
     return {
         (series.metric.get("host", ""), series.metric.get("mountpoint", "")): number
         for series in result
@@ -130,8 +131,10 @@ async def query_days_left(clients: Clients, settings: Settings) -> DaysLeft:
     }
 
 
-async def _query(clients: Clients, url: str, **parameters: str | int) -> tuple[Contact, Sequence[Series]]:
-    contact, body = await collect.get(clients.prometheus, f"{url}?{urlencode(parameters)}", ANSWER_SECONDS)
+async def _query(
+    client: httpx.AsyncClient, url: str, **parameters: str | int
+) -> tuple[Contact, Sequence[Series]]:
+    contact, body = await collect.get(client, f"{url}?{urlencode(parameters)}", ANSWER_SECONDS)
     contact, answer = collect.parse_answer(
         contact, body, QueryResult.model_validate_json, "answered without a result"
     )

@@ -15,9 +15,9 @@ from werkzeug.exceptions import HTTPException
 
 from bedplate_dashboard.health.model import Status
 from bedplate_dashboard.health.poller import Poller
-from bedplate_dashboard.settings import VERSION, Secrets, Settings
+from bedplate_dashboard.settings import VERSION, Settings
 from bedplate_dashboard.sources.history import SPANS, History
-from bedplate_dashboard.web import assets, filters, login
+from bedplate_dashboard.web import assets, filters
 from bedplate_dashboard.web.events import Events, TooManyStreamsError
 from bedplate_dashboard.web.metrics import StatusMetrics
 
@@ -40,7 +40,7 @@ SECURITY_HEADERS = {
 }
 
 
-def create_app(poller: Poller, secrets: Secrets) -> Flask:
+def create_app(poller: Poller) -> Flask:
     """Return the WSGI application, with its `Events` as extension `events`; starts no thread."""
     settings = poller.settings
     app = Flask(__name__, static_folder=None)
@@ -49,8 +49,6 @@ def create_app(poller: Poller, secrets: Secrets) -> Flask:
     app.jinja_env.filters.update(filters.FILTERS)
     app.jinja_env.globals.update(gpu_share=filters.describe_gpu_share)
     assets.register(app, assets.load())
-    if secrets.login:
-        login.register(app, secrets.login, settings.name)
 
     def render(template: str, **context: Any) -> str:
         return render_template(
@@ -64,7 +62,7 @@ def create_app(poller: Poller, secrets: Secrets) -> Flask:
     events = Events(poller, render_live)
     app.extensions["events"] = events
     _add_pages(app, settings, render, render_live)
-    _add_data(app, poller, History(settings, secrets), events)
+    _add_data(app, poller, History(settings), events)
     _add_events(app, events)
     _add_guards(app)
     return app

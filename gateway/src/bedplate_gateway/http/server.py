@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any, cast
 
 import httptools
@@ -73,10 +74,21 @@ def listen(address: str, port: int, limits: ClientLimits | None = None) -> socke
     return listener
 
 
-def is_bound_to(listener: socket.socket, address: str, port: int) -> bool:
-    """Return whether a listening socket is bound to an address and port."""
-    socket_address = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][4]
-    return bool(listener.getsockname() == socket_address)
+def listen_unix(path: Path) -> socket.socket:
+    """Return a new listening Unix socket for its user and group, replacing an old file; raises StartError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        path.chmod(0o660)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"Cannot listen on {path} ({error.strerror}): "
+            "start the service with systemctl, which creates the directory."
+        ) from None
+    return listener
 
 
 class HttpServer(ServerState):

@@ -30,10 +30,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 Run = Callable[..., dict[str, Any]]
 NAMES: dict[str, Any] = {"dns_names": ["web1", "localhost"], "addresses": ["127.0.0.1", "::1", "10.0.0.1"]}
 REMEDY = (
-    "restore it from a backup, or replace the CA with -e edge_replace_ca=true; "
+    "restore it from a backup, or replace the CA with make replace-ca; "
     "all clients then need the new CA (make ca)."
 )
-NEW_CA = "replace the CA with -e edge_replace_ca=true; all clients then need the new CA (make ca)"
+NEW_CA = "replace the CA with make replace-ca; all clients then need the new CA (make ca)"
 
 
 @pytest.fixture(scope="module")
