@@ -66,7 +66,7 @@ def log_in_with_sudo(stack: Stack, folder: Path) -> Login:
 id {USER} >/dev/null 2>&1 || useradd --create-home --shell /bin/bash --groups sudo {USER}
 {{ printf '{USER}:'; cat; }} | chpasswd
 install -d -m 0700 -o {USER} /home/{USER}/.ssh
-install -m 0600 -o {USER} /root/.ssh/authorized_keys /home/{USER}/.ssh
+install -m 0600 -o {USER} ~/.ssh/authorized_keys /home/{USER}/.ssh
 """
     stack(script, stdin=f"{password}\n")
     file = folder / "login.json"
