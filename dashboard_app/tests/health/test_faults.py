@@ -76,8 +76,7 @@ def test_the_most_important_fault_comes_first(settings: Settings, all_well: Obse
         observation = change(observation)
     contact = Contact("failed", 0.1, "HTTP 500")
     observation = dataclasses.replace(
-        observation,
-        gateway=dataclasses.replace(observation.gateway, contact=contact, metrics_contact=contact),
+        observation, gateway=dataclasses.replace(observation.gateway, contact=contact)
     )
     refusals = (
         Refusals(reason="queue_timeout", status=503, count=2),
@@ -85,7 +84,7 @@ def test_the_most_important_fault_comes_first(settings: Settings, all_well: Obse
     )
     faults = find(settings, observation, refusals=refusals)
     assert [fault.about for fault in faults.counted] == [
-        "gateway",
+        "edge",
         "engine gpu2",
         "refusals",
         "wait high",

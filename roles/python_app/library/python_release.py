@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -45,6 +46,10 @@ options:
     description: The wheel's SHA-256, in hexadecimal digits.
     type: str
     default: ""
+  proxies:
+    description: Proxies with a password, by the scheme (http, https) of the addresses that they are for.
+    type: dict
+    default: {}
   current:
     description: Whether to point the link current to the release.
     type: bool
@@ -119,7 +124,22 @@ def run(command: Sequence[str | Path], folder: Path, held: IO[bytes]) -> None:
         raise ReleaseError(f"{folder} cannot be installed: {said}")
 
 
-def install(folder: Path, requirements: str, held: IO[bytes]) -> None:
+@contextlib.contextmanager
+def proxy_settings(folder: Path, proxies: Mapping[str, str]) -> Iterator[None]:
+    """Have the proxies in a file that uv reads in its working directory, and only root can read."""
+    file = folder / "uv.toml"
+    # Also one that a power cut left.
+    file.unlink(missing_ok=True)
+    if proxies:
+        file.touch(mode=0o600)
+        file.write_text("".join(f"{scheme}-proxy = {json.dumps(url)}\n" for scheme, url in proxies.items()))
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def install(folder: Path, requirements: str, proxies: Mapping[str, str], held: IO[bytes]) -> None:
     """Install the requirements into a new virtual environment; raises ReleaseError."""
     (folder / "requirements.txt").write_text(requirements)
     run([UV, "venv", "--quiet", "--clear", f"--python={PYTHON}", "venv"], folder, held)
@@ -131,7 +151,8 @@ def install(folder: Path, requirements: str, held: IO[bytes]) -> None:
         "--compile-bytecode",
         "--python=venv",
     ]
-    run([UV, "pip", "install", *options, "--requirement=requirements.txt"], folder, held)
+    with proxy_settings(folder, proxies):
+        run([UV, "pip", "install", *options, "--requirement=requirements.txt"], folder, held)
     # After a power cut, .complete must not be there without the files that it stands for.
     run(["sync", "--file-system", folder], folder, held)
     (folder / ".complete").touch()
@@ -163,6 +184,7 @@ def main() -> None:
             "requirements": {"type": "str", "required": True, "no_log": True},
             "wheel": {"type": "str", "default": ""},
             "wheel_checksum": {"type": "str", "default": ""},
+            "proxies": {"type": "dict", "default": {}, "no_log": True},
             "current": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
@@ -183,7 +205,7 @@ def main() -> None:
             missing = not (folder / ".complete").exists()
             if missing:
                 text = lock_text(given["requirements"], given["wheel"], given["wheel_checksum"])
-                install(folder, text, held)
+                install(folder, text, given["proxies"], held)
             pointed = given["current"] and point(link, target)
     except (ReleaseError, OSError) as error:
         module.fail_json(msg=str(error))

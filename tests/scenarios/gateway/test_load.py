@@ -6,11 +6,48 @@ import json
 import re
 import time
 
+import pytest
+
+from tests.support.secrets import (
+    Watch,
+    installed_secrets,
+    lines_of_sudo,
+    lines_with_secrets,
+    log_in_with_sudo,
+    watching,
+)
 from tests.support.stack import ROOT, Load, Stack
 
 
+@pytest.fixture(scope="module")
+def searched(stack: Stack) -> dict[str, str]:
+    """The secrets of the installation by their names, with the password of sudo."""
+    return installed_secrets(stack)
+
+
+@pytest.fixture(scope="module")
+def watched(stack: Stack, searched: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Watch:
+    """What a search of all processes finds during verify, traffic-quick and smoke, by a user with sudo."""
+    login = log_in_with_sudo(stack, tmp_path_factory.mktemp("login"))
+    searched["sudo's password"] = login.password
+    with watching(stack, searched) as watch:
+        for name in ("verify", "traffic", "smoke"):
+            stack.play(login.option, playbook=f"playbooks/{name}.yml")
+    return watch
+
+
+def test_no_process_has_a_secret_in_its_arguments_or_environment(watched: Watch) -> None:
+    assert watched.found == []
+
+
+@pytest.mark.usefixtures("watched")
+def test_the_journal_and_so_sudos_log_has_no_secret(stack: Stack, searched: dict[str, str]) -> None:
+    assert lines_of_sudo(stack) > 10
+    assert lines_with_secrets(stack, searched) == 0
+
+
+@pytest.mark.usefixtures("watched")
 def test_limits_are_exact_and_priorities_work(stack: Stack) -> None:
-    stack.play(playbook="playbooks/smoke.yml")
     report = json.loads((ROOT / "reports/smoke.json").read_text())
     print("\n" + "\n".join(f"{check['name']}: {check['seen']}" for check in report["checks"]))
     assert [check["ok"] for check in report["checks"]] == [True, True, True]

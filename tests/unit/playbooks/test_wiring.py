@@ -48,6 +48,14 @@ ON_GPU: dict[str, dict[str, Any]] = {
     },
 }
 
+PROXIES: dict[str, Any] = {
+    "bedplate_download_environment": {
+        "https_proxy": "http://10.2.0.9:3128",
+        "APT_CONFIG": "/run/bedplate-download/apt.conf",
+    },
+    "bedplate_download_proxies": {"http": "http://bedplate:word-of-the-proxy@10.2.0.9:3129"},
+}
+
 
 def pins(gateway: str, *engines: str) -> list[dict[str, str]]:
     """Return the versions that the playbooks install, read from their files."""
@@ -112,6 +120,7 @@ def all_hosts(address: str, clients: list[str], **more: Any) -> dict[str, Any]:
         "edge_metrics_listen_address": address,
         "edge_metrics_allowed_clients": clients,
         "bedplate_download_environment": {},
+        "bedplate_download_proxies": {},
         "node_exporter_listen_address": address,
         "node_exporter_allowed_clients": clients,
         "node_exporter_own_certificates": [],
@@ -321,7 +330,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             name: {
                 **all_hosts(address, ["10.2.0.3", address]),
                 **edge("127.0.0.1", address, "10.2.0.3", edge_ca_names=["front", "front.example.org"]),
-                "bedplate_download_environment": {"https_proxy": "http://10.2.0.9:3128"},
+                **PROXIES,
                 "ollama_listen_address": address,
                 "ollama_allowed_clients": ["10.2.0.3", address],
                 "ollama_url": f"http://{address}:21434",
@@ -362,7 +371,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 edge_ca_names=["front", "front.example.org"],
                 edge_login_password="word-of-the-page",
             ),
-            "bedplate_download_environment": {"https_proxy": "http://10.2.0.9:3128"},
+            **PROXIES,
             "gateway_socket": "/run/bedplate-gateway/http.sock",
             "gateway_url": "https://10.2.0.3:18000",
             "gateway_metrics_listen_address": "127.0.0.1",

@@ -33,7 +33,6 @@ THIRD_PARTY = {
     "Host key verification failed": "ssh",
     "Killed process": "the kernel",
     "Missing sudo password": "Ansible",
-    "Request failed": "Ansible",
     "Start request repeated too quickly": "systemd",
     "UNREACHABLE": "Ansible",
     "library=cpu": "Ollama",

@@ -234,6 +234,15 @@ def test_proxies_are_used_only_for_downloads(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
+def test_no_service_gets_a_proxy_with_a_password(stack: Stack) -> None:
+    """Ollama writes its proxies to the journal at its start."""
+    for rendered in stack.hosts.values():
+        for text in [*rendered.units.values(), *rendered.files.values()]:
+            assert "word-of-the-proxy" not in text
+            assert "APT_CONFIG" not in text
+
+
+@pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
 def test_models_on_another_disk(stack: Stack) -> None:
     unit = stack.hosts["gpu1"].units["ollama.service"]
     assert "\nRequiresMountsFor=/srv/models\n" in unit

@@ -228,3 +228,26 @@ def test_the_wiring_assumes_the_defaults_of_the_roles() -> None:
     ]
     assert len(named) > 10
     assert [(name, value) for name, value in named if defaults[name] != value] == []
+
+
+def environments() -> Iterator[tuple[str, Any]]:
+    """The environment of each task and play, with its file."""
+    files = [*(ROOT / "roles").glob("*/*/*.yml"), *(ROOT / "playbooks").rglob("*.yml"), ROOT / "site.yml"]
+    for path in files:
+        entries = [load(path)]
+        for entry in entries:
+            if isinstance(entry, list):
+                entries += entry
+            elif isinstance(entry, dict):
+                entries += entry.values()
+                if "environment" in entry:
+                    yield str(path.relative_to(ROOT)), entry["environment"]
+
+
+def test_no_environment_of_a_task_has_a_secret() -> None:
+    """Ansible puts it into the arguments of the remote shell, which ps and sudo's log show."""
+    found = list(environments())
+    assert len(found) > 10
+    for path, environment in found:
+        literal = isinstance(environment, dict) and "{{" not in str(environment)
+        assert literal or environment == "{{ bedplate_download_environment }}", path

@@ -3,6 +3,7 @@
 import argparse
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, Self
 
 EXIT_OK, EXIT_FAILED, EXIT_CANNOT_START, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -41,6 +42,8 @@ class EndpointOptions:
     """Ends with /v1; by default OPENAI_BASE_URL."""
     key: str | None
     """By default OPENAI_API_KEY."""
+    key_file: Path | None
+    """A file with the key, which goes before `key`; `-` is standard input."""
     timeout_seconds: float
     allow_public: bool
 
@@ -51,6 +54,7 @@ class EndpointOptions:
             model=arguments.model,
             url=arguments.url or os.environ.get("OPENAI_BASE_URL"),
             key=arguments.key or os.environ.get("OPENAI_API_KEY"),
+            key_file=arguments.key_file,
             timeout_seconds=arguments.timeout,
             allow_public=arguments.allow_public,
         )
@@ -60,8 +64,12 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `EndpointOptions`."""
     parser.add_argument("--model", metavar="M", help="model to use (default: the first that is offered)")
     parser.add_argument("--url", metavar="U", help="endpoint, ends with /v1 (default: OPENAI_BASE_URL)")
-    parser.add_argument(
-        "--key", metavar="K", help="API key; shows in the process list, so prefer OPENAI_API_KEY"
+    keys = parser.add_mutually_exclusive_group()
+    keys.add_argument(
+        "--key", metavar="K", help="API key (default: OPENAI_API_KEY); shows in the process list"
+    )
+    keys.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="file with the API key; - is standard input"
     )
     parser.add_argument(
         "--timeout",

@@ -1,5 +1,6 @@
 """`traffic run` from the command line: keys, reports, exit statuses and refusals."""
 
+import io
 import json
 import os
 import signal
@@ -19,7 +20,10 @@ from traffic.tests.traffic_fakes import answering, engine, serving
 from traffic.tests.traffic_runs import Ran, burst, profile, run
 
 
-def test_each_class_has_its_own_key_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stdin", [False, True])
+def test_each_class_has_its_own_key_and_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdin: bool
+) -> None:
     authorizations: list[str] = []
 
     async def handle(request: web.Request) -> web.Response:
@@ -34,13 +38,14 @@ def test_each_class_has_its_own_key_and_numbers(tmp_path: Path, monkeypatch: pyt
 
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"version": 1, "keys": {"low-one": "sk-low"}}))
+    monkeypatch.setattr("sys.stdin", io.StringIO(keys.read_text()))
     monkeypatch.setenv("TRAFFIC_KEY_HIGH_ONE", "sk-high")
     classes = [
         burst("a", 3, key="low-one", stream=False),
         burst("b", 2, key="high-one", stream=False),
     ]
     with serving(answering(handle)) as url:
-        ran = Ran(tmp_path, url, profile(tmp_path, *classes), "--keys", str(keys))
+        ran = Ran(tmp_path, url, profile(tmp_path, *classes), "--keys", "-" if stdin else str(keys))
     assert ran.status == 0
     assert sorted(authorizations) == ["Bearer sk-high"] * 2 + ["Bearer sk-low"] * 3
     assert (ran.of("a")["completion_tokens"], ran.of("b")["completion_tokens"]) == (6, 4)
@@ -146,7 +151,7 @@ def url() -> Iterator[str]:
         (("ratelimit",), "The profile needs the key 'ratelimit': set TRAFFIC_KEY_RATELIMIT, or name a file"),
         (
             ("ratelimit", "--keys", "/nowhere"),
-            "The keys file /nowhere cannot be read (No such file or directory).",
+            "The keys file /nowhere cannot be read (No such file or directory): check its path and its mode.",
         ),
         (("--rate", "1", "--html", "/nowhere/x"), "The report /nowhere/x cannot be written (No such file"),
         (

@@ -1,10 +1,12 @@
 """The checks of URL and key."""
 
+import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from traffic.tests.fake_endpoint import refused
+from traffic.tests.fake_endpoint import KEY, FakeEndpoint, exit_status, refused
 
 
 @pytest.mark.usefixtures("fake")
@@ -51,3 +53,46 @@ def test_a_missing_variable_is_refused(
 @pytest.mark.parametrize("key", ["sk-ä", "sk a", "sk\n"])
 def test_a_malformed_key_is_refused(capsys: pytest.CaptureFixture[str], key: str) -> None:
     assert "characters that no key has" in refused(capsys, "--max", "1", "--key", key)
+
+
+@pytest.mark.parametrize("source", ["file", "-"])
+def test_a_key_of_a_file_or_standard_input_needs_no_environment(
+    fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{KEY}\n"))
+    # The file goes before the environment, whose key the endpoint would refuse.
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
+    assert exit_status("--max", "1", "--key-file", source if source == "-" else str(file)) == 0
+    assert len(fake.bodies) == 1
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n", "No key is given: set "),
+        (b"sk-a\nsk-b\n", "The key contains characters that no key has: check "),
+        (b"\xff\xfe", "is not text: name the right file."),
+        (b"k" * 4097, "has more than 4096 characters: name the right file."),
+    ],
+)
+def test_a_file_without_one_key_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, message: str
+) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    refusal = refused(capsys, "--max", "1", "--key-file", str(file))
+    assert message in refusal
+    assert str(file) in refusal
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_missing_key_file_and_an_empty_standard_input_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = "The key file /nowhere cannot be read (No such file or directory): check its path and its mode."
+    assert message in refused(capsys, "--max", "1", "--key-file", "/nowhere")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "standard input" in refused(capsys, "--max", "1", "--key-file=-")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import os
+import socket
 import subprocess
 import sys
+import threading
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -186,3 +191,53 @@ def test_the_real_uv_installs_the_wheel_by_its_hash(
     assert release("1", **given, wheel_checksum=hashlib.sha256(wheel.read_bytes()).hexdigest())["installed"]
     code = [str(program / "current/bin/python"), "-c", "import small; print(small.NAME)"]
     assert subprocess.run(code, capture_output=True, text=True, check=True).stdout == "small\n"
+
+
+def test_uv_gets_the_proxys_password_in_a_file_of_root_and_nowhere_else(
+    release: Release, uv: FakeUv, program: Path
+) -> None:
+    uv.serve(f"stat --format=%a uv.toml >{program}/mode; cp uv.toml {program}/seen; env >{program}/environ")
+    proxy = "http://user:word-of-the-proxy@10.0.0.1:3128"
+    done = release("1", proxies={"http": proxy, "https": proxy})
+    assert done["installed"] is True
+    assert (program / "mode").read_text() == "600\n"
+    settings = tomllib.loads((program / "seen").read_text())
+    assert settings == {"http-proxy": proxy, "https-proxy": proxy}
+    assert not (program / "releases/1/uv.toml").exists()
+    for shown in (str(done), uv.log.read_text(), (program / "environ").read_text()):
+        assert "word-of-the-proxy" not in shown
+
+
+def test_a_failed_installation_leaves_no_password(release: Release, uv: FakeUv, program: Path) -> None:
+    uv.serve("exit 1")
+    assert "cannot be installed" in release("1", proxies={"https": "http://user:word@10.0.0.1"})["msg"]
+    assert not (program / "releases/1/uv.toml").exists()
+
+
+def test_the_real_uv_reads_the_proxy_from_that_file(
+    plugin: ModuleType, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin, "UV", Path(sys.executable).with_name("uv"))
+    monkeypatch.setattr(plugin, "PYTHON", Path(sys.executable))
+    for name in [name for name in os.environ if name.startswith("UV_") or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://index.example/simple")
+    asked = b""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(20)
+
+        def answer() -> None:
+            nonlocal asked
+            connection, _ = server.accept()
+            with connection:
+                asked = connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        proxy = f"http://user:word@127.0.0.1:{server.getsockname()[1]}"
+        release("1", requirements=f"six==1.0 --hash=sha256:{'0' * 64}", proxies={"http": proxy})
+        thread.join()
+    assert asked.startswith(b"GET http://index.example/simple/six/ ")
+    assert b"Basic " + base64.b64encode(b"user:word") in asked

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bedplate_traffic.arguments import EXIT_OK, Parser, positive
 from bedplate_traffic.errors import CannotStartError
 from bedplate_traffic.load.client import ChatRequest, Client, Exchange
-from bedplate_traffic.load.endpoint import check_key, check_url
+from bedplate_traffic.load.endpoint import check_url, read_key_file
 
 Result = Literal["answered", "failed", "not_loaded", "not_used"]
 METRICS_SECONDS = 10.0
@@ -105,12 +105,7 @@ def parse(arguments: Sequence[str]) -> CanaryOptions:
 def run(options: CanaryOptions) -> int:
     """Check the model, write the metrics and the state, and return the exit status."""
     url = check_url(options.url, allow_public=False)
-    try:
-        key = check_key(options.key_file.read_text(encoding="utf-8").strip(), str(options.key_file))
-    except OSError as error:
-        raise CannotStartError(
-            f"The key file {options.key_file} cannot be read ({error.strerror})."
-        ) from None
+    key = read_key_file(options.key_file)
     result, state, message = asyncio.run(_check(url, key, options, _read_state(options.state_file)))
     try:
         write_to_textfile(str(options.textfile), _build_metrics(options.model, result, state))

@@ -19,7 +19,7 @@ from bedplate_traffic.arguments import (
     positive,
 )
 from bedplate_traffic.load.client import ChatRequest, Client, Exchange, choose_model
-from bedplate_traffic.load.endpoint import check_key, check_url
+from bedplate_traffic.load.endpoint import check_url, find_key
 from bedplate_traffic.report.files import write_text
 
 SCHEMA = 1
@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str]) -> QuickOptions:
 def run(options: QuickOptions) -> int:
     """Send the requests, write the report, and return the exit status."""
     url = check_url(options.endpoint.url, options.endpoint.allow_public)
-    key = check_key(options.endpoint.key)
+    key = find_key(options.endpoint)
     report_to_stdout = options.json == Path("-")
     progress = sys.stderr if report_to_stdout else sys.stdout
     if options.json and not report_to_stdout:

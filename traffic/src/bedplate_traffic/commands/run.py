@@ -26,7 +26,7 @@ from bedplate_traffic.arguments import (
 )
 from bedplate_traffic.errors import CannotStartError
 from bedplate_traffic.load.client import Client, choose_model
-from bedplate_traffic.load.endpoint import check_key, check_url
+from bedplate_traffic.load.endpoint import MAX_KEYS_FILE, check_key, check_url, find_key, read_secret_file
 from bedplate_traffic.load.options import SHAPES, RunOptions, build_profile
 from bedplate_traffic.load.profile import Profile
 from bedplate_traffic.load.progress import show_progress
@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str]) -> RunOptions:
         "--keys",
         type=Path,
         metavar="FILE",
-        help='keys by alias as JSON, such as {"batch": "sk-…"}; Bedplate\'s keys.json is such a file',
+        help='keys by alias as JSON, such as {"batch": "sk-…"} or Bedplate\'s keys.json; - is standard input',
     )
     load = parser.add_argument_group("a load without a profile")
     load.add_argument(
@@ -118,7 +118,11 @@ def run(options: RunOptions) -> int:
     """Run, write the reports, and return the exit status."""
     name, profile = build_profile(options)
     url = check_url(options.endpoint.url, options.endpoint.allow_public)
-    keys = {traffic_class.key: _find_key(traffic_class.key, options) for traffic_class in profile.classes}
+    given = _read_keys(options.keys) if options.keys else {}
+    keys = {
+        traffic_class.key: _find_key(traffic_class.key, given, options.endpoint)
+        for traffic_class in profile.classes
+    }
     for path in options.report_files:
         # Emptied first, so that an older report is never taken for this run's.
         write_text(path, "")
@@ -215,13 +219,12 @@ async def _execute(
     return current
 
 
-def _find_key(alias: str | None, options: RunOptions) -> str:
-    """Return the key of an alias, from --keys or else from the environment."""
+def _find_key(alias: str | None, given: Mapping[str, str], endpoint: EndpointOptions) -> str:
+    """Return the key of an alias, of those `given` by --keys or else from the environment."""
     if alias is None:
-        return check_key(options.endpoint.key)
+        return find_key(endpoint)
     variable = f"TRAFFIC_KEY_{alias.upper().replace('-', '_')}"
-    key = _read_keys(options.keys).get(alias) if options.keys else None
-    key = key or os.environ.get(variable)
+    key = given.get(alias) or os.environ.get(variable)
     if not key:
         raise CannotStartError(
             f"The profile needs the key {alias!r}: set {variable}, or name a file of keys with --keys."
@@ -231,9 +234,7 @@ def _find_key(alias: str | None, options: RunOptions) -> str:
 
 def _read_keys(path: Path) -> dict[str, str]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CannotStartError(f"The keys file {path} cannot be read ({error.strerror}).") from None
+        content = json.loads(read_secret_file(path, "keys file", MAX_KEYS_FILE))
     except (ValueError, RecursionError):
         raise CannotStartError(f"The keys file {path} is not valid JSON.") from None
     keys = content.get("keys", content) if isinstance(content, dict) else None
