@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from tests.support.rendering import ROOT, Stack
 
@@ -78,9 +82,10 @@ def engine(name: str, url: str, *models: dict[str, Any], loaded: int = 1) -> dic
     return {"name": name, "kind": "ollama", "url": url, "models_at_once": loaded, "models": list(models)}
 
 
-def litellm(*deployments: tuple[str, str, str]) -> dict[str, Any]:
+def litellm(*deployments: tuple[str, str, str], allowed: Sequence[str] = ()) -> dict[str, Any]:
     """Return LiteLLM's wiring; each deployment is host, model and the engine's URL."""
     return {
+        "litellm_allowed_addresses": ["localhost", *allowed],
         "gateway_litellm_url": "http://127.0.0.1:4000",
         "gateway_litellm_key_file": "/etc/bedplate/bedplate-gateway/litellm-key",
         "litellm_master_key_file": "/etc/bedplate/bedplate-gateway/litellm-key",
@@ -97,9 +102,10 @@ def litellm_target(host: str, address: str) -> dict[str, str]:
     return {"job": "litellm", "host": host, "address": address, "path": "/metrics/litellm"}
 
 
-def canary(api: str, metrics: str, *models: str) -> dict[str, Any]:
+def canary(api: str, metrics: str, *models: str, allowed: Sequence[str] = ()) -> dict[str, Any]:
     """Return the canary's variables; its key is not generated yet."""
     return {
+        "traffic_canary_allowed_addresses": ["localhost", *allowed],
         "traffic_canary_url": f"http://{api}/v1",
         "traffic_canary_metrics_url": f"http://{metrics}/metrics",
         "traffic_canary_models": list(models),
@@ -124,6 +130,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_url": "http://127.0.0.1:8000",
             "gateway_metrics_listen_address": "127.0.0.1",
             "gateway_metrics_allowed_clients": ["127.0.0.1"],
+            "gateway_allowed_addresses": ["localhost"],
             "gateway_engines": [engine("box", "http://127.0.0.1:11434", SMALL)],
             "gateway_service_keys": SERVICE_KEYS,
             **litellm(("box", "smollm2:135m", "http://127.0.0.1:11434")),
@@ -140,6 +147,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"job": "dashboard", "host": "box", "address": "127.0.0.1:3001"},
                 {"job": "node", "host": "box", "address": "127.0.0.1:9100"},
             ],
+            "prometheus_allowed_addresses": ["localhost"],
+            "dashboard_allowed_addresses": ["localhost"],
             "prometheus_litellm_memory_limits": [{"host": "box", "bytes": 2 * GIB}],
             "prometheus_alertmanagers": [],
             "alertmanager_listen_address": "127.0.0.1",
@@ -180,12 +189,13 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_url": "http://10.1.0.2:8000",
             "gateway_metrics_listen_address": "10.1.0.2",
             "gateway_metrics_allowed_clients": ["127.0.0.1", "10.1.0.3", "10.1.0.2"],
+            "gateway_allowed_addresses": ["any"],
             "gateway_engines": [
                 engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})
             ],
             "gateway_service_keys": SERVICE_KEYS,
-            **litellm(("gpu1", "smollm2:135m", "http://10.1.0.1:11434")),
-            **canary("10.1.0.2:8000", "10.1.0.2:9464", "smollm2:135m"),
+            **litellm(("gpu1", "smollm2:135m", "http://10.1.0.1:11434"), allowed=["10.1.0.1"]),
+            **canary("10.1.0.2:8000", "10.1.0.2:9464", "smollm2:135m", allowed=["10.1.0.2"]),
         },
         "monitor1": {
             **all_hosts("127.0.0.1", []),
@@ -203,6 +213,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"job": "node", "host": "gateway1", "address": "10.1.0.2:9100"},
                 {"job": "node", "host": "monitor1", "address": "127.0.0.1:9100"},
             ],
+            "prometheus_allowed_addresses": ["localhost", "10.1.0.2", "10.1.0.1"],
+            "dashboard_allowed_addresses": ["localhost", "10.1.0.2", "10.1.0.1"],
             "prometheus_litellm_memory_limits": [{"host": "gateway1", "bytes": 3 * GIB}],
             "prometheus_alertmanagers": [],
             "alertmanager_listen_address": "127.0.0.1",
@@ -255,6 +267,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_url": "http://10.2.0.3:18000",
             "gateway_metrics_listen_address": "127.0.0.1",
             "gateway_metrics_allowed_clients": ["127.0.0.1"],
+            "gateway_allowed_addresses": ["any"],
             "gateway_engines": [
                 engine("gpu1", "http://10.2.0.1:21434", SMALL, {**SMALL, "name": "llama3.2:3b"}, loaded=2),
                 engine("gpu2", "http://10.2.0.2:21434", SMALL),
@@ -277,8 +290,12 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 ("gpu1", "smollm2:135m", "http://10.2.0.1:21434"),
                 ("gpu1", "llama3.2:3b", "http://10.2.0.1:21434"),
                 ("gpu2", "smollm2:135m", "http://10.2.0.2:21434"),
+                allowed=["10.2.0.1", "10.2.0.2"],
             ),
-            **canary("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "more"),
+            **canary(
+                *("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "more"),
+                allowed=["10.2.0.3"],
+            ),
             "prometheus_listen_address": "10.2.0.3",
             "node_exporter_own_certificates": ["/etc/bedplate/prometheus/server.pem"],
             "prometheus_url": "https://10.2.0.3:19090",
@@ -298,6 +315,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"job": "alertmanager", "host": "front", "address": "127.0.0.1:19093"},
                 {"job": "other", "host": "tenth", "address": "10.2.0.10:9100"},
             ],
+            "prometheus_allowed_addresses": ["any"],
+            "dashboard_allowed_addresses": ["any"],
             "prometheus_litellm_memory_limits": [{"host": "front", "bytes": 2 * GIB}],
             "prometheus_alertmanagers": ["127.0.0.1:19093"],
             "alertmanager_listen_address": "127.0.0.1",
@@ -343,3 +362,22 @@ def test_the_keys_of_each_stack_are_in_a_directory_of_its_name(stack: Stack) -> 
     name = "rack" if stack.name == "three-hosts" else "bedplate"
     for rendered in stack.hosts.values():
         assert rendered.wiring["bedplate_secrets_file"].endswith(f"/config/bedplate/{name}/keys.json")
+
+
+@pytest.mark.parametrize(
+    ("peers", "allowed"),
+    [
+        ([], ["localhost"]),
+        (["http://127.0.0.1:11434", "127.0.0.2:9100", "localhost:9093", "[::1]:9"], ["localhost"]),
+        (["10.0.0.2:9100", "https://10.0.0.1/llm", "10.0.0.2"], ["localhost", "10.0.0.2", "10.0.0.1"]),
+        (["http://[fd00::1]:8000"], ["localhost", "fd00::1"]),
+        # systemd would refuse a name, and the address of one may change.
+        (["10.0.0.1:9100", "https://llm.example.com/v1"], ["any"]),
+        (["10.0.0.1", "any"], ["any"]),
+        (["http://[fd00::1"], ["any"]),
+    ],
+)
+def test_allowed_addresses(
+    load_source: Callable[[str], ModuleType], peers: list[str], allowed: list[str]
+) -> None:
+    assert load_source("playbooks/filter_plugins/wiring.py").allowed_addresses(peers) == allowed
