@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.units import unit_of_cgroup
 
 DOCUMENTATION = r"""
 module: host_survey
@@ -226,17 +227,6 @@ def links_of(folder: Path) -> set[str]:
             with contextlib.suppress(OSError):
                 found.add(str(link.readlink()))
     return found
-
-
-def unit_of_cgroup(text: str) -> str | None:
-    """Return the systemd unit in the text of /proc/PID/cgroup, or None."""
-    for line in text.splitlines():
-        controllers, _, path = line.partition(":")[2].partition(":")
-        if controllers in ("", "name=systemd"):
-            units = re.findall(r"[^/]+\.(?:service|scope)(?=/|$)", path.rpartition("/system.slice/")[2])
-            if units:
-                return str(units[0])
-    return None
 
 
 def socket_units(text: str) -> dict[int, str]:
