@@ -10,9 +10,9 @@ import yaml
 from bedplate_dashboard.health.faults import POLLED_SERVICES
 
 ROOT = Path(__file__).resolve().parents[3]
-SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "playbooks/services.yml").read_text())[
-    "bedplate_services"
-]
+TABLES = yaml.safe_load((ROOT / "playbooks/services.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = TABLES["bedplate_services"]
+OPENINGS: dict[str, dict[str, Any]] = TABLES["bedplate_openings"]
 DEFAULTS: dict[str, Any] = {}
 for file in ROOT.glob("roles/*/defaults/main.yml"):
     DEFAULTS |= yaml.safe_load(file.read_text()) or {}
@@ -28,6 +28,14 @@ LISTENERS = {
     "alertmanager_port": "Alertmanager",
     "dashboard_port": "dashboard",
     "node_exporter_port": "node exporter",
+}
+# What the docs call the clients of an opening.
+CLIENTS = {
+    "[]": "the host itself",
+    "['any']": "all",
+    "{{ ollama_allowed_clients }}": "gateways",
+    "{{ exporter_allowed_clients }}": "monitoring hosts",
+    "{{ node_exporter_allowed_clients }}": "monitoring hosts",
 }
 # Units that are no service of services.yml: one loads a GPU's modules, the other is started by a timer.
 OTHER_UNITS = {"gpu-devices", "host-facts"}
@@ -65,6 +73,12 @@ def test_tables_of_ports_are_complete(text: str) -> None:
     # "dashboard (read-only)" and "Alertmanager, if enabled" say more than the name.
     table = {re.split(r",| \(", cells[1])[0]: int(cells[0]) for cells in rows(text)}
     assert table == {LISTENERS[setting]: port for setting, port in PORTS.items()}
+
+
+def test_verify_and_the_docs_agree_on_the_clients_of_each_port() -> None:
+    table = {int(cells[0]): cells[3] for cells in rows(section(SECURITY, "## What listens where", "\n1. "))}
+    assert OPENINGS.keys() == PORTS.keys()
+    assert table == {PORTS[setting]: CLIENTS[str(row["clients"])] for setting, row in OPENINGS.items()}
 
 
 def test_ports_in_the_readme_are_the_defaults() -> None:
