@@ -19,7 +19,8 @@ HostVars = Mapping[str, Mapping[str, Any]]
 
 CONTROL = ""
 """The control machine as the one that connects."""
-SECONDS = 1.0
+SECONDS = 0.5
+"""Long enough for an answer; what drops packets costs verify this time."""
 CLIENT_SECONDS = 3.0
 """Where a connection is expected, it is worth waiting: the kernel repeats a lost packet after 1 s."""
 MAX_NAMED = 20
@@ -78,8 +79,8 @@ def others(host: Entry) -> tuple[list[Entry], list[Entry]]:
         if unit_name(listener) in units:
             misplaced.append(listener)
         elif not (
-            listener["process"] == "sshd"
-            or unit_name(listener) in ("ssh", "sshd")
+            # By unit, since the port of a user's ssh -R also belongs to a process sshd.
+            unit_name(listener) in ("ssh", "sshd")
             or (listener["protocol"] == "udp" and listener["port"] in DHCP_CLIENT_PORTS)
         ):
             strangers.append(listener)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.units import unit_of_cgroup
+from ansible.module_utils.units import socket_units, unit_of_cgroup
 
 DOCUMENTATION = r"""
 module: host_listeners
@@ -50,7 +50,7 @@ count:
 
 MAX_LISTENERS = 200
 SS = ["ss", "--no-header", "--listening", "--numeric", "--processes", "--tcp", "--udp"]
-SS_SECONDS = 10
+TIMEOUT_SECONDS = 10
 PROC = Path("/proc")
 
 
@@ -80,6 +80,14 @@ def unit_of(pid: int, proc: Path = PROC) -> str:
         return ""
 
 
+def activating_units() -> dict[int, str]:
+    """Return the socket unit of each port on which systemd itself listens."""
+    command = ["systemctl", "show", "--property=Id", "--property=Listen", "--", "*.socket"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
+    found: dict[int, str] = socket_units(done.stdout)
+    return found
+
+
 def parse(line: str, proc: Path = PROC) -> Listener:
     """Return the socket in one line of ss."""
     # The names of processes may contain spaces.
@@ -102,6 +110,12 @@ def listeners(output: str, proc: Path = PROC) -> list[Listener]:
         listener = parse(line, proc)
         if not is_loopback(listener.address):
             found.setdefault((*listener[:3], listener.unit), listener)
+    if any(listener.pid == 1 for listener in found.values()):
+        sockets = activating_units()
+        found = {
+            key: listener._replace(unit=sockets.get(listener.port, "")) if listener.pid == 1 else listener
+            for key, listener in found.items()
+        }
     return sorted(found.values(), key=lambda listener: (listener.port, listener))
 
 
@@ -109,7 +123,7 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
     try:
-        done = subprocess.run(SS, capture_output=True, text=True, check=True, timeout=SS_SECONDS)
+        done = subprocess.run(SS, capture_output=True, text=True, check=True, timeout=TIMEOUT_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         module.fail_json(msg=f"ss does not list the sockets ({error}): install the package iproute2.")
     found = listeners(done.stdout)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""To which unit of systemd a process belongs; uses only the standard library."""
+"""To which unit of systemd a process or a socket belongs; uses only the standard library."""
 
 from __future__ import annotations
 
@@ -15,3 +15,14 @@ def unit_of_cgroup(text: str) -> str | None:
             if units:
                 return str(units[0])
     return None
+
+
+def socket_units(text: str) -> dict[int, str]:
+    """Map ports to socket units from `systemctl show -p Id -p Listen` of all sockets."""
+    found: dict[int, str] = {}
+    for block in text.split("\n\n"):
+        name = re.search(r"^Id=(.+)$", block, re.MULTILINE)
+        for port in re.findall(r"^Listen=\S*:(\d+) \(Stream\)$", block, re.MULTILINE):
+            if name:
+                found[int(port)] = name[1]
+    return found

@@ -174,13 +174,13 @@ def test_every_port_of_the_others_is_tried(exposure: ModuleType, hosts: Hosts) -
     assert tried == {
         # Longer where an answer is expected.
         ("gpu1", "10.0.0.1", 11434): 3.0,
-        ("gpu1", "10.0.0.1", 9101): 1.0,
-        ("gpu1", "10.0.0.1", 11435): 1.0,
-        ("gpu1", "10.0.0.1", 8080): 1.0,
-        ("gpu1", "10.0.0.1", 8081): 1.0,
-        ("gpu1", "10.5.0.1", 8082): 1.0,
+        ("gpu1", "10.0.0.1", 9101): 0.5,
+        ("gpu1", "10.0.0.1", 11435): 0.5,
+        ("gpu1", "10.0.0.1", 8080): 0.5,
+        ("gpu1", "10.0.0.1", 8081): 0.5,
+        ("gpu1", "10.5.0.1", 8082): 0.5,
         # A port on loopback is tried at the host's address.
-        ("watch", "10.0.0.3", 9090): 1.0,
+        ("watch", "10.0.0.3", 9090): 0.5,
     }
     assert {target["host"] for target in exposure.connection_targets(HOSTS, hosts, "")} == {*HOSTS}
 
@@ -266,6 +266,7 @@ def test_a_listener_of_another_program_is_named(exposure: ModuleType, hosts: Hos
         hosts,
         "gate",
         listener(8080, "web.service"),
+        listener(2222, "session-3.scope", process="sshd"),
         listener(53, "dns.service", process="dnsmasq", protocol="udp"),
         listener(51820, process="", protocol="udp"),
     )
@@ -274,6 +275,7 @@ def test_a_listener_of_another_program_is_named(exposure: ModuleType, hosts: Hos
     found = checks("gate")
     seen = (
         "web (pid 7, web.service) on 0.0.0.0:8080, which answers gpu1; "
+        "sshd (pid 7, session-3.scope) on 0.0.0.0:2222; "
         "dnsmasq (pid 7, dns.service) on udp 0.0.0.0:53; the kernel on udp 0.0.0.0:51820"
     )
     assert (found[STRANGERS]["ok"], found[STRANGERS]["seen"]) == (True, seen)

@@ -54,6 +54,19 @@ def test_only_sockets_beyond_loopback_are_listed(module: ModuleType, tmp_path: P
     ]
 
 
+def test_a_socket_that_only_systemd_holds_belongs_to_its_socket_unit(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is with the SSH server of Ubuntu before the first login."""
+    shown = "Id=ssh.socket\nListen=0.0.0.0:22 (Stream)\nListen=[::]:22 (Stream)\n\nId=other.socket\n"
+    monkeypatch.setattr(
+        module.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, shown, "")
+    )
+    lines = [f'tcp LISTEN 0 5 0.0.0.0:{port} 0.0.0.0:* users:(("systemd",pid=1,fd=9))\n' for port in (22, 23)]
+    found = module.listeners("".join(lines), tmp_path)
+    assert [(listener.port, listener.unit) for listener in found] == [(22, "ssh.socket"), (23, "")]
+
+
 def test_the_list_is_bounded_and_counted(
     module: ModuleType, run_module: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
