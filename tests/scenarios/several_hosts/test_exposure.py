@@ -57,11 +57,12 @@ def failed(checks: dict[tuple[str, str], dict[str, Any]]) -> list[tuple[str, str
 
 def test_verify_names_a_stranger_and_a_port_without_its_guard() -> None:
     with stranger():
+        guard = run_script("gpu1", "nft list table inet bedplate_ollama")
         run_script("gpu1", "nft delete table inet bedplate_ollama")
         try:
             found = verify(passes=False)
         finally:
-            run_script("gpu1", "systemctl restart ollama")
+            run_script("gpu1", "nft --file -", stdin=guard)
         assert failed(found) == [("gpu1", CLIENTS)]
         assert found["gpu1", CLIENTS]["seen"] == (
             "11434 (ollama) answers monitor1, which is not its client; "
