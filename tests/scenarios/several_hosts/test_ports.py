@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from typing import NamedTuple
 
 import httpx
 import pytest
 
-from tests.support.hosts import run_script, running_hosts
+from tests.scenarios.several_hosts.connecting import connects
+from tests.support.hosts import run_script
 
 
 class Port(NamedTuple):
@@ -38,25 +38,6 @@ PORTS = [
     Port("monitor1", 3001, {"localhost"}, set()),
     Port("monitor1", 9090, {"localhost"}, set()),
 ]
-TIMEOUT_SECONDS = 3
-
-
-@pytest.fixture(scope="module")
-def addresses() -> dict[str, str]:
-    """The address of each host by its name."""
-    return {name: variables["ansible_host"] for name, variables in running_hosts().items()}
-
-
-def connects(client: str, address: str, port: int) -> bool:
-    """Return whether a host, or this machine as `localhost`, can connect to a port."""
-    if client != "localhost":
-        attempt = f"timeout {TIMEOUT_SECONDS} bash -c 'exec 3<>/dev/tcp/{address}/{port}' 2>/dev/null"
-        return run_script(client, f"if {attempt}; then echo open; fi") == "open\n"
-    try:
-        socket.create_connection((address, port), timeout=TIMEOUT_SECONDS).close()
-    except OSError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("row", PORTS, ids=lambda row: f"{row.host}-{row.port}")

@@ -26,8 +26,8 @@ def dry_run(*targets: str) -> subprocess.CompletedProcess[str]:
 SERVICES: dict[str, dict[str, str]] = yaml.safe_load((ROOT / "playbooks/services.yml").read_text())[
     "bedplate_services"
 ]
-# One ends when the models are loaded, the other is a client.
-WITHOUT_HEALTH_URL = {"ollama-preload", "traffic-canary"}
+# One ends when the models are loaded, one checks the firewall, one is a client.
+WITHOUT_HEALTH_URL = {"ollama-preload", "ollama-guard", "traffic-canary"}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_every_unit_has_every_target() -> None:
         assert ran.stdout.count(".venv/bin/ansible") == len(SERVICES)
 
 
-def test_every_service_has_a_health_url_but_two() -> None:
+def test_every_service_has_a_health_url_but_three() -> None:
     assert {name for name, row in SERVICES.items() if "health" not in row} == WITHOUT_HEALTH_URL
 
 

@@ -132,6 +132,8 @@ def test_every_unit_is_marked_as_managed_and_belongs_to_the_target(stack: Stack)
             if name not in (
                 "bedplate.target",
                 "ollama-preload.service",
+                "ollama-guard.service",
+                "ollama-guard.timer",
                 "host-facts.service",
                 "traffic-canary.service",
             ):
@@ -186,10 +188,27 @@ def test_ollama_is_closed_to_other_hosts(stack: Stack) -> None:
         assert f"OLLAMA_HOST={listen}:{port}\n" in rendered.files["ollama.env"]
         assert "OLLAMA_NO_CLOUD=1\n" in rendered.files["ollama.env"]
         assert bool(clients) == (listen != "127.0.0.1")
-        assert ("ExecStartPre=+/usr/sbin/nft -f" in rendered.units["ollama.service"]) == bool(clients)
+        engine = rendered.units["ollama.service"]
+        assert ("ExecStartPre=+/usr/sbin/nft -f" in engine) == bool(clients)
+        assert ("ollama-guard.timer" in rendered.units) == bool(clients)
+        # A stop of the guard or of nftables must not stop the engine.
+        assert not re.search(r"^(Requires|BindsTo|Requisite|PartOf)=.*(guard|nftables)", engine, re.MULTILINE)
         if clients:
             others = f'tcp dport {port} iifname != "lo" ip saddr != {{ {", ".join(clients)} }} reject'
             assert others in rendered.files["clients.nft"]
+
+
+def test_nftables_loads_ollamas_table_after_each_of_its_commands(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        if "ollama-guard.service" not in rendered.units:
+            continue
+        drop_in = rendered.files["nftables.conf"]
+        commands = dict(re.findall(r"^(Exec\w+)=-/usr/sbin/nft -f (\S+)$", drop_in, re.MULTILINE))
+        assert commands.keys() == {"ExecStartPost", "ExecReload", "ExecStopPost"}
+        assert set(commands.values()) == {"/etc/bedplate/ollama/clients.nft"}
+        guard = rendered.units["ollama-guard.service"]
+        assert "\nCapabilityBoundingSet=CAP_NET_ADMIN\n" in guard
+        assert "\nExecStopPost=/usr/sbin/nft -f /etc/bedplate/ollama/clients.nft\n" in guard
 
 
 def allowed(unit: str) -> list[str]:

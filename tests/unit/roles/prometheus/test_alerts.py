@@ -47,6 +47,7 @@ def first_token(le: str) -> str:
 
 
 UP = 'up{job="ollama", host="box"}'
+GUARD = unit("ollama-guard", "failed")
 RESTARTS = 'node_systemd_service_restart_total{host="box", name="bedplate-gateway.service"}'
 SERVES = f'bedplate_gateway_engine_serves{{engine="box", {MODEL}}}'
 IN_GPU = f'bedplate_ollama_model_gpu_memory_bytes{{host="box", {MODEL}}}'
@@ -121,6 +122,8 @@ CASES = [
     Case("a page is stopped", {unit("bedplate-dashboard"): "0x5"}, "2m", ("ServiceDown warning",)),
     Case("a service starts", {unit("ollama"): "0 1x5"}, "3m", about="ServiceDown"),
     Case("a oneshot has ended", {unit("host-facts"): "0x5"}, "5m", about="ServiceDown"),
+    Case("the firewall was missing once", {GUARD: "0 1 0x15"}, "9m", ("OllamaUnguarded critical",)),
+    Case("the firewall was there at each check", {GUARD: "0x15"}, "9m", about="OllamaUnguarded"),
     Case("a service dies twice", {RESTARTS: "0x3 1x3 2x9"}, "10m", ("ServiceRestarting warning",)),
     Case("a service died once", {RESTARTS: "0x3 1x12"}, "10m", about="ServiceRestarting"),
     Case("a model is gone", {SERVES: "1 0x5"}, "4m", ("ModelUnavailable critical",)),
