@@ -183,7 +183,7 @@ def test_a_port_that_another_has_is_no_configuration_error(systemd: StubSystemd)
 
 def test_the_port_outlives_a_kill_and_follows_the_settings(systemd: StubSystemd) -> None:
     process = systemd.start()
-    assert list(systemd.stored) == ["api", "metrics"]
+    assert list(systemd.stored) == ["api"]
     process.kill()
     process.wait()
     waiting = connect(systemd.folder)
@@ -201,6 +201,22 @@ def test_the_port_outlives_a_kill_and_follows_the_settings(systemd: StubSystemd)
     systemd.start()
     assert systemd.messages.count("FDSTORE=1\nFDNAME=api") == 1
     assert ask(connect(systemd.folder)) == 200
+
+
+def test_a_metrics_socket_that_a_former_release_stored_is_replaced(systemd: StubSystemd) -> None:
+    """systemd would filter its packets as it did when the socket was made."""
+    port = json.loads((systemd.folder / "gateway.json").read_text())["metrics"]["port"]
+    former = socket.create_server(("127.0.0.1", port))
+    systemd.stored["metrics"] = fcntl.fcntl(former.fileno(), fcntl.F_DUPFD, 10)
+    systemd.start()
+    assert "FDSTORE=1\nFDNAME=metrics" not in systemd.messages
+    with pytest.raises(OSError, match="Invalid argument"):
+        former.accept()
+    former.close()
+    metrics = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    metrics.request("GET", "/metrics")
+    assert metrics.getresponse().status == 200
+    metrics.close()
 
 
 def test_a_stop_serves_what_comes_on_an_open_connection(systemd: StubSystemd) -> None:
@@ -239,7 +255,7 @@ def test_a_reload_follows_the_settings_to_another_port(systemd: StubSystemd) -> 
     configure(systemd.folder, free_port())
     assert systemd.run("--replace").wait(timeout=20) == 0
     systemd.hear("READY=1")
-    systemd.hear("FDSTORE=1\nFDNAME=metrics")
+    systemd.hear("FDSTORE=1\nFDNAME=api")
     assert ask(before) == 200
     assert ask(connect(systemd.folder)) == 200
     with pytest.raises(ConnectionRefusedError):

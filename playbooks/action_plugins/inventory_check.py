@@ -109,6 +109,7 @@ PREFIXES = (
     "ollama_",
     "prometheus_",
     "traffic_",
+    "verify_",
 )
 GROUPS = ("inference", "gateway", "monitoring")
 MIN_LIKENESS = 0.88

@@ -106,27 +106,6 @@ def gpu_checks(state: Result) -> list[Check]:
     ]
 
 
-def closed_port_check(connection: Result, port: int) -> Check:
-    """Check that another host could not connect to Ollama's port; None if there is no other host.
-
-    `connection` is the result of wait_for as an asynchronous task.
-    """
-    ok: bool | None
-    if connection.get("skipped"):
-        ok, seen = None, "not checked: verify runs on this host itself; run it from another machine"
-    elif not connection.get("finished"):
-        ok, seen = (
-            False,
-            f"the connection from another host did not end: {connection.get('msg', 'no result')}",
-        )
-    else:
-        ok = connection.get("state") != "started"
-        seen = f"a connection from another host was {'refused' if ok else 'accepted'}"
-    return check(
-        f"port {port} is closed to other hosts", ok, seen, f"systemctl cat ollama; ss -ltn sport = :{port}"
-    )
-
-
 # --- Gateway hosts
 
 
@@ -248,7 +227,6 @@ class FilterModule:
                 unit_checks,
                 model_checks,
                 gpu_checks,
-                closed_port_check,
                 chat_check,
                 target_check,
                 dashboard_check,

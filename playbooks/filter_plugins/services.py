@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -49,6 +50,20 @@ def with_ports(units: Mapping[str, str], ports: Iterable[Any]) -> dict[str, dict
     }
 
 
+def service_openings(
+    services: Services, openings: Mapping[str, Mapping[str, Any]], groups: Collection[str]
+) -> list[dict[str, Any]]:
+    """Return port, unit, address and clients of each port of a host, as exposure.py takes them."""
+    found = []
+    for setting, unit in service_ports(services, groups).items():
+        at = str(openings[setting]["at"])
+        place = urlsplit(at if "//" in at else f"//{at}")
+        clients = [str(client) for client in openings[setting]["clients"]]
+        entry = {"port": place.port, "unit": openings[setting].get("unit", unit)}
+        found.append({**entry, "address": place.hostname, "clients": clients})
+    return found
+
+
 def wired_settings(root: str) -> dict[str, str]:
     """Return the settings that only group_vars set, each with what a user sets instead, or nothing."""
     files = Path(root, "playbooks/group_vars").glob("*.yml")
@@ -76,6 +91,7 @@ class FilterModule:
                 started_units,
                 service_ports,
                 with_ports,
+                service_openings,
                 wired_settings,
                 user_settings,
             )

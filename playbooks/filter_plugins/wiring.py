@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,19 @@ STACK_GROUPS = ("inference", "gateway", "monitoring")
 def all_hosts(groups: Groups) -> list[str]:
     """Return the stack's hosts, each once."""
     return list(dict.fromkeys(host for group in STACK_GROUPS for host in groups.get(group, [])))
+
+
+def allowed_addresses(peers: Iterable[str]) -> list[str]:
+    """Return a unit's IPAddressAllow for its peers: URLs, HOST:PORT, addresses, or `any`.
+
+    systemd takes no names, and the address of a name may change, so a peer with a name allows any address.
+    """
+    try:
+        hosts = [urlsplit(peer if "//" in peer else f"//{peer}").hostname or "" for peer in peers]
+        addresses = [ip_address(host) for host in dict.fromkeys(hosts) if host != "localhost"]
+    except ValueError:
+        return ["any"]
+    return ["localhost", *(str(address) for address in addresses if not address.is_loopback)]
 
 
 def prometheus_targets(
@@ -159,6 +173,7 @@ class FilterModule:
         return {
             function.__name__: function
             for function in (
+                allowed_addresses,
                 prometheus_targets,
                 litellm_memory_limits,
                 gateway_engines,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.units import socket_units, unit_of_cgroup
 
 DOCUMENTATION = r"""
 module: host_survey
@@ -224,28 +225,6 @@ def links_of(folder: Path) -> set[str]:
         for link in folder.iterdir():
             with contextlib.suppress(OSError):
                 found.add(str(link.readlink()))
-    return found
-
-
-def unit_of_cgroup(text: str) -> str | None:
-    """Return the systemd unit in the text of /proc/PID/cgroup, or None."""
-    for line in text.splitlines():
-        controllers, _, path = line.partition(":")[2].partition(":")
-        if controllers in ("", "name=systemd"):
-            units = re.findall(r"[^/]+\.(?:service|scope)(?=/|$)", path.rpartition("/system.slice/")[2])
-            if units:
-                return str(units[0])
-    return None
-
-
-def socket_units(text: str) -> dict[int, str]:
-    """Map ports to socket units from `systemctl show -p Id -p Listen` of all sockets."""
-    found: dict[int, str] = {}
-    for block in text.split("\n\n"):
-        name = re.search(r"^Id=(.+)$", block, re.MULTILINE)
-        for port in re.findall(r"^Listen=\S*:(\d+) \(Stream\)$", block, re.MULTILINE):
-            if name:
-                found[int(port)] = name[1]
     return found
 
 

@@ -21,6 +21,13 @@ from bedplate_gateway.settings import Listener, Settings, SettingsError, UnixLis
 
 log = logging.getLogger(__name__)
 
+STORED = "api"
+"""The listener that systemd keeps while no process runs, so that clients wait.
+
+The unit's address filter (IPAddressAllow) stays with a socket as it was when the socket was made. A restart
+with another filter therefore needs a new socket for the metrics, which the filter protects.
+"""
+
 EXIT_CONFIGURATION = 78
 """sysexits' EX_CONFIG: a restart does not help until somebody corrects the files."""
 SETTINGS = Path("/etc/bedplate/bedplate-gateway/gateway.json")
@@ -73,13 +80,20 @@ def _listen(listener: Listener | UnixListener) -> socket.socket:
 
 
 def _open_listeners(settings: Settings) -> dict[str, socket.socket]:
-    """Return the listening sockets: those that systemd stored, and new ones for other addresses."""
-    sockets = dict(stored_sockets())
+    """Return the listening sockets: the one that systemd stored, and new ones for other addresses."""
+    sockets = {}
+    for name, stored in stored_sockets():
+        if name == STORED:
+            sockets[name] = stored
+        else:
+            # A release before 2026-11-28 stored the metrics' socket, too.
+            _free_port(stored)
     for name, listener in _unbound(settings, sockets).items():
         if name in sockets:
             _free_port(sockets[name])
         sockets[name] = _listen(listener)
-        store_socket(name, sockets[name])
+        if name == STORED:
+            store_socket(name, sockets[name])
     return sockets
 
 
@@ -128,8 +142,7 @@ def _take_over(
     def store_and_report() -> None:
         for name in moved:
             _free_port(old[name])
-        for name, listener in listeners.items():
-            store_socket(name, listener)
+        store_socket(STORED, listeners[STORED])
         on_ready()
 
     uvloop.run(serve(settings, keys, listeners, inherited, store_and_report))

@@ -150,33 +150,6 @@ def test_gpus(checks: ModuleType) -> None:
     assert checks.gpu_checks({"status": -1}) == []
 
 
-@pytest.mark.parametrize(
-    ("connection", "ok", "seen"),
-    [
-        ({"finished": 1, "state": "started"}, False, "a connection from another host was accepted"),
-        (
-            {"finished": 1, "failed": True, "msg": "Timeout"},
-            True,
-            "a connection from another host was refused",
-        ),
-        (
-            {"failed": True, "msg": "could not find job"},
-            False,
-            "the connection from another host did not end: could not find job",
-        ),
-        (
-            {"skipped": True},
-            None,
-            "not checked: verify runs on this host itself; run it from another machine",
-        ),
-    ],
-)
-def test_ollamas_port(checks: ModuleType, connection: dict[str, Any], ok: bool | None, seen: str) -> None:
-    result = checks.closed_port_check(connection, 11434)
-    assert (result["name"], result["ok"]) == ("port 11434 is closed to other hosts", ok)
-    assert result["seen"] == seen
-
-
 def traffic(ok: bool, failed: int, *errors: str) -> dict[str, Any]:
     """Return the result of `traffic --max=3 --json=-`."""
     summary = {"requests": 3, "failed": failed, "completion_tokens": 12, "seconds_p50": 0.3123}

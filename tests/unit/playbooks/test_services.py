@@ -86,6 +86,17 @@ def test_ports_carry_their_setting_and_unit(services: ModuleType) -> None:
     }
 
 
+def test_openings_are_the_places_and_clients_of_the_ports(services: ModuleType) -> None:
+    openings = {
+        "engine_port": {"at": "http://10.0.0.1:11434", "clients": ["10.0.0.2"]},
+        "host_port": {"at": "127.0.0.1:9100", "clients": []},
+    }
+    assert services.service_openings(SERVICES, openings, ["inference"]) == [
+        {"port": 11434, "unit": "engine", "address": "10.0.0.1", "clients": ["10.0.0.2"]},
+        {"port": 9100, "unit": "host", "address": "127.0.0.1", "clients": []},
+    ]
+
+
 def test_wired_settings_are_not_the_users(services: ModuleType, repo_root: Path) -> None:
     wired = services.wired_settings(str(repo_root))
     assert wired["prometheus_targets"] == "prometheus_extra_targets"

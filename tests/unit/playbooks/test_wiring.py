@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from tests.support.rendering import ROOT, Stack
 
@@ -133,9 +137,10 @@ def engine(name: str, url: str, *models: dict[str, Any], loaded: int = 1) -> dic
     return {"name": name, "kind": "ollama", "url": url, "models_at_once": loaded, "models": list(models)}
 
 
-def litellm(*deployments: tuple[str, str, str]) -> dict[str, Any]:
+def litellm(*deployments: tuple[str, str, str], allowed: Sequence[str] = ()) -> dict[str, Any]:
     """Return LiteLLM's wiring; each deployment is host, model and the engine's URL."""
     return {
+        "litellm_allowed_addresses": ["localhost", *allowed],
         "gateway_litellm_url": "http://127.0.0.1:4000",
         "gateway_litellm_key_file": "/etc/bedplate/bedplate-gateway/litellm-key",
         "litellm_master_key_file": "/etc/bedplate/bedplate-gateway/litellm-key",
@@ -161,9 +166,12 @@ def edge_login(user: str) -> dict[str, str]:
     }
 
 
-def canary(url: str, metrics: str, *models: str, ca_file: str = "") -> dict[str, Any]:
+def canary(
+    url: str, metrics: str, *models: str, ca_file: str = "", allowed: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the canary's variables; its key is not generated yet."""
     return {
+        "traffic_canary_allowed_addresses": ["localhost", *allowed],
         "traffic_canary_url": f"{url}/v1",
         "traffic_canary_ca_file": ca_file,
         "traffic_canary_metrics_url": f"http://{metrics}/metrics",
@@ -201,6 +209,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_url": "http://127.0.0.1:8000",
             "gateway_metrics_listen_address": "127.0.0.1",
             "gateway_metrics_allowed_clients": ["127.0.0.1"],
+            "gateway_allowed_addresses": ["localhost"],
             "gateway_engines": [engine("box", "http://127.0.0.1:11434", SMALL)],
             "gateway_service_keys": SERVICE_KEYS,
             **litellm(("box", "smollm2:135m", "http://127.0.0.1:11434")),
@@ -217,6 +226,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"job": "edge", "host": "box", "address": "127.0.0.1:8405"},
                 {"job": "node", "host": "box", "address": "127.0.0.1:9100"},
             ],
+            "prometheus_allowed_addresses": ["localhost"],
+            "dashboard_allowed_addresses": ["localhost"],
             "prometheus_litellm_memory_limits": [{"host": "box", "bytes": 2 * GIB}],
             "prometheus_alertmanagers": [],
             "dashboard_name": "bedplate",
@@ -269,12 +280,19 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_url": "https://10.1.0.2:8000",
             "gateway_metrics_listen_address": "10.1.0.2",
             "gateway_metrics_allowed_clients": ["127.0.0.1", "10.1.0.3", "10.1.0.2"],
+            "gateway_allowed_addresses": ["any"],
             "gateway_engines": [
                 engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})
             ],
             "gateway_service_keys": SERVICE_KEYS,
-            **litellm(("gpu1", "smollm2:135m", "http://10.1.0.1:11434")),
-            **canary("https://10.1.0.2:8000", "10.1.0.2:9464", "smollm2:135m", ca_file=SYSTEM_CAS),
+            **litellm(("gpu1", "smollm2:135m", "http://10.1.0.1:11434"), allowed=["10.1.0.1"]),
+            **canary(
+                "https://10.1.0.2:8000",
+                "10.1.0.2:9464",
+                "smollm2:135m",
+                ca_file=SYSTEM_CAS,
+                allowed=["10.1.0.2"],
+            ),
         },
         "monitor1": {
             **all_hosts("127.0.0.1", []),
@@ -302,6 +320,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"job": "node", "host": "gateway1", "address": "10.1.0.2:9100"},
                 {"job": "node", "host": "monitor1", "address": "127.0.0.1:9100"},
             ],
+            "prometheus_allowed_addresses": ["localhost", "10.1.0.2", "10.1.0.1"],
+            "dashboard_allowed_addresses": ["localhost", "10.1.0.2", "10.1.0.1"],
             "prometheus_litellm_memory_limits": [{"host": "gateway1", "bytes": 3 * GIB}],
             "prometheus_alertmanagers": [],
             "dashboard_name": "rack",
@@ -376,6 +396,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_url": "https://10.2.0.3:18000",
             "gateway_metrics_listen_address": "127.0.0.1",
             "gateway_metrics_allowed_clients": ["127.0.0.1"],
+            "gateway_allowed_addresses": ["any"],
             "gateway_engines": [
                 engine("gpu1", "http://10.2.0.1:21434", SMALL, {**SMALL, "name": "llama3.2:3b"}, loaded=2),
                 engine("gpu2", "http://10.2.0.2:21434", SMALL),
@@ -398,12 +419,18 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 ("gpu1", "smollm2:135m", "http://10.2.0.1:21434"),
                 ("gpu1", "llama3.2:3b", "http://10.2.0.1:21434"),
                 ("gpu2", "smollm2:135m", "http://10.2.0.2:21434"),
+                allowed=["10.2.0.1", "10.2.0.2"],
+            ),
+            **canary(
+                *("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "more"),
+                allowed=["10.2.0.3"],
             ),
             **canary(
                 "https://10.2.0.3:18000",
                 "127.0.0.1:19464",
                 *("smollm2:135m", "llama3.2:3b", "other", "more"),
                 ca_file=SYSTEM_CAS,
+                allowed=["10.2.0.3"],
             ),
             "prometheus_url": "https://10.2.0.3:29090",
             **edge_login("ops"),
@@ -423,6 +450,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"job": "alertmanager", "host": "front", "address": "127.0.0.1:19093"},
                 {"job": "other", "host": "tenth", "address": "10.2.0.10:9100"},
             ],
+            "prometheus_allowed_addresses": ["any"],
+            "dashboard_allowed_addresses": ["any"],
             "prometheus_litellm_memory_limits": [{"host": "front", "bytes": 2 * GIB}],
             "prometheus_alertmanagers": ["127.0.0.1:19093"],
             "dashboard_name": "bedplate",
@@ -466,3 +495,22 @@ def test_the_keys_of_each_stack_are_in_a_directory_of_its_name(stack: Stack) -> 
     name = "rack" if stack.name == "three-hosts" else "bedplate"
     for rendered in stack.hosts.values():
         assert rendered.wiring["bedplate_secrets_file"].endswith(f"/config/bedplate/{name}/keys.json")
+
+
+@pytest.mark.parametrize(
+    ("peers", "allowed"),
+    [
+        ([], ["localhost"]),
+        (["http://127.0.0.1:11434", "127.0.0.2:9100", "localhost:9093", "[::1]:9"], ["localhost"]),
+        (["10.0.0.2:9100", "https://10.0.0.1/llm", "10.0.0.2"], ["localhost", "10.0.0.2", "10.0.0.1"]),
+        (["http://[fd00::1]:8000"], ["localhost", "fd00::1"]),
+        # systemd would refuse a name, and the address of one may change.
+        (["10.0.0.1:9100", "https://llm.example.com/v1"], ["any"]),
+        (["10.0.0.1", "any"], ["any"]),
+        (["http://[fd00::1"], ["any"]),
+    ],
+)
+def test_allowed_addresses(
+    load_source: Callable[[str], ModuleType], peers: list[str], allowed: list[str]
+) -> None:
+    assert load_source("playbooks/filter_plugins/wiring.py").allowed_addresses(peers) == allowed

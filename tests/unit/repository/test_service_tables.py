@@ -10,9 +10,9 @@ import yaml
 from bedplate_dashboard.health.faults import POLLED_SERVICES
 
 ROOT = Path(__file__).resolve().parents[3]
-SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "playbooks/services.yml").read_text())[
-    "bedplate_services"
-]
+TABLES = yaml.safe_load((ROOT / "playbooks/services.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = TABLES["bedplate_services"]
+OPENINGS: dict[str, dict[str, Any]] = TABLES["bedplate_openings"]
 DEFAULTS: dict[str, Any] = {}
 for file in ROOT.glob("roles/*/defaults/main.yml"):
     DEFAULTS |= yaml.safe_load(file.read_text()) or {}
@@ -31,6 +31,14 @@ LISTENERS = {
     "alertmanager_listen_port": "Alertmanager itself",
     "dashboard_port": "dashboard",
     "node_exporter_port": "node exporter",
+}
+# What the docs call the clients of an opening.
+CLIENTS = {
+    "[]": "the host itself",
+    "['any']": "all",
+    "{{ ollama_allowed_clients }}": "gateways",
+    "{{ exporter_allowed_clients }}": "monitoring hosts",
+    "{{ node_exporter_allowed_clients }}": "monitoring hosts",
 }
 # Units that are no service of services.yml: one loads a GPU's modules, the other is started by a timer.
 OTHER_UNITS = {"gpu-devices", "host-facts"}
@@ -70,6 +78,12 @@ def test_tables_of_ports_are_complete(text: str) -> None:
     assert table == {LISTENERS[setting]: port for setting, port in PORTS.items()}
 
 
+def test_verify_and_the_docs_agree_on_the_clients_of_each_port() -> None:
+    table = {int(cells[0]): cells[3] for cells in rows(section(SECURITY, "## What listens where", "\n1. "))}
+    assert OPENINGS.keys() == PORTS.keys()
+    assert table == {PORTS[setting]: CLIENTS[str(row["clients"])] for setting, row in OPENINGS.items()}
+
+
 def test_ports_in_the_readme_are_the_defaults() -> None:
     ports = {name: PORTS[setting] for setting, name in LISTENERS.items()}
     text = (ROOT / "README.md").read_text()
@@ -99,7 +113,7 @@ def test_every_service_has_a_unit() -> None:
 
 
 def test_the_dashboard_polls_every_service_with_a_health_url() -> None:
-    # Alertmanager may be disabled, and the edge passes the polls of the gateway on: their units' states count.
+    # Alertmanager may be disabled, and the edge passes on the polls of the gateway: their units count.
     polled = {name for name, row in SERVICES.items() if "health" in row and "enabled" not in row}
     assert polled - {"bedplate-edge"} == POLLED_SERVICES
 

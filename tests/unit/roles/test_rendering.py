@@ -211,14 +211,36 @@ def test_nftables_loads_ollamas_table_after_each_of_its_commands(stack: Stack) -
         assert "\nExecStopPost=/usr/sbin/nft -f /etc/bedplate/ollama/clients.nft\n" in guard
 
 
+def allowed(unit: str) -> list[str]:
+    """Return the addresses that a unit may exchange packets with; fails if it denies no others."""
+    assert "\nIPAddressDeny=any\n" in unit
+    (addresses,) = re.findall(r"^IPAddressAllow=(.*)$", unit, re.MULTILINE)
+    return str(addresses).split()
+
+
 def test_metrics_are_open_only_to_monitoring(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         for service, role in (("node-exporter", "node_exporter"), ("bedplate-exporter", "exporter")):
             unit = rendered.units.get(f"{service}.service")
             if unit is not None:
-                clients = ["localhost", *rendered.wiring[f"{role}_allowed_clients"]]
-                assert "\nIPAddressDeny=any\n" in unit
-                assert re.findall(r"^IPAddressAllow=(.*)$", unit, re.MULTILINE)[0].split() == clients
+                assert allowed(unit) == ["localhost", *rendered.wiring[f"{role}_allowed_clients"]]
+
+
+def test_services_exchange_packets_only_with_their_peers(stack: Stack) -> None:
+    found = {
+        name
+        for rendered in stack.hosts.values()
+        for name, variable in (
+            ("bedplate-gateway", "gateway"),
+            ("litellm", "litellm"),
+            ("traffic-canary", "traffic_canary"),
+            ("prometheus", "prometheus"),
+            ("bedplate-dashboard", "dashboard"),
+        )
+        if f"{name}.service" in rendered.units
+        and allowed(rendered.units[f"{name}.service"]) == rendered.wiring[f"{variable}_allowed_addresses"]
+    }
+    assert found == {"bedplate-gateway", "litellm", "traffic-canary", "prometheus", "bedplate-dashboard"}
 
 
 @pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
