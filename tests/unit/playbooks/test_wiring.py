@@ -280,7 +280,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_url": "https://10.1.0.2:8000",
             "gateway_metrics_listen_address": "10.1.0.2",
             "gateway_metrics_allowed_clients": ["127.0.0.1", "10.1.0.3", "10.1.0.2"],
-            "gateway_allowed_addresses": ["any"],
+            "gateway_allowed_addresses": ["localhost", "10.1.0.1", "10.1.0.3", "10.1.0.2"],
             "gateway_engines": [
                 engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})
             ],
@@ -396,7 +396,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_url": "https://10.2.0.3:18000",
             "gateway_metrics_listen_address": "127.0.0.1",
             "gateway_metrics_allowed_clients": ["127.0.0.1"],
-            "gateway_allowed_addresses": ["any"],
+            "gateway_allowed_addresses": ["localhost", *("10.2.0.1", "10.2.0.2", "10.2.0.8", "10.2.0.9")],
             "gateway_engines": [
                 engine("gpu1", "http://10.2.0.1:21434", SMALL, {**SMALL, "name": "llama3.2:3b"}, loaded=2),
                 engine("gpu2", "http://10.2.0.2:21434", SMALL),
@@ -450,8 +450,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"job": "alertmanager", "host": "front", "address": "127.0.0.1:19093"},
                 {"job": "other", "host": "tenth", "address": "10.2.0.10:9100"},
             ],
-            "prometheus_allowed_addresses": ["any"],
-            "dashboard_allowed_addresses": ["any"],
+            "prometheus_allowed_addresses": ["localhost", *("10.2.0.1", "10.2.0.2", "10.2.0.3", "10.2.0.10")],
+            "dashboard_allowed_addresses": ["localhost", *("10.2.0.3", "10.2.0.1", "10.2.0.2")],
             "prometheus_litellm_memory_limits": [{"host": "front", "bytes": 2 * GIB}],
             "prometheus_alertmanagers": ["127.0.0.1:19093"],
             "dashboard_name": "bedplate",

@@ -37,6 +37,7 @@ CLIENTS = {
     "[]": "the host itself",
     "['any']": "all",
     "{{ ollama_allowed_clients }}": "gateways",
+    "{{ gateway_allowed_addresses }}": "monitoring hosts and engines",
     "{{ exporter_allowed_clients }}": "monitoring hosts",
     "{{ node_exporter_allowed_clients }}": "monitoring hosts",
 }
