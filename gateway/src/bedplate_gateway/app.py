@@ -92,6 +92,7 @@ class Gateway:
         except ApiError as error:
             record.status, record.reason = error.status, error.reason
             if not client.started:
+                await client.discard_body()
                 await client.respond(error.status, error.body(), error.all_headers())
         except ClientDisconnected:
             record.status, record.reason = STATUS_CLIENT_DISCONNECTED, "client_left"

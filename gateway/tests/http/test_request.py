@@ -1,5 +1,6 @@
 import asyncio
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from bedplate_gateway.errors import ApiError, ClientDisconnected
@@ -35,6 +36,25 @@ def test_a_body_comes_in_parts_up_to_the_limit() -> None:
 def test_a_declared_length_over_the_limit_is_refused_before_the_body() -> None:
     with pytest.raises(ApiError):
         asyncio.run(request(headers=[(b"content-length", b"4")]).body(3))
+
+
+def test_the_rest_of_a_refused_body_is_read_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [part(b"abcd", more=True), part(b"e", more=True), part(b"f"), DISCONNECT]
+    client = request(*messages)
+    with pytest.raises(ApiError):
+        asyncio.run(client.body(3))
+    # Nothing is read after the end of the body.
+    asyncio.run(client.discard_body())
+    asyncio.run(client.discard_body())
+    asyncio.run(request(headers=[(b"expect", b"100-continue")]).discard_body())
+
+    async def never() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return part(b"")
+
+    monkeypatch.setattr("bedplate_gateway.http.request.DISCARD_SECONDS", 0.01)
+    endless = ClientRequest({"path": "/", "method": "POST", "headers": []}, never, AsyncMock())
+    asyncio.run(endless.discard_body())
 
 
 def test_a_client_that_disconnects_in_the_body_or_later_is_reported() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from bedplate_gateway import errors
@@ -10,6 +11,9 @@ from bedplate_gateway.errors import ClientDisconnected
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+DISCARD_SECONDS = 2.0
+"""How long the rest of a refused request's body is read."""
 
 
 class ClientRequest:
@@ -22,6 +26,7 @@ class ClientRequest:
         self._receive = receive
         self._send = send
         self._on_disconnect: Callable[[], None] = lambda: None
+        self._body_ended = False
         self.disconnected = asyncio.Event()
         self.started = False
         self.extra_headers: dict[str, str] = {}
@@ -38,16 +43,31 @@ class ClientRequest:
             raise errors.request_too_large(max_bytes)
         parts: list[bytes] = []
         size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnected
-            parts.append(message.get("body", b""))
+        while not self._body_ended:
+            parts.append(await self._receive_body())
             size += len(parts[-1])
             if size > max_bytes:
                 raise errors.request_too_large(max_bytes)
-            if not message.get("more_body"):
-                return b"".join(parts)
+        return b"".join(parts)
+
+    async def discard_body(self) -> None:
+        """Read the rest of the body: a proxy that still sends it may not read the answer before it is closed.
+
+        A client that waits for `100 Continue` is not asked for it.
+        """
+        if self.header("expect") is None:
+            with suppress(TimeoutError, ClientDisconnected):
+                async with asyncio.timeout(DISCARD_SECONDS):
+                    while not self._body_ended:
+                        await self._receive_body()
+
+    async def _receive_body(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        self._body_ended = not message.get("more_body")
+        body: bytes = message.get("body", b"")
+        return body
 
     async def watch(self) -> None:
         """Wait until the client disconnects, and report it; read the body before."""
