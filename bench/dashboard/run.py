@@ -19,12 +19,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import aiohttp
+import httpx
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.support.browser import DESKTOP, start
-from tests.support.servers import ROOT, BenchError, environment, get, say
+from tests.support.hosts import running_hosts
+from tests.support.servers import ROOT, BenchError, environment, say
+from tests.support.stack import Stack
 
 REPORT = ROOT / "bench/dashboard.md"
 HOST = "one"
@@ -73,8 +77,16 @@ where `enable_gzip` is set ([#86860](https://github.com/grafana/grafana/issues/8
 class Host:
     """The lab host whose dashboard is measured."""
 
-    def __init__(self, address: str) -> None:
-        self.dashboard = f"http://{address}:3001"
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.dashboard = stack.dashboard_url
+        user, password = stack.login
+        self.browser_options: dict[str, Any] = {
+            "viewport": DESKTOP,
+            "http_credentials": {"username": user, "password": password},
+            # Chromium does not know the installation's CA.
+            "ignore_https_errors": True,
+        }
 
     def __call__(self, *command: str) -> str:
         """Run a command on the host."""
@@ -88,6 +100,11 @@ class Host:
         cpu, memory = self("/usr/bin/python3", "-c", USAGE).split()
         return float(cpu), float(memory) / 1024
 
+    def metrics(self) -> str:
+        """Return the dashboard's own metrics."""
+        url = f"{self.dashboard}/metrics"
+        return httpx.get(url, auth=self.stack.login, verify=self.stack.trusted(), trust_env=False).text
+
     def count_polls(self) -> tuple[int, int]:
         """Return the dashboard's polls as the gateway counts them, and as the dashboard itself does."""
         gateway = self("curl", "--silent", "--fail", "http://127.0.0.1:9464/metrics")
@@ -96,9 +113,7 @@ class Host:
             gateway,
             re.MULTILINE,
         )
-        polls = re.search(
-            r"^bedplate_dashboard_polls_total (\S+)", get(f"{self.dashboard}/metrics")[1], re.MULTILINE
-        )
+        polls = re.search(r"^bedplate_dashboard_polls_total (\S+)", self.metrics(), re.MULTILINE)
         if polls is None:
             raise BenchError("the dashboard's metrics lack bedplate_dashboard_polls_total")
         return int(sum(map(float, requests))), int(float(polls[1]))
@@ -108,8 +123,7 @@ class Host:
 def deployed() -> Iterator[Host]:
     """Yield a host with the whole stack."""
     os.environ.setdefault("BEDPLATE_LAB", "bench-dashboard")
-    address = _address()
-    was_up = address is not None
+    was_up = HOST in running_hosts()
     try:
         if not was_up:
             say("booting a lab host and installing the stack (3 minutes)")
@@ -120,19 +134,10 @@ def deployed() -> Iterator[Host]:
                 stdout=subprocess.DEVNULL,
                 check=True,
             )
-            address = _address()
-        yield Host(address or "")
+        yield Host(Stack(HOST, running_hosts()[HOST]))
     finally:
         if not was_up:
             subprocess.run([ROOT / "lab/lab", "down"], check=True)
-
-
-def _address() -> str | None:
-    listed = subprocess.run(
-        [ROOT / "lab/lab", "inventory", "--list"], capture_output=True, text=True, check=True
-    )
-    host = json.loads(listed.stdout)["_meta"]["hostvars"].get(HOST)
-    return host and str(host["ansible_host"])
 
 
 @dataclass
@@ -147,9 +152,9 @@ class Visit:
         return sum(self.files.values()) / 1000
 
 
-def measure_visits(browser: Browser, url: str) -> tuple[Visit, Visit]:
+def measure_visits(browser: Browser, host: Host) -> tuple[Visit, Visit]:
     """Open the page for the first time and then once more; the event stream is not counted."""
-    context = browser.new_context(viewport=DESKTOP)
+    context = browser.new_context(**host.browser_options)
     page = context.new_page()
     devtools = context.new_cdp_session(page)
     devtools.send("Network.enable")
@@ -157,7 +162,7 @@ def measure_visits(browser: Browser, url: str) -> tuple[Visit, Visit]:
     visit = Visit()
 
     def on_request(event: dict[str, dict[str, str]]) -> None:
-        paths[str(event["requestId"])] = event["request"]["url"].removeprefix(url)
+        paths[str(event["requestId"])] = event["request"]["url"].removeprefix(host.dashboard)
 
     def on_finished(event: dict[str, float]) -> None:
         path = paths.get(str(event["requestId"]), "?")
@@ -169,7 +174,7 @@ def measure_visits(browser: Browser, url: str) -> tuple[Visit, Visit]:
     both = []
     for _ in range(2):
         visit = Visit()
-        page.goto(f"{url}/")
+        page.goto(f"{host.dashboard}/")
         page.locator("canvas").first.wait_for()
         page.wait_for_timeout(1500)
         both.append(visit)
@@ -177,18 +182,18 @@ def measure_visits(browser: Browser, url: str) -> tuple[Visit, Visit]:
     return both[0], both[1]
 
 
-def time_first_sentence(browser: Browser, url: str, *, slow: bool) -> tuple[float, float]:
+def time_first_sentence(browser: Browser, host: Host, *, slow: bool) -> tuple[float, float]:
     """Return median and worst time to the first sentence in seconds, with an empty cache."""
     times = []
     for _ in range(LOADS):
-        context = browser.new_context(viewport=DESKTOP)
+        context = browser.new_context(**host.browser_options)
         page = context.new_page()
         page.add_init_script(FIRST_SENTENCE)
         if slow:
             devtools = context.new_cdp_session(page)
             devtools.send("Network.enable")
             devtools.send("Network.emulateNetworkConditions", SLOW)
-        page.goto(f"{url}/", wait_until="commit")
+        page.goto(f"{host.dashboard}/", wait_until="commit")
         times.append(float(page.evaluate("window.firstSentence")) / 1000)
         context.close()
     return statistics.median(times), max(times)
@@ -214,8 +219,9 @@ async def watch(host: Host, viewers: int) -> Watched:
     arrivals: list[list[float]] = [[] for _ in range(viewers)]
     amounts = [0] * viewers
     polls: dict[int, float] = {}
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as client:
+    connector = aiohttp.TCPConnector(limit=0, ssl=host.stack.trusted())
+    login = aiohttp.BasicAuth(*host.stack.login)
+    async with aiohttp.ClientSession(connector=connector, auth=login, auto_decompress=False) as client:
         readers = [
             asyncio.create_task(_read(client, host.dashboard, number, arrivals, amounts))
             for number in range(viewers)
@@ -392,9 +398,9 @@ def main() -> None:
         with sync_playwright() as playwright:
             browser = start(playwright)
             say("transferred bytes and first sentence")
-            visited = measure_visits(browser, host.dashboard)
-            near = time_first_sentence(browser, host.dashboard, slow=False)
-            slow = time_first_sentence(browser, host.dashboard, slow=True)
+            visited = measure_visits(browser, host)
+            near = time_first_sentence(browser, host, slow=False)
+            slow = time_first_sentence(browser, host, slow=True)
             browser.close()
         results = []
         for number in viewers:

@@ -1,20 +1,33 @@
-"""The row `malformed` of bench/gateway.md: 2,000 odd requests, each of which the gateway must survive."""
+"""The rows `malformed` of bench/gateway.md: 2,000 odd requests, each of which the gateway must survive.
+
+With --edge they go through HAProxy with the role's configuration.
+"""
 
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gateway.tests.test_malformed import examine
+from tests.support.servers import edge
 
 REQUESTS = 240 if "--quick" in sys.argv else 2000
+
+
+@contextmanager
+def through_the_edge(path: Path) -> Iterator[int]:
+    """Run HAProxy before the socket; yields its port."""
+    with edge(path, tls=False) as server:
+        yield int(server.url.rpartition(":")[2])
 
 
 def main() -> None:
     """Send them, and print a table of the answers."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        counters = examine(Path(folder), REQUESTS)
+        counters = examine(Path(folder), REQUESTS, through_the_edge if "--edge" in sys.argv else None)
     seconds = time.monotonic() - started
     statuses = sorted({status for counts in counters.values() for status in counts if status is not None})
     requests = sum(counts.total() for counts in counters.values())

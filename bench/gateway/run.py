@@ -11,7 +11,7 @@ from typing import Protocol
 
 import uvloop
 
-from bench.gateway import disconnects, labels, lanes, limits, overhead, priority, soak, throughput
+from bench.gateway import disconnects, edge, labels, lanes, limits, overhead, priority, soak, throughput
 from bench.gateway.report import Result, write_section
 from tests.support.servers import BenchError, say
 
@@ -33,6 +33,7 @@ ROWS: dict[str, Row] = {
     "overhead": overhead.run,
     "overhead-real": overhead.run_real,
     "throughput": throughput.run,
+    "edge": edge.run,
     "lanes": lanes.run,
     "lanes-real": lanes.run_real,
     "profile": throughput.run_profile,
@@ -41,15 +42,16 @@ ROWS: dict[str, Row] = {
 }
 # Programs of their own: a sentence and a table on standard output, exit status 0 when the aim was met.
 PROGRAMS = {
-    "restart": ("Restart and reload under load", "restart_load.py"),
-    "malformed": ("Malformed requests", "malformed.py"),
+    "restart": ("Restart and reload under load", ["restart_load.py"]),
+    "malformed": ("Malformed requests", ["malformed.py"]),
+    "malformed-edge": ("Malformed requests through the edge", ["malformed.py", "--edge"]),
 }
 
 
 def run_program(name: str, *, quick: bool) -> tuple[str, str, bool]:
     """Return title, text and verdict of a row that is a program."""
-    title, file = PROGRAMS[name]
-    command = [sys.executable, str(Path(__file__).with_name(file)), *(["--quick"] if quick else [])]
+    title, (file, *options) = PROGRAMS[name]
+    command = [sys.executable, str(Path(__file__).with_name(file)), *options, *(["--quick"] if quick else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     return title, done.stdout, done.returncode == 0
 

@@ -54,7 +54,8 @@ async def drive(
     url = f"{server.url}/v1/chat/completions"
     latencies: list[float] = []
 
-    async with session() as client:
+    trusted = {"ssl": server.trusted} if server.trusted else {}
+    async with session(**trusted) as client:
 
         async def loop(until: float) -> None:
             while (sent := time.monotonic()) < until:

@@ -11,15 +11,15 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 from bedplate_gateway.app import Gateway
 from bedplate_gateway.http import server
-from bedplate_gateway.http.server import ClientLimits, HttpServer, listen
+from bedplate_gateway.http.server import ClientLimits, HttpServer, listen, listen_unix
 from bedplate_gateway.keys import Key, Keys, Secret
 from bedplate_gateway.settings import PRIORITY_CLASSES, Engine, EngineModel, Listener, Settings
 from bedplate_traffic.fake_engine.server import Behaviour, FakeEngine
@@ -110,8 +110,8 @@ class Running:
 
 
 @contextmanager
-def running_gateway(folder: Path) -> Iterator[Running]:
-    """Run the gateway on the loopback address, in a thread, with limits of fractions of a second."""
+def running_gateway(folder: Path, path: Path | None = None) -> Iterator[Running]:
+    """Run the gateway in a thread, with limits of fractions of a second, on loopback or a Unix socket."""
     ready: list[Running] = []
     started = threading.Event()
     loop = asyncio.new_event_loop()
@@ -142,11 +142,12 @@ def running_gateway(folder: Path) -> Iterator[Running]:
         )
         secret = Secret(sha256=hashlib.sha256(KEY.encode()).hexdigest())
         gateway = Gateway(configured, Keys((Key(alias="malformed", secrets=(secret,)),)))
-        http_server = HttpServer("api", gateway, listen("127.0.0.1", 0, LIMITS), LIMITS)
+        listening = listen_unix(path) if path else listen("127.0.0.1", 0, LIMITS)
+        http_server = HttpServer("api", gateway, listening, LIMITS)
         await gateway.start()
         gateway.local.open_usage_log()
         await http_server.open()
-        ready.append(Running(gateway, http_server.listener.getsockname()[1]))
+        ready.append(Running(gateway, 0 if path else listening.getsockname()[1]))
         started.set()
         await stop.wait()
         http_server.drain()
@@ -168,14 +169,23 @@ def running_gateway(folder: Path) -> Iterator[Running]:
         server.TICK_SECONDS = tick
 
 
-def examine(folder: Path, requests: int) -> dict[str, Counter[int | None]]:
-    """Send that many requests; return the statuses of the answers by kind. Raises AssertionError."""
+def examine(
+    folder: Path, requests: int, through: Callable[[Path], AbstractContextManager[int]] | None = None
+) -> dict[str, Counter[int | None]]:
+    """Send that many requests; return the statuses of the answers by kind. Raises AssertionError.
+
+    `through` runs a proxy before the gateway's Unix socket, and yields its port on loopback.
+    """
     seen: dict[str, Counter[int | None]] = {}
     fine = Case("fine", (whole(CHAT, json.dumps(MINIMAL[CHAT]).encode()),))
-    with running_gateway(folder) as running:
+    path = folder / "http.sock" if through else None
+    with (
+        running_gateway(folder, path) as running,
+        through(path) if through and path else nullcontext(running.port) as port,
+    ):
 
         async def send(batch: list[Case]) -> list[Outcome]:
-            return await asyncio.gather(*(ask(running.port, case) for case in batch))
+            return await asyncio.gather(*(ask(port, case) for case in batch))
 
         @settings(
             max_examples=requests // BATCH,
@@ -191,7 +201,7 @@ def examine(folder: Path, requests: int) -> dict[str, Counter[int | None]]:
                 assert outcome.status is None or outcome.status < 500, case
                 seen.setdefault(case.kind, Counter())[outcome.status] += 1
             assert running.left_over() == {}
-            assert asyncio.run(ask(running.port, fine)).status == 200
+            assert asyncio.run(ask(port, fine)).status == 200
 
         batch_is_survived()
     return seen

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.support.rendering import render
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bedplate" / "bench"
@@ -65,6 +69,8 @@ class Server:
     keys: dict[str, str] = field(default_factory=dict)
     metrics_url: str = ""
     key_file: Path | None = None
+    trusted: ssl.SSLContext | None = None
+    """What verifies the certificate of an https URL."""
 
     @property
     def pid(self) -> int:
@@ -199,9 +205,13 @@ def engine(
 def gateway(
     engines: list[dict[str, Any]],
     keys: list[dict[str, Any]],
+    path: Path | None = None,
     **settings: Any,
 ) -> Iterator[Server]:
-    """Run the gateway of this repository; each key's secret is in `Server.keys` under its alias."""
+    """Run the gateway of this repository; each key's secret is in `Server.keys` under its alias.
+
+    With `path` it serves the API on that Unix socket, and `Server.url` is of the metrics.
+    """
     python = environment("gateway")
     api, metrics = free_port(), free_port()
     secrets = {key["alias"]: f"sk-bench-{key['alias']}-{'0' * 24}" for key in keys}
@@ -214,7 +224,7 @@ def gateway(
         ]
         (folder / "keys.json").write_text(json.dumps({"schema": 2, "keys": hashed}))
         document = {
-            "api": {"address": "127.0.0.1", "port": api},
+            "api": {"path": str(path)} if path else {"address": "127.0.0.1", "port": api},
             "metrics": {"address": "127.0.0.1", "port": metrics},
             "engines": engines,
             "keys_file": str(folder / "keys.json"),
@@ -223,10 +233,49 @@ def gateway(
         }
         (folder / "gateway.json").write_text(json.dumps(document, indent=1))
         command = [str(python.parent / "bedplate-gateway"), str(folder / "gateway.json")]
-        ready = f"http://127.0.0.1:{api}/health/readiness"
+        ready = f"http://127.0.0.1:{metrics}/metrics" if path else f"http://127.0.0.1:{api}/health/readiness"
         with _running(command, folder, ready, {}, "gateway") as server:
             server.keys = secrets
             server.metrics_url = f"http://127.0.0.1:{metrics}/metrics"
+            yield server
+
+
+@contextmanager
+def edge(path: Path, *, tls: bool) -> Iterator[Server]:
+    """Run HAProxy with the role's configuration before a gateway on the Unix socket `path`."""
+    program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        raise BenchError("HAProxy is missing here: apt-get install haproxy")
+    port, metrics = free_port(), free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        (folder / "checkout").mkdir()
+        config = render("two-engines", folder / "checkout").hosts["front"].files["haproxy.cfg"]
+        # The pages are not needed, and each process listens on ports of its own.
+        config = re.sub(
+            r"\n(frontend|backend) (dashboard|prometheus|alertmanager)\n.*?(?=\n\n|\Z)",
+            "",
+            config,
+            flags=re.DOTALL,
+        )
+        config = config.replace("bind 10.2.0.3:18000", f"bind 127.0.0.1:{port}")
+        config = config.replace("bind 127.0.0.1:8405", f"bind 127.0.0.1:{metrics}")
+        config = config.replace("/run/bedplate-gateway/http.sock", str(path))
+        config = config.replace("/run/bedplate-edge", name).replace("/etc/bedplate/bedplate-edge", name)
+        if not tls:
+            config = re.sub(r" ssl crt \S+ alpn \S+", "", config)
+        certificate = [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-subj", "/CN=bench", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(folder / "key"), "-out", str(folder / "crt")),
+        ]
+        subprocess.run(certificate, check=True, capture_output=True)
+        (folder / "server.pem").write_text((folder / "crt").read_text() + (folder / "key").read_text())
+        (folder / "haproxy.cfg").write_text(config)
+        command = [program, "-db", "-f", str(folder / "haproxy.cfg")]
+        with _running(command, folder, f"http://127.0.0.1:{metrics}/metrics", {}, "HAProxy") as server:
+            server.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+            server.trusted = ssl.create_default_context(cafile=folder / "crt") if tls else None
             yield server
 
 
