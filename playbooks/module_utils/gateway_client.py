@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 # A chat request waits in the queue and for the engine.
 CHAT_SECONDS = 150.0
 LIST_SECONDS = 10.0
+# The code of the edge's own errors (roles/edge/templates/haproxy.cfg.j2).
+EDGE_CODE = "service_unavailable"
 JOURNAL_COMMAND = "journalctl -u bedplate-gateway -n 50"
 
 
@@ -71,11 +73,15 @@ class Gateway:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
             names = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, names, response.read(), started, time.monotonic())
+            answer = Answer(response.status, names, response.read(), started, time.monotonic())
         except (OSError, HTTPException):
             return Answer(-1, {}, b"", started, time.monotonic())
         finally:
             connection.close()
+        # The edge answers for a gateway that does not.
+        if answer.error_code() == EDGE_CODE:
+            return Answer(-1, {}, b"", started, answer.ended)
+        return answer
 
     def _connection(self, seconds: float) -> HTTPConnection:
         if self._trusted is None:

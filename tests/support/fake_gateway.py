@@ -31,6 +31,8 @@ class FakeGateway(ThreadingHTTPServer):
         self.headers = True
         self.chat_status = 200
         self.ready = 200
+        self.edge_only = False
+        """Whether only an edge answers, with its own error."""
 
     @property
     def url(self) -> str:
@@ -78,7 +80,9 @@ class FakeHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Handle GET."""
-        if self.path in self.server.open_paths:
+        if self.server.edge_only:
+            self.refuse(503, "service_unavailable")
+        elif self.path in self.server.open_paths:
             self.reply(200, {}, {})
         elif self.path == "/health/readiness":
             self.reply(self.server.ready, {}, {})
@@ -92,6 +96,9 @@ class FakeHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Handle POST."""
+        if self.server.edge_only:
+            self.refuse(503, "service_unavailable")
+            return
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length) or "{}")
         if self.path != "/v1/chat/completions":

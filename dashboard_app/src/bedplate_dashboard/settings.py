@@ -77,7 +77,7 @@ class PinnedVersion(_Settings):
 class Settings(_Settings):
     """The configuration file. `gateway` is the gateway's host, `monitoring` is this host.
 
-    `gateway_ca_file` has the CAs that verify the gateway's certificate.
+    `gateway_ca` has the CAs that verify the gateway's certificate, in PEM; None for the operating system's.
 
     `other_models` are the models of engines that have no exporter of ours.
     """
@@ -86,7 +86,7 @@ class Settings(_Settings):
     monitoring: HostName
     gateway: HostName
     gateway_url: BaseUrl
-    gateway_ca_file: Path | None = None
+    gateway_ca: str | None = None
     gateway_metrics_url: BaseUrl
     public_gateway_url: BaseUrl
     prometheus_url: BaseUrl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ def fault(*arguments: str) -> None:
     run_lab("fault", *arguments)
 
 
-def verify() -> None:
+def verify(settings: dict[str, Any]) -> None:
     """Run verify and ignore its result."""
     command = [
         sys.executable,
@@ -38,6 +39,7 @@ def verify() -> None:
         "playbook",
         "--inventory=inventory/lab",
         "playbooks/verify.yml",
+        f"--extra-vars={json.dumps(settings)}",
     ]
     subprocess.run(command, cwd=ROOT, check=False, capture_output=True, timeout=300)
 
@@ -56,7 +58,7 @@ def test_nothing_fires_on_a_healthy_stack(alerts: AlertWatch) -> None:
     assert alerts.value('count(ALERTS{alertstate="firing"})') == 0
 
 
-def test_a_stopped_engine(stack: Stack, alerts: AlertWatch) -> None:
+def test_a_stopped_engine(stack: Stack, alerts: AlertWatch, settings: dict[str, Any]) -> None:
     refused, failing = "RequestsRefused engine_unavailable", f"RequestsFailing {MODEL}"
     dead = {"ServiceDown ollama.service", f"ModelUnavailable {MODEL}"}
     since = time.monotonic()
@@ -68,14 +70,14 @@ def test_a_stopped_engine(stack: Stack, alerts: AlertWatch) -> None:
             time.sleep(1)
     alerts.wait_firing("the engine is stopped while clients send requests", {*dead, refused, failing}, since)
     since = time.monotonic()
-    verify()
+    verify(settings)
     alerts.wait_firing("verify runs meanwhile", {"VerifyFailed dashboard"}, since)
     since = time.monotonic()
     stack("systemctl start ollama ollama-preload")
     # RequestsFailing covers the dashboards' 5 minutes, which are not shortened here: do not wait for its end.
     alerts.wait_ended({*dead, refused}, since)
     since = time.monotonic()
-    verify()
+    verify(settings)
     alerts.wait_ended({"VerifyFailed dashboard"}, since)
 
 

@@ -72,7 +72,7 @@ def test_wrong_passwords_are_slowed_down_and_logged(client: httpx.Client, stack:
         answer = client.get(url(stack, "prometheus"), auth=("bedplate", "wrong-password"))
         assert answer.status_code == 401
         seconds.append(time.monotonic() - began)
-    assert min(seconds[-2:]) >= 1 > seconds[0]
+    assert min(seconds[-2:]) > 0.9 > seconds[0]
     assert client.get(url(stack, "prometheus", "/api/v1/query?query=up"), auth=stack.login).status_code == 200
     lines = stack(
         f"journalctl -u bedplate-edge --since @{since} --output=cat --grep 'wrong user or password'"
@@ -113,7 +113,9 @@ def certificate(folder: Path, name: str, *arguments: str) -> tuple[Path, Path]:
     return crt, key
 
 
-def test_a_new_certificate_costs_no_request(stack: Stack, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_new_certificate_costs_no_request(
+    stack: Stack, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A CA of the user's, then the own one again: both by a reload under load."""
     ca, ca_key = certificate(tmp_path, "authority", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
     crt, key = certificate(
@@ -125,20 +127,18 @@ def test_a_new_certificate_costs_no_request(stack: Stack, settings: dict[str, An
         **{f"edge_{name}": str(path) for name, path in (("certificate", crt), ("key", key), ("ca", ca))},
     }
     process, own = main_pid(stack), served(stack.address, 8000)
-    trust = stack.ca_file.read_text()
+    both = tmp_path / "both.crt"
+    both.write_text(stack.ca_file.read_text() + ca.read_text())
     load = Load(stack, clients=4)
-    # The clients trust both CAs meanwhile.
-    stack.ca_file.write_text(trust + ca.read_text())
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(stack, "ca_file", both)
         with load.running():
-            stack.play("--tags=edge,dashboard,prometheus,traffic", settings={**settings, **given})
+            stack.play("--tags=edge", settings={**settings, **given})
             assert served(stack.address, 8000) == ssl.DER_cert_to_PEM_cert(
                 ssl.PEM_cert_to_DER_cert(crt.read_text())
             )
-            stack.play("--tags=edge,dashboard,prometheus,traffic", settings=settings)
+            stack.play("--tags=edge", settings=settings)
             assert served(stack.address, 8000) == own
-    finally:
-        stack.ca_file.write_text(trust)
     assert load.failed() == []
     assert main_pid(stack) == process
     wait_for(lambda: bool(stack.status()["state"] == "healthy"), 30)

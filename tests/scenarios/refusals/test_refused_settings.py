@@ -34,7 +34,7 @@ def test_no_secret_is_printed(runs: dict[str, Future[Run]]) -> None:
     for case in ("placeholder key", "long placeholder key"):
         (key,) = REFUSED[case]["settings"]["gateway_keys"]
         assert key["secret"] not in runs[case].result().output
-    assert "shortword" not in runs["short password of the page"].result().output
+    assert "shortword" not in runs["short password of the pages"].result().output
 
 
 def test_inventory_settings_are_checked_too(control: Control, plain: Host) -> None:
@@ -50,7 +50,7 @@ def test_an_inventory_of_an_earlier_release_is_refused_with_all_new_names(
     control: Control, plain: Host
 ) -> None:
     rows = yaml.safe_load((ROOT / "playbooks/renamed.yml").read_text())
-    settable = [row for row in rows if row["new"] in ("gateway_keys", "gateway_port", "gateway_rotate")]
+    settable = [row for row in rows if row.get("new") in ("gateway_keys", "gateway_port", "gateway_rotate")]
     inventory = control.one_box(plain, {row["old"]: "x" for row in settable} | {"ollama_models": [MODEL]})
     script = "; ".join(rf"s/\b{row['old']}\b/{row['new']}/g" for row in settable)
     assert control.run(inventory).refused() == " ".join(

@@ -137,9 +137,13 @@ def test_keys_that_the_host_does_not_have(checks: Checks, gateway: FakeGateway) 
     assert results[LISTED]["next"] == "ansible-playbook site.yml --tags keys"
 
 
-def test_a_stopped_gateway(checks: Checks, gateway: FakeGateway) -> None:
-    gateway.shutdown()
-    gateway.server_close()
+@pytest.mark.parametrize("edge", [True, False])
+def test_a_stopped_gateway(checks: Checks, gateway: FakeGateway, edge: bool) -> None:
+    """With the edge, which then answers itself, and without."""
+    gateway.edge_only = edge
+    if not edge:
+        gateway.shutdown()
+        gateway.server_close()
     results = failed(checks())
     assert results.keys() == {LISTED, READY, WITHOUT_KEY, WRONG_KEY, CLOSED}
     assert set(results.values()) == {f"the gateway does not respond at {gateway.url}"}

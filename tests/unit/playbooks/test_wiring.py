@@ -233,7 +233,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_name": "bedplate",
             "dashboard_socket": "/run/bedplate-dashboard/http.sock",
             "dashboard_gateway_url": "http://127.0.0.1:8000",
-            "dashboard_gateway_ca_file": "",
+            # Read only if the files exist.
+            "dashboard_gateway_ca": "",
             "dashboard_gateway_host": "box",
             "dashboard_gateway_metrics_url": "http://127.0.0.1:9464",
             "dashboard_scrape_seconds": 15,
@@ -327,7 +328,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_name": "rack",
             "dashboard_socket": "/run/bedplate-dashboard/http.sock",
             "dashboard_gateway_url": "https://10.1.0.2:8000",
-            "dashboard_gateway_ca_file": SYSTEM_CAS,
+            # Read only if the files exist.
+            "dashboard_gateway_ca": "",
             "dashboard_gateway_host": "gateway1",
             "dashboard_gateway_metrics_url": "http://10.1.0.2:9464",
             "dashboard_scrape_seconds": 15,
@@ -457,7 +459,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_name": "bedplate",
             "dashboard_socket": "/run/bedplate-dashboard/http.sock",
             "dashboard_gateway_url": "https://10.2.0.3:18000",
-            "dashboard_gateway_ca_file": SYSTEM_CAS,
+            # Read only if the files exist.
+            "dashboard_gateway_ca": "",
             "dashboard_gateway_host": "front",
             "dashboard_gateway_metrics_url": "http://127.0.0.1:19464",
             "dashboard_scrape_seconds": 15,

@@ -249,5 +249,9 @@ def test_no_environment_of_a_task_has_a_secret() -> None:
     found = list(environments())
     assert len(found) > 10
     for path, environment in found:
-        literal = isinstance(environment, dict) and "{{" not in str(environment)
-        assert literal or environment == "{{ bedplate_download_environment }}", path
+        if isinstance(environment, dict):
+            # The names of files.
+            values = [value for name, value in environment.items() if not name.endswith("_FILE")]
+            assert "{{" not in str(values), path
+        else:
+            assert environment == "{{ bedplate_download_environment }}", path

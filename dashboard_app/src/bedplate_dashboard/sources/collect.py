@@ -129,7 +129,7 @@ class Observation:
 def new_client(settings: Settings) -> httpx.AsyncClient:
     """Return a new HTTP client that trusts the gateway's certificate."""
     return httpx.AsyncClient(
-        verify=ssl.create_default_context(cafile=settings.gateway_ca_file),
+        verify=ssl.create_default_context(cadata=settings.gateway_ca),
         # The environment's proxies are for downloads, not for the stack.
         trust_env=False,
         # No connection is reused: one that its server has closed meanwhile would look like a fault.
