@@ -41,12 +41,14 @@ def test_a_play_starts_services_and_timers_that_it_waits_for(services: ModuleTyp
 
 
 def plays(repo_root: Path) -> dict[str, dict[str, Any]]:
-    """Return the plays that start services at their end, by the name of the playbook."""
+    """Return the plays that start services at their end, with all tasks of their playbook, by its name."""
     found = {}
     for path in (repo_root / "playbooks").glob("*.yml"):
-        for play in yaml.safe_load(path.read_text()):
-            if isinstance(play, dict) and "post_tasks" in play:
-                found[path.stem] = play
+        every = [play for play in yaml.safe_load(path.read_text()) if isinstance(play, dict)]
+        tasks = [task for play in every for task in play.get("tasks", ())]
+        for play in every:
+            if "post_tasks" in play:
+                found[path.stem] = {**play, "tasks": tasks}
     return found
 
 
