@@ -29,7 +29,7 @@ make_bundle() {
   for package in gateway exporter dashboard_app traffic; do
     .venv/bin/uv build --quiet --offline --wheel --out-dir "$work/bundle" "$package"
   done
-  lab/lab exec site tar -C / -cf - etc/bedplate opt/bedplate/litellm/start.py etc/systemd/system/{bedplate.target,ollama.service,ollama-preload.service,bedplate-gateway.service,litellm.service,prometheus.service,node-exporter.service,bedplate-exporter.service,bedplate-dashboard.service} >"$work/bundle/configuration.tar"
+  lab/lab exec site tar -C / -cf - etc/bedplate opt/bedplate/litellm/start.py etc/systemd/system/{bedplate.target,ollama.service,ollama-preload.service,bedplate-edge.service,bedplate-gateway.service,litellm.service,prometheus.service,node-exporter.service,bedplate-exporter.service,bedplate-dashboard.service} >"$work/bundle/configuration.tar"
 }
 
 lab/lab down
