@@ -13,7 +13,7 @@ from pathlib import Path
 import uvloop
 
 from bedplate_gateway.app import Gateway
-from bedplate_gateway.http.server import ClientLimits, HttpServer, StartError, listen, listen_unix
+from bedplate_gateway.http.server import HttpServer, StartError, listen, listen_unix
 from bedplate_gateway.keys import Keys, read_keys
 from bedplate_gateway.reload.handover import InheritedSockets, Offer, Predecessor, connect, take_over
 from bedplate_gateway.reload.sd_notify import notify, store_socket, stored_sockets
@@ -170,8 +170,7 @@ async def serve(
     gateway = Gateway(settings, keys)
     servers = [
         HttpServer("api", gateway, listeners["api"]),
-        # Prometheus reconnects by itself after its idle connection was closed; no restart need wait for it.
-        HttpServer("metrics", gateway.metrics_app, listeners["metrics"], ClientLimits(idle_draining=0)),
+        HttpServer("metrics", gateway.metrics_app, listeners["metrics"]),
     ]
     predecessor: Predecessor | None = None
     try:
@@ -180,7 +179,7 @@ async def serve(
             if inherited is None:
                 gateway.local.open_usage_log()
             else:
-                predecessor = await take_over(inherited, gateway, servers)
+                predecessor = await take_over(inherited.channel, gateway)
     except TimeoutError:
         raise StartError(
             f"The start took more than {START_SECONDS:.0f} s: check the engines with: make health"

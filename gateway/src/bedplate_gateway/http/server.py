@@ -44,8 +44,7 @@ class ClientLimits:
     reader: float = 60.0
     """Without reading a byte of a pending response."""
     header_size: int = 64 * 1024
-    idle_draining: float = 6.0
-    """Between two requests while the server drains: longer than OpenAI's clients keep a connection, 5 s."""
+    """Also of all trailers together."""
 
 
 class StartError(Exception):
@@ -102,8 +101,6 @@ class HttpServer(ServerState):
         self.listener = listener
         self.limits = limits or ClientLimits()
         self.draining = False
-        self.pass_on: Callable[[int], bool] | None = None
-        """Passes an idle connection, by its descriptor, to the successor; returns False where it cannot."""
         self._app = app
         self.config = Config(
             self._run_app,
@@ -129,14 +126,9 @@ class HttpServer(ServerState):
             self._new_connection, sock=self.listener, backlog=BACKLOG
         )
 
-    async def adopt(self, connection: socket.socket) -> None:
-        """Take over an idle connection that another process accepted."""
-        await asyncio.get_running_loop().connect_accepted_socket(self._new_connection, connection)
-
-    def drain(self, pass_on: Callable[[int], bool] | None = None) -> None:
-        """Stop accepting, and drain every connection: `pass_on` moves idle ones to the successor."""
+    def drain(self) -> None:
+        """Stop accepting, and drain every connection."""
         self.draining = True
-        self.pass_on = pass_on
         if self._server is not None:
             # A connection that the kernel has accepted and we have not stays queued for the next process.
             self._server.close()
@@ -195,7 +187,7 @@ class Connection(HttpToolsProtocol):
         self.receiving = False
         self.upgrading = False
         self.refused = False
-        self.header_size = 0
+        self.header_size = self.trailer_size = 0
         self._set_timeout(self.limits.header)
 
     def data_received(self, data: bytes) -> None:
@@ -225,8 +217,16 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self.used = self.in_header = self.receiving = True
         self.upgrading = False
-        self.header_size = 0
+        self.header_size = self.trailer_size = 0
         self._set_timeout(self.limits.header)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a field of the header; a trailer is dropped, since it could name another client's key."""
+        if self.in_header:
+            super().on_header(name, value)
+        else:
+            self.trailer_size += len(name) + len(value) + 4
+            self._check_header_size(self.trailer_size)
 
     def on_headers_complete(self) -> None:
         """Start the app and the time for the body."""
@@ -272,23 +272,11 @@ class Connection(HttpToolsProtocol):
         return not self.receiving and (self.cycle is None or self.cycle.response_complete)
 
     def drain(self) -> None:
-        """Pass an idle connection on, or close it soon; else close it after a response that has not begun."""
+        """Close the connection when it has answered what began; one without a request yet may send it."""
         if self.transport.is_closing():
             return
-        if self.idle:
-            pass_on = self.server_state.pass_on
-            if pass_on is not None and self.transport.get_write_buffer_size() == 0:
-                self.transport.pause_reading()
-                if pass_on(self.transport.get_extra_info("socket").fileno()):
-                    self.transport.close()
-                    return
-                self.transport.resume_reading()
-            if self.used:
-                # Counted from when it became idle: a client that has not used it for so long will not.
-                self.deadline -= self.limits.idle - self.limits.idle_draining
-                self.tick(self.loop.time())
-            else:
-                self._set_timeout(self.limits.idle_draining)
+        if self.idle and self.used:
+            self.transport.close()
         elif self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False
 

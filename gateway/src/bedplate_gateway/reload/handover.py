@@ -1,12 +1,11 @@
 """A reload: the new process takes over from the old one without a gap, over a socket in the state directory.
 
-1. The new process connects; the old one sends its listening sockets and one end of a pair of sockets.
+1. The new process connects; the old one sends its listening sockets.
 2. The new one starts completely while the old one serves. If the start fails, nothing has changed.
 3. The new one sends `take`. The old one stops accepting, names the new one to systemd as the main process,
    and sends the usage of the limits, the leases and the queued requests. Now the new one decides about them.
 4. The old one finishes its requests. It submits them and reports their usage in lines of JSON, objects whose
    `do` is submit, cancel, touch, charge, release or count; the replies are grant and refuse.
-   Its idle connections move through the pair of sockets to the new one.
 
 If the old process dies, the new one frees everything that the old one held. If the new one dies, systemd
 starts the service anew, and the old one refuses its queued requests with `restarting`.
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bedplate_gateway import errors
-from bedplate_gateway.access_log import NONE, AccessRecord
+from bedplate_gateway.access_log import AccessRecord
 from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, QueuedRequest
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.scheduler import Slot
@@ -40,7 +39,7 @@ from bedplate_gateway.settings import Engine
 log = logging.getLogger(__name__)
 
 SOCKET = "handover.socket"
-VERSION = "1"
+VERSION = "2"
 """Of this protocol, raised with every change: no release takes over from one with another version."""
 TAKE = b"take\n"
 MAX_LINE_BYTES = 256 * 1024 * 1024
@@ -86,23 +85,18 @@ class Offer:
         self._server = await asyncio.start_unix_server(self._accept, self._path, limit=MAX_LINE_BYTES)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
         # A copy, since asyncio's own socket cannot send descriptors; its buffer cannot be full yet.
-        with theirs, socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as channel:
-            sockets = [*(server.listener for server in self._servers), theirs]
+        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as channel:
             greeting = " ".join([VERSION, *(server.name for server in self._servers)])
-            socket.send_fds(channel, [greeting.encode()], [each.fileno() for each in sockets])
+            sockets = [server.listener.fileno() for server in self._servers]
+            socket.send_fds(channel, [greeting.encode()], sockets)
             pid = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         if await reader.readline() == TAKE and not self.taken.is_set():
-            self._hand_over(reader, writer, ours, pid)
+            self._hand_over(reader, writer, pid)
         else:
-            ours.close()
             writer.close()
 
-    def _hand_over(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connections: socket.socket, pid: int
-    ) -> None:
+    def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pid: int) -> None:
         self.taken.set()
         if self._server is not None:
             self._server.close()
@@ -114,17 +108,9 @@ class Offer:
         notify(f"MAINPID={pid}")
         _send(writer, snapshot)
         for server in self._servers:
-            server.drain(partial(_pass_on, connections, server.name))
+            server.drain()
         log.info("Process %d has taken over; this process finishes its running requests.", pid)
         self._listening = asyncio.create_task(successor.listen(reader))
-
-
-def _pass_on(connections: socket.socket, name: str, descriptor: int) -> bool:
-    try:
-        socket.send_fds(connections, [name.encode()], [descriptor])
-    except OSError:  # the new process died, or its buffer is full
-        return False
-    return True
 
 
 class Successor:
@@ -182,9 +168,7 @@ class Successor:
 
     def count(self, record: AccessRecord) -> None:
         """Count a request that has ended in the metrics there."""
-        fields = asdict(record)
-        # Next to the record, because older releases do not know the field.
-        _send(self._writer, {"do": "count", "lane": fields.pop("lane"), "record": fields})
+        _send(self._writer, {"do": "count", "record": asdict(record)})
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
         """Pass grants and refusals on until the new process ends."""
@@ -218,10 +202,9 @@ class Successor:
 
 @dataclass
 class InheritedSockets:
-    """What a new process gets before it takes over: the listening sockets by name, and the channels."""
+    """What a new process gets before it takes over: the listening sockets by name, and the channel."""
 
     listeners: dict[str, socket.socket]
-    connections: socket.socket
     channel: socket.socket
 
 
@@ -243,23 +226,20 @@ def connect(state_dir: Path) -> InheritedSockets:
         raise StartError(
             "The running process cannot hand over to this release: systemctl restart bedplate-gateway"
         )
-    *listeners, connections = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-    for inherited in (*listeners, connections):
-        inherited.setblocking(False)
-    return InheritedSockets(dict(zip(names, listeners, strict=True)), connections, channel)
+    listeners = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    for listener in listeners:
+        listener.setblocking(False)
+    return InheritedSockets(dict(zip(names, listeners, strict=True)), channel)
 
 
-async def take_over(
-    inherited: InheritedSockets, app: AppLike, servers: Iterable[HttpServer]
-) -> "Predecessor":
+async def take_over(channel: socket.socket, app: AppLike) -> "Predecessor":
     """Take over all decisions; raises StartError where the old process does not hand them over."""
-    reader, writer = await asyncio.open_unix_connection(sock=inherited.channel, limit=MAX_LINE_BYTES)
+    reader, writer = await asyncio.open_unix_connection(sock=channel, limit=MAX_LINE_BYTES)
     writer.write(TAKE)
     if not (line := await reader.readline()):
         raise StartError("The old process has ended, or another process took over first: try again.")
     predecessor = Predecessor(writer, app)
     predecessor.replay(json.loads(line))
-    _adopt_all(inherited.connections, {server.name: server for server in servers})
     predecessor.listening = asyncio.create_task(predecessor.listen(reader))
     return predecessor
 
@@ -308,7 +288,7 @@ class Predecessor:
 
     def _handle(self, message: Message) -> None:
         if message["do"] == "count":
-            self._app.count(AccessRecord(**message["record"], lane=message.get("lane", NONE)))
+            self._app.count(AccessRecord(**message["record"]))
             return
         number = message["number"]
         held = self._held.get(number)
@@ -351,26 +331,6 @@ class Predecessor:
         # The key may have been removed meanwhile: its requests had begun before.
         key = self._app.local.keys.by_alias.get(message["alias"]) or Key(alias=message["alias"], secrets=())
         return AdmissionRequest(key, message["class"], message["model"], message["prompt_bytes"])
-
-
-def _adopt_all(connections: socket.socket, servers: dict[str, HttpServer]) -> None:
-    """Take over each connection that the old process passes on, until it ends."""
-    loop = asyncio.get_running_loop()
-    adopting: set[asyncio.Task[None]] = set()
-
-    def adopt_next() -> None:
-        name, descriptors, *_ = socket.recv_fds(connections, 64, 1)
-        if not descriptors:
-            loop.remove_reader(connections)
-            connections.close()
-            return
-        connection = socket.socket(fileno=descriptors[0])
-        connection.setblocking(False)
-        task = asyncio.create_task(servers[name.decode()].adopt(connection))
-        adopting.add(task)
-        task.add_done_callback(adopting.discard)
-
-    loop.add_reader(connections, adopt_next)
 
 
 def _send(writer: asyncio.StreamWriter, message: Message) -> None:
