@@ -46,9 +46,11 @@ def kept_open(open_page: PageOpener) -> Iterator[WatchedPage]:
 
 
 @pytest.fixture
-def page(kept_open: WatchedPage) -> Iterator[WatchedPage]:
+def page(stack: Stack, kept_open: WatchedPage) -> Iterator[WatchedPage]:
     """Return the page that is kept open: healthy before a test, and without problems after it."""
     kept_open.wait_until(lambda: kept_open.word == "Healthy", 30)
+    kept_open.problems.clear()
     yield kept_open
-    assert kept_open.problems == []
-    assert kept_open.violations() == []
+    if problems := kept_open.problems + kept_open.violations():
+        journal = stack("journalctl -u bedplate-edge -u bedplate-dashboard -n 20 --output=short-iso")
+        pytest.fail("\n".join([*problems, journal]), pytrace=False)

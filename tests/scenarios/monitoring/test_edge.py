@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import subprocess
 import time
@@ -100,6 +101,22 @@ def test_tls_is_at_least_1_2_and_verified(stack: Stack) -> None:
     plain = httpx.Client(trust_env=False, timeout=5)
     with pytest.raises(httpx.HTTPError):
         plain.get(f"http://{stack.address}:8000/health/liveliness")
+
+
+def test_300_unfinished_headers_stop_no_page(client: httpx.Client, stack: Stack) -> None:
+    halves = []
+    for _ in range(300):
+        plain = socket.create_connection((stack.address, PORTS["dashboard"]), timeout=5)
+        halves.append(stack.trusted().wrap_socket(plain, server_hostname=stack.address))
+        halves[-1].send(b"GET / HTTP/1.1\r\nHost: x\r\n")
+    began = time.monotonic()
+    assert client.get(url(stack, "dashboard"), auth=stack.login).status_code == 200
+    assert time.monotonic() - began < 2
+    # The time for a header is 10 s.
+    for half in halves:
+        half.settimeout(max(1.0, began + 15 - time.monotonic()))
+        assert half.recv(100).startswith(b"HTTP/1.1 408 ")
+        half.close()
 
 
 def certificate(folder: Path, name: str, *arguments: str) -> tuple[Path, Path]:

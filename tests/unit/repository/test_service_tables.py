@@ -113,6 +113,23 @@ def test_every_service_has_a_unit() -> None:
     assert templates == SERVICES.keys() | OTHER_UNITS
 
 
+def test_the_node_exporter_reports_every_unit() -> None:
+    template = (ROOT / "templates/systemd/node-exporter.service.j2").read_text()
+    reported = re.search(r"unit-include=(\S+)", template)
+    assert reported
+    missing = [
+        unit for unit in SERVICES.keys() | OTHER_UNITS if not re.fullmatch(reported[1], f"{unit}.service")
+    ]
+    assert missing == []
+
+
+def test_an_alert_says_that_a_service_is_down() -> None:
+    rules = (ROOT / "roles/prometheus/templates/alerts.rules.yml.j2").read_text()
+    watched = re.findall(r'unit_state\{state="active", name=~"\(([^)]+)\)', rules)
+    units = {unit for names in watched for unit in names.split("|")}
+    assert units == {name for name, row in SERVICES.items() if "health" in row}
+
+
 def test_the_dashboard_polls_every_service_with_a_health_url() -> None:
     # Alertmanager may be disabled, and the edge passes on the polls of the gateway: their units count.
     polled = {name for name, row in SERVICES.items() if "health" in row and "enabled" not in row}
