@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from bedplate_dashboard.sources.collect import ANSWER_SECONDS
 
 from tests.support.browser import (
     DETECTED_SECONDS,
@@ -136,16 +135,12 @@ def test_a_gateway_that_dies_again_and_again(stack: Stack, page: WatchedPage, ti
 
 def test_a_graceful_restart_keeps_the_page_healthy(stack: Stack, page: WatchedPage) -> None:
     page.wait_until(lambda: page.word == "Healthy", HEALTHY_AGAIN_SECONDS)
-    began = time.monotonic()
     stack("systemctl restart bedplate-gateway")
-    waited = time.monotonic() - began
     words = set()
     for _ in range(60):
         words.add(page.word)
         page.page.wait_for_timeout(100)
-    # Requests wait for the restart. On a busy machine it may take longer than the dashboard's timeout.
-    assert words == {"Healthy"} or waited > ANSWER_SECONDS, f"restarted in {waited:.1f} s"
-    page.wait_until(lambda: page.word == "Healthy", HEALTHY_AGAIN_SECONDS)
+    assert words == {"Healthy"}
 
 
 def test_a_stopped_prometheus(stack: Stack, open_page: PageOpener, page: WatchedPage, times: Times) -> None:

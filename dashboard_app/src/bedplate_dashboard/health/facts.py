@@ -307,7 +307,7 @@ def _describe_machine(answer: MachineAnswer, days_left: DaysLeft) -> Machine:
     disks = tuple(_list_disks(answer, days_left))
     total = parts.to_int(metrics.value("node_memory_MemTotal_bytes"))
     available = parts.to_int(metrics.value("node_memory_MemAvailable_bytes"))
-    services = tuple(_list_services(metrics))
+    services = tuple(list_services(metrics))
     reboot = metrics.value("bedplate_host_reboot_required")
     bad = any(map(_is_full, disks)) or any(map(_is_bad, services))
     short = bool(total and available is not None and available < FULL_RATIO * total)
@@ -351,7 +351,8 @@ def _list_disks(answer: MachineAnswer, days_left: DaysLeft) -> Iterator[Disk]:
             yield disk
 
 
-def _list_services(metrics: Samples) -> Iterator[Service]:
+def list_services(metrics: Samples) -> Iterator[Service]:
+    """Iterate over the units that a node exporter reports, without one-shot ones that have not failed."""
     restarts = {
         sample.labels.get("name"): round(sample.value)
         for sample in metrics["node_systemd_service_restart_total"]

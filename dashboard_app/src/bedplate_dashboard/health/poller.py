@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import httpx
 
-from bedplate_dashboard.health import judge
+from bedplate_dashboard.health import judge, restart
 from bedplate_dashboard.health.judge import Memory, Snapshot
 from bedplate_dashboard.health.model import Status
 from bedplate_dashboard.health.thresholds import POLL_SECONDS
@@ -40,6 +40,7 @@ class Poller:
         self._secrets = secrets
         self._collect = collect_observation
         self._last: Snapshot | None = None
+        self._gateway: restart.LastAnswer | None = None
         self._changed = threading.Condition()
         self._window = TrafficWindow()
         self._days_left: DaysLeft = {}
@@ -66,9 +67,10 @@ class Poller:
         if observation.gateway.metrics_contact.ok:
             self._window.add(observation.gateway.metrics, now)
         last = self._last
+        self._gateway = restart.remember(self.settings, observation, self._gateway)
         verdict = judge.judge(
             self.settings,
-            observation,
+            restart.hold(self.settings, observation, self._gateway),
             self._window.summary(now),
             self._days_left,
             last.memory if last else Memory(),

@@ -33,3 +33,8 @@ BLAME_SECONDS = 10.0
 """A request that failed up to this long before a fault was found counts as caused by that fault."""
 
 BAD_UNIT_STATES = frozenset({"inactive", "failed"})
+
+RESTART_UNIT_STATES = frozenset({"deactivating", "activating", "reloading"})
+
+RESTART_SECONDS = 10.0
+"""How long a restart of the gateway is no fault; clients wait meanwhile."""
