@@ -125,6 +125,56 @@ def test_a_service_without_its_sandbox_is_too_exposed(stack: Stack, tmp_path: Pa
     assert exposure(unit).returncode != 0
 
 
+def directives(unit: str) -> dict[str, str]:
+    """Return the last value of each directive of a unit, which is the one that counts."""
+    return dict(re.findall(r"^(\w+)=(.*)$", unit, re.MULTILINE))
+
+
+def test_every_service_has_bounds_of_its_own(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        for name, text in rendered.units.items():
+            if name.endswith(".service"):
+                bounds = ("MemoryMax", "TasksMax", "CPUWeight", "OOMScoreAdjust", "OOMPolicy")
+                assert directives(text).keys() >= {*bounds}, name
+
+
+def test_who_passes_requests_on_is_killed_last_and_computes_first(stack: Stack) -> None:
+    found = {name: directives(text) for rendered in stack.hosts.values() for name, text in rendered.units.items()}
+    scores = {name: int(unit["OOMScoreAdjust"]) for name, unit in found.items() if "OOMScoreAdjust" in unit}
+    last = {"bedplate-gateway", "bedplate-edge", "bedplate-exporter", "node-exporter"}
+    assert {name for name, score in scores.items() if score == min(scores.values())} == {
+        f"{name}.service" for name in last
+    }
+    lasting = {name for name in scores if found[name].get("Restart") == "always"}
+    assert max(lasting, key=scores.__getitem__) == "ollama.service"
+    assert found["ollama.service"]["OOMPolicy"] == "continue"
+    weights = {name: int(unit["CPUWeight"]) for name, unit in found.items() if "CPUWeight" in unit}
+    first = {"bedplate-gateway.service", "bedplate-edge.service"}
+    assert {name for name, weight in weights.items() if weight == max(weights.values())} == first
+
+
+def test_memory_limits_are_the_settings(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        limits = {name: directives(text).get("MemoryMax") for name, text in rendered.units.items()}
+        large = stack.name == "two-engines"
+        for name, limit in {
+            "bedplate-gateway.service": "3G" if large else "1G",
+            "prometheus.service": "8G" if large else "2G",
+            "ollama.service": "40G" if large else "90%",
+        }.items():
+            assert limits.get(name, limit) == limit
+
+
+def test_nothing_stays_down_for_good(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        for name, text in rendered.units.items():
+            unit = directives(text)
+            if name.endswith(".service") and unit["Type"] != "oneshot":
+                assert (unit["Restart"], unit["StartLimitIntervalSec"]) == ("always", "0"), name
+                # Invalid settings, for which a restart is no remedy.
+                assert unit.get("RestartPreventExitStatus") == ("78" if "gateway" in name else None)
+
+
 def test_every_unit_is_marked_as_managed_and_belongs_to_the_target(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         for name, text in rendered.units.items():
