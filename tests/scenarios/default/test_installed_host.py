@@ -74,7 +74,7 @@ def test_each_unit_is_bedplates_and_enabled(stack: Stack) -> None:
 
 
 def test_systemd_applies_the_bounds_of_each_service(stack: Stack) -> None:
-    """What a test cannot show by its effect, because no lab host may run out of memory: who is killed last."""
+    """Shown as properties, because no lab host may run out of memory to see who is killed last."""
     names = [f"{name}.service" for name in boot_services()]
     wanted = ("Id", "MemoryMax", "TasksMax", "CPUWeight", "OOMScoreAdjust", "OOMPolicy", "Restart")
     shown = stack(f"systemctl show --property={','.join(wanted)} {' '.join(names)}")

@@ -65,7 +65,12 @@ ONE_BOX = pytest.mark.parametrize("stack", ["one-box"], indirect=True)
 @ONE_BOX
 def test_a_misspelt_directive_is_detected_in_every_unit(stack: Stack, verify: Verify) -> None:
     units = stack.hosts["box"].units
-    for name in units.keys() - {"bedplate.target", "host-facts.timer", "traffic-canary.timer"}:
+    for name in units.keys() - {
+        "bedplate.target",
+        "bedplate-heal@.timer",
+        "host-facts.timer",
+        "traffic-canary.timer",
+    }:
         wrong = units[name].replace("NoNewPrivileges=", "NoNewPrivilege=")
         assert wrong != units[name]
         assert "NoNewPrivilege" in verify({**units, name: wrong}), name
@@ -139,7 +144,9 @@ def test_every_service_has_bounds_of_its_own(stack: Stack) -> None:
 
 
 def test_who_passes_requests_on_is_killed_last_and_computes_first(stack: Stack) -> None:
-    found = {name: directives(text) for rendered in stack.hosts.values() for name, text in rendered.units.items()}
+    found = {
+        name: directives(text) for rendered in stack.hosts.values() for name, text in rendered.units.items()
+    }
     scores = {name: int(unit["OOMScoreAdjust"]) for name, unit in found.items() if "OOMScoreAdjust" in unit}
     last = {"bedplate-gateway", "bedplate-edge", "bedplate-exporter", "node-exporter"}
     assert {name for name, score in scores.items() if score == min(scores.values())} == {
@@ -175,12 +182,30 @@ def test_nothing_stays_down_for_good(stack: Stack) -> None:
                 assert unit.get("RestartPreventExitStatus") == ("78" if "gateway" in name else None)
 
 
+# Systemd's watchdog sees that the others hang.
+HEALED = {"ollama", "bedplate-edge", "prometheus", "alertmanager", "node-exporter"}
+
+
+def test_services_without_a_watchdog_are_asked(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        services = {name.removesuffix(".service") for name in rendered.units if name.endswith(".service")}
+        healed = rendered.wiring["bedplate_healed"]
+        assert healed.keys() == HEALED & services
+        for name, settings in healed.items():
+            # The unit's start has asked the same service.
+            place = settings["url"].rpartition("/")[0]
+            assert f" {place}" in rendered.units[f"{name}.service"], name
+            assert settings["busy_seconds"] == (300 if name == "ollama" else 0)
+
+
 def test_every_unit_is_marked_as_managed_and_belongs_to_the_target(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         for name, text in rendered.units.items():
             assert text.startswith("# Managed by Bedplate.\n"), name
             if name not in (
                 "bedplate.target",
+                "bedplate-heal@.service",
+                "bedplate-heal@.timer",
                 "ollama-preload.service",
                 "ollama-guard.service",
                 "ollama-guard.timer",
@@ -452,7 +477,7 @@ def test_only_targets_behind_an_edge_get_the_password(stack: Stack) -> None:
 def test_alertmanager_sends_to_all_configured_receivers(stack: Stack) -> None:
     rendered = stack.hosts["front"]
     config = yaml.safe_load(rendered.files["alertmanager.yml"])
-    (receiver,) = config["receivers"]
+    _, receiver = config["receivers"]
     assert [hook["url"] for hook in receiver["webhook_configs"]] == [
         "http://10.2.0.11/hook",
         "http://10.2.0.12/hook",
@@ -464,7 +489,7 @@ def test_alertmanager_sends_to_all_configured_receivers(stack: Stack) -> None:
     assert (mail["to"], mail["smarthost"], mail["require_tls"]) == ("ops@example.net", "10.2.0.13:587", True)
     assert (mail["auth_username"], mail["auth_password"]) == ("bedplate", "word-of-mail")
     assert config["route"]["repeat_interval"] == "4h"
-    assert config["route"]["routes"][0]["repeat_interval"] == "3600s"
+    assert config["route"]["routes"][1]["repeat_interval"] == "3600s"
     assert yaml.safe_load(rendered.files["prometheus.yml"])["alerting"]["alertmanagers"] == [
         {"static_configs": [{"targets": ["127.0.0.1:19093"]}]}
     ]
@@ -475,3 +500,18 @@ def test_a_stack_without_alertmanager(stack: Stack) -> None:
         if stack.name != "two-engines":
             assert "alertmanager.service" not in rendered.units
             assert "alerting" not in rendered.files.get("prometheus.yml", "")
+
+
+@pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
+def test_the_watchdog_goes_outside_and_to_nobody_else(stack: Stack) -> None:
+    config = yaml.safe_load(stack.hosts["front"].files["alertmanager.yml"])
+    watch = config["receivers"][0]
+    assert (watch["name"], len(watch)) == ("watchdog", 2)
+    (hook,) = watch["webhook_configs"]
+    assert (hook["url"], hook["send_resolved"]) == ("https://watch.example.net/ping/1", False)
+    assert hook["http_config"]["authorization"]["credentials"] == "token-of-the-watch"
+    route = config["route"]["routes"][0]
+    assert (route["matchers"], route["receiver"]) == (['alertname="Watchdog"'], "watchdog")
+    # At each look at its group, so once a minute.
+    assert (route["group_wait"], route["group_interval"], route["repeat_interval"]) == ("0s", "1m", "1s")
+    assert "continue" not in route
