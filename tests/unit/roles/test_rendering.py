@@ -216,6 +216,23 @@ def test_every_unit_is_marked_as_managed_and_belongs_to_the_target(stack: Stack)
                 assert "\nWantedBy=bedplate.target\n" in text
 
 
+def test_each_writer_of_host_metrics_may_write_its_own_only(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        for name, folder in (("host-facts", "host"), ("traffic-canary", "canary")):
+            unit = directives(rendered.units.get(f"{name}.service", ""))
+            if unit:
+                assert unit["ReadWritePaths"] == f"/var/lib/node-exporter/{folder}"
+                assert "SupplementaryGroups" not in unit
+
+
+@pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
+def test_a_models_name_reaches_the_canary_unchanged(stack: Stack, verify: Verify) -> None:
+    """Systemd expands % and $ in a unit's commands."""
+    units = stack.hosts["front"].units
+    assert '\n  "--model=100%%$$HOME" \\\n' in units["traffic-canary.service"]
+    assert verify({"traffic-canary.service": units["traffic-canary.service"]}) == ""
+
+
 def test_nothing_is_left_unrendered(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         for name, text in {**rendered.units, **rendered.files}.items():
