@@ -19,7 +19,7 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 SHARED = ("python_app",)
 STEPS = ("validate", "probe", "install", "configure", "service", "models")
 TAGS = {"validate.yml": "always", "probe.yml": ["never", "gpu-probe"]}
-UNIT = r"[a-z-]+\.(?:service|timer|target)"
+UNIT = r"[a-z-]+@?\.(?:service|timer|target)"
 # Keys of tasks whose values are bare expressions.
 EXPRESSIONS = ("when", "that", "until", "failed_when", "changed_when")
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
