@@ -74,9 +74,10 @@ class Service:
 
     def close(self) -> None:
         """Stop the server."""
-        # Otherwise the waiting accept() keeps it open.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        if self._listener.fileno() != -1:
+            # Otherwise the waiting accept() keeps it open.
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
         for connection in self._open:
             connection.close()
 
