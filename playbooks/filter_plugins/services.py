@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from urllib.parse import urlsplit
 import yaml
 
 Services = Mapping[str, Mapping[str, Any]]
+
+LONGEST_LOAD_SECONDS = 1800
 
 EXTENSIONS = {"gateway_engines": "gateway_extra_backends", "prometheus_targets": "prometheus_extra_targets"}
 """What a user sets in place of a wired setting."""
@@ -35,6 +38,30 @@ def started_units(services: Services, groups: Collection[str]) -> list[str]:
         for name, row in services_on(services, groups)
         if not row.get("background")
     ]
+
+
+def healed_services(services: Services, groups: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return URL and silent working time of each service of a host that bedplate-heal asks."""
+    return {
+        name: {"url": str(row["health"]), "busy_seconds": int(row["heal"])}
+        for name, row in services_on(services, groups)
+        if "heal" in row
+    }
+
+
+def healing_timers(healed: Iterable[str]) -> list[str]:
+    """Return the timers that ask these services."""
+    return [f"bedplate-heal@{name}.timer" for name in healed]
+
+
+def load_seconds(timeout: object) -> int:
+    """Return Ollama's load time-out in seconds, at most half an hour; 0 and less mean no time-out there."""
+    text = str(timeout)
+    if not text or not re.fullmatch(r"-?\d+|(\d+h)?(\d+m)?(\d+s)?", text):
+        raise ValueError(f"ollama_load_timeout is '{text}': use a duration such as 5m or 1h30m.")
+    factors = {"h": 3600, "m": 60, "s": 1, "": 1}
+    seconds = sum(int(number) * factors[unit] for number, unit in re.findall(r"(-?\d+)([hms]?)", text))
+    return min(seconds, LONGEST_LOAD_SECONDS) if seconds > 0 else LONGEST_LOAD_SECONDS
 
 
 def service_ports(services: Services, groups: Collection[str]) -> dict[str, str]:
@@ -89,6 +116,9 @@ class FilterModule:
             for function in (
                 service_units,
                 started_units,
+                healed_services,
+                healing_timers,
+                load_seconds,
                 service_ports,
                 with_ports,
                 service_openings,

@@ -48,6 +48,7 @@ def render(name: str, checkout: Path) -> Stack:
     shutil.copy(RENDER / "render.yml", playbooks)
     for folder in ("filter_plugins", "group_vars"):
         (playbooks / folder).symlink_to(ROOT / "playbooks" / folder)
+    (playbooks / "services.yml").symlink_to(ROOT / "playbooks/services.yml")
     for folder in ("gateway", "requirements", "roles", "templates"):
         (checkout / folder).symlink_to(ROOT / folder)
     inventory = RENDER / "inventories" / f"{name}.yml"

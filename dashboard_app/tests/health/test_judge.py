@@ -414,8 +414,11 @@ def test_alerts_are_shown_and_not_judged(settings: Settings, all_well: Observati
         }
     )
     pending = alert.model_copy(update={"state": "pending"})
+    # The dead man's switch, which always fires.
+    labels = alert.labels.model_copy(update={"alertname": "Watchdog", "severity": "none"})
+    watchdog = alert.model_copy(update={"labels": labels})
     observation = dataclasses.replace(
-        all_well, prometheus=dataclasses.replace(all_well.prometheus, alerts=(pending, alert))
+        all_well, prometheus=dataclasses.replace(all_well.prometheus, alerts=(pending, watchdog, alert))
     )
     verdict = judge(settings, observation)
     assert (verdict.state, verdict.reason) == (

@@ -32,6 +32,20 @@ def kernel_is_newest(running: str) -> bool | None:
     return version(running) >= max(map(version, installed)) if installed else None
 
 
+def security_updates() -> int | None:
+    """Return how many packages lack a security update, as of the last `apt-get update`; None if apt fails."""
+    done = subprocess.run(
+        ["apt-get", "--simulate", "dist-upgrade"],
+        env={"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # Inst libssl3 [3.0.11-1] (3.0.13-1~deb12u1 Debian-Security:12/stable-security [amd64])
+    found = re.findall(r"^Inst \S+ [^(\n]*\([^)\n]*-security\b", done.stdout, re.MULTILINE)
+    return len(found) if done.returncode == 0 else None
+
+
 def certificate_expiry(path: Path) -> int:
     """Return a PEM certificate's expiry as Unix time; raises OSError or ValueError if it cannot be read."""
     done = subprocess.run(
@@ -59,6 +73,12 @@ def metric_lines(certificates: list[Path], backups: list[Path]) -> Iterator[str]
         yield f"# HELP {name} 1 if no installed kernel is newer than the running one."
         yield f"# TYPE {name} gauge"
         yield f"{name} {newest_kernel:d}"
+    updates = security_updates()
+    if updates is not None:
+        name = "bedplate_host_security_updates"
+        yield f"# HELP {name} Packages that lack a security update, as of the last apt-get update."
+        yield f"# TYPE {name} gauge"
+        yield f"{name} {updates}"
     name = "bedplate_host_certificate_expiry_timestamp_seconds"
     if certificates:
         yield f"# HELP {name} Unix time at which the certificate expires; 0 if it cannot be read."

@@ -73,6 +73,28 @@ def test_each_unit_is_bedplates_and_enabled(stack: Stack) -> None:
     assert units == [{f"FragmentPath=/etc/systemd/system/{name}", "UnitFileState=enabled"} for name in names]
 
 
+def test_systemd_applies_the_bounds_of_each_service(stack: Stack) -> None:
+    """Shown as properties, because no lab host may run out of memory to see who is killed last."""
+    names = [f"{name}.service" for name in boot_services()]
+    wanted = ("Id", "MemoryMax", "TasksMax", "CPUWeight", "OOMScoreAdjust", "OOMPolicy", "Restart")
+    shown = stack(f"systemctl show --property={','.join(wanted)} {' '.join(names)}")
+    units = [dict(line.split("=", 1) for line in unit.splitlines()) for unit in shown.split("\n\n")]
+    assert [unit["Id"] for unit in units] == names
+    lasting = {unit["Id"].removesuffix(".service"): unit for unit in units if unit["Restart"] == "always"}
+    for unit in units:
+        assert "infinity" not in (unit["MemoryMax"], unit["TasksMax"]), unit
+        assert unit["CPUWeight"] != "[not set]", unit
+    scores = {name: int(unit["OOMScoreAdjust"]) for name, unit in lasting.items()}
+    last = {"bedplate-gateway", "bedplate-edge", "bedplate-exporter", "node-exporter"}
+    assert {name for name, score in scores.items() if score == min(scores.values())} == last
+    assert max(scores, key=scores.__getitem__) == "ollama"
+    assert {unit["OOMPolicy"] for unit in lasting.values()} == {"continue"}
+    # The processes have what systemd shows.
+    for name in lasting:
+        pid = stack(f"systemctl show --property=MainPID --value {name}").strip()
+        assert int(stack(f"cat /proc/{pid}/oom_score_adj")) == scores[name], name
+
+
 def test_the_packages_unit_of_the_node_exporter_is_masked(stack: Stack) -> None:
     state = stack("systemctl show --property=LoadState --value prometheus-node-exporter.service")
     assert state.strip() == "masked"

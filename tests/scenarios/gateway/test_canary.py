@@ -65,5 +65,6 @@ def test_a_disabled_canary_is_removed(stack: Stack) -> None:
     assert stack.play("--tags", "traffic", settings={"traffic_canary_enabled": False}) > 0
     assert stack.play("--tags", "traffic", settings={"traffic_canary_enabled": False}) == 0
     paths = "/etc/systemd/system/traffic-canary.* /etc/bedplate/traffic-canary /var/lib/traffic-canary"
-    assert stack(f"ls -d {paths} /var/lib/node-exporter/textfile/canary.prom 2>/dev/null || true") == ""
+    metrics = "/var/lib/node-exporter/textfile/canary.prom /var/lib/node-exporter/canary"
+    assert stack(f"ls -d {paths} {metrics} 2>/dev/null || true") == ""
     assert "canary" not in stack("systemctl list-timers --all --no-pager")

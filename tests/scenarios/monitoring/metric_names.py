@@ -16,7 +16,7 @@ SOURCES = (
 )
 # Some settings have similar names.
 NAME = re.compile(
-    r"\b(bedplate_(?:gateway|ollama|gpu|host|dashboard|traffic)_(?!address\b)[a-z0-9_]+"
+    r"\b(bedplate_(?:gateway|heal|ollama|gpu|host|dashboard|traffic)_(?!address\b)[a-z0-9_]+"
     r"|node_(?!exporter(?!_build_info))\w+|bedplate:[a-z0-9_:]+)\b"
 )
 HISTOGRAM = ("_bucket", "_sum", "_count")

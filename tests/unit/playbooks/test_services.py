@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +33,32 @@ def test_units_are_those_of_the_groups_that_no_timer_starts(services: ModuleType
         "host.service",
     ]
     assert services.service_units(SERVICES, ["monitoring"]) == ["web.service", "host.service"]
+
+
+def test_services_that_are_asked_have_a_url_and_the_time_that_they_may_be_silent(
+    services: ModuleType,
+) -> None:
+    table: dict[str, dict[str, Any]] = {
+        **SERVICES,
+        "web": {**SERVICES["web"], "health": "http://x/", "heal": 9},
+    }
+    assert services.healed_services(table, ["monitoring"]) == {"web": {"url": "http://x/", "busy_seconds": 9}}
+    assert services.healed_services(table, ["inference"]) == {}
+    assert services.healing_timers(["web"]) == ["bedplate-heal@web.timer"]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "seconds"),
+    [("5m", 300), ("1m30s", 90), (45, 45), ("2h", 1800), ("0", 1800), ("-1", 1800), ("1h", 1800)],
+)
+def test_ollamas_load_timeout_in_seconds(services: ModuleType, timeout: object, seconds: int) -> None:
+    assert services.load_seconds(timeout) == seconds
+
+
+@pytest.mark.parametrize("timeout", ["", "a while", "5 m", "m", "5m\n"])
+def test_a_load_timeout_that_is_no_duration_is_refused(services: ModuleType, timeout: str) -> None:
+    with pytest.raises(ValueError, match="use a duration such as 5m or 1h30m"):
+        services.load_seconds(timeout)
 
 
 def test_a_play_starts_services_and_timers_that_it_waits_for(services: ModuleType) -> None:
@@ -68,9 +95,11 @@ def test_every_unit_is_started_or_enabled_by_a_play(services: ModuleType, repo_r
     for name, play in plays(repo_root).items():
         start = play["post_tasks"][0]["systemd_services"]
         started = start["started"]
-        named |= {*started} if name == "hosts" else {*services.started_units(table, [name])}
+        written = {*re.findall(r"'([a-z-]+[.][a-z]+)'", started), *services.healing_timers([""])}
+        named |= written if name == "hosts" else {*services.started_units(table, [name])}
         named |= {*start.get("enabled", ())}
-        assert name == "hosts" or f"started_units(['{name}'])" in started
+        needed = "bedplate_healed | healing_timers" if name == "hosts" else f"started_units(['{name}'])"
+        assert needed in started
     units = {path.stem for path in (repo_root / "templates/systemd").glob("[a-z]*.j2")}
     timers = {unit for unit in units if unit.endswith(".timer")}
     # A timer starts its service. The role gpu_driver enables its unit itself, before a restart of the host.

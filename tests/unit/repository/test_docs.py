@@ -60,7 +60,7 @@ METRICS = {
     for source in [
         *ROOT.glob("*/src/**/metrics.py"),
         *ROOT.glob("*/src/**/canary.py"),
-        *ROOT.glob("roles/node_exporter/files/*.py"),
+        *ROOT.glob("roles/*/files/*.py"),
     ]
     for kind, name in re.findall(r'(?:(\w+)\(\s*)?"(bedplate_[a-z_]+)"', source.read_text())
 }

@@ -41,8 +41,8 @@ CLIENTS = {
     "{{ exporter_allowed_clients }}": "monitoring hosts",
     "{{ node_exporter_allowed_clients }}": "monitoring hosts",
 }
-# Units that are no service of services.yml: one loads a GPU's modules, the other is started by a timer.
-OTHER_UNITS = {"gpu-devices", "host-facts"}
+# Units that are no service of services.yml: one loads a GPU's modules, the others are started by timers.
+OTHER_UNITS = {"gpu-devices", "host-facts", "bedplate-heal@"}
 SOURCE_SUFFIXES = {".py", ".html", ".txt"}
 ARCHITECTURE = "docs/design/architecture.md"
 SECURITY = "docs/reference/security.md"
@@ -62,7 +62,7 @@ def rows(text: str) -> Iterator[list[str]]:
 
 def units(text: str) -> set[str]:
     """Return the units in backticks, without the end .timer."""
-    return {name.removesuffix(".timer") for name in re.findall(r"`([a-z-]+(?:\.timer)?)`", text)}
+    return {name.removesuffix(".timer") for name in re.findall(r"`([a-z-]+@?(?:\.timer)?)`", text)}
 
 
 @pytest.mark.parametrize(

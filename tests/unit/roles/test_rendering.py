@@ -65,7 +65,12 @@ ONE_BOX = pytest.mark.parametrize("stack", ["one-box"], indirect=True)
 @ONE_BOX
 def test_a_misspelt_directive_is_detected_in_every_unit(stack: Stack, verify: Verify) -> None:
     units = stack.hosts["box"].units
-    for name in units.keys() - {"bedplate.target", "host-facts.timer", "traffic-canary.timer"}:
+    for name in units.keys() - {
+        "bedplate.target",
+        "bedplate-heal@.timer",
+        "host-facts.timer",
+        "traffic-canary.timer",
+    }:
         wrong = units[name].replace("NoNewPrivileges=", "NoNewPrivilege=")
         assert wrong != units[name]
         assert "NoNewPrivilege" in verify({**units, name: wrong}), name
@@ -125,12 +130,82 @@ def test_a_service_without_its_sandbox_is_too_exposed(stack: Stack, tmp_path: Pa
     assert exposure(unit).returncode != 0
 
 
+def directives(unit: str) -> dict[str, str]:
+    """Return the last value of each directive of a unit, which is the one that counts."""
+    return dict(re.findall(r"^(\w+)=(.*)$", unit, re.MULTILINE))
+
+
+def test_every_service_has_bounds_of_its_own(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        for name, text in rendered.units.items():
+            if name.endswith(".service"):
+                bounds = ("MemoryMax", "TasksMax", "CPUWeight", "OOMScoreAdjust", "OOMPolicy")
+                assert directives(text).keys() >= {*bounds}, name
+
+
+def test_who_passes_requests_on_is_killed_last_and_computes_first(stack: Stack) -> None:
+    found = {
+        name: directives(text) for rendered in stack.hosts.values() for name, text in rendered.units.items()
+    }
+    scores = {name: int(unit["OOMScoreAdjust"]) for name, unit in found.items() if "OOMScoreAdjust" in unit}
+    last = {"bedplate-gateway", "bedplate-edge", "bedplate-exporter", "node-exporter"}
+    assert {name for name, score in scores.items() if score == min(scores.values())} == {
+        f"{name}.service" for name in last
+    }
+    lasting = {name for name in scores if found[name].get("Restart") == "always"}
+    assert max(lasting, key=scores.__getitem__) == "ollama.service"
+    assert found["ollama.service"]["OOMPolicy"] == "continue"
+    weights = {name: int(unit["CPUWeight"]) for name, unit in found.items() if "CPUWeight" in unit}
+    first = {"bedplate-gateway.service", "bedplate-edge.service"}
+    assert {name for name, weight in weights.items() if weight == max(weights.values())} == first
+
+
+def test_memory_limits_are_the_settings(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        limits = {name: directives(text).get("MemoryMax") for name, text in rendered.units.items()}
+        large = stack.name == "two-engines"
+        for name, limit in {
+            "bedplate-gateway.service": "3G" if large else "1G",
+            "prometheus.service": "8G" if large else "2G",
+            "ollama.service": "40G" if large else "90%",
+        }.items():
+            assert limits.get(name, limit) == limit
+
+
+def test_nothing_stays_down_for_good(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        for name, text in rendered.units.items():
+            unit = directives(text)
+            if name.endswith(".service") and unit["Type"] != "oneshot":
+                assert (unit["Restart"], unit["StartLimitIntervalSec"]) == ("always", "0"), name
+                # Invalid settings, for which a restart is no remedy.
+                assert unit.get("RestartPreventExitStatus") == ("78" if "gateway" in name else None)
+
+
+# Systemd's watchdog sees that the others hang.
+HEALED = {"ollama", "bedplate-edge", "prometheus", "alertmanager", "node-exporter"}
+
+
+def test_services_without_a_watchdog_are_asked(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        services = {name.removesuffix(".service") for name in rendered.units if name.endswith(".service")}
+        healed = rendered.wiring["bedplate_healed"]
+        assert healed.keys() == HEALED & services
+        for name, settings in healed.items():
+            # The unit's start has asked the same service.
+            place = settings["url"].rpartition("/")[0]
+            assert f" {place}" in rendered.units[f"{name}.service"], name
+            assert settings["busy_seconds"] == (300 if name == "ollama" else 0)
+
+
 def test_every_unit_is_marked_as_managed_and_belongs_to_the_target(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         for name, text in rendered.units.items():
             assert text.startswith("# Managed by Bedplate.\n"), name
             if name not in (
                 "bedplate.target",
+                "bedplate-heal@.service",
+                "bedplate-heal@.timer",
                 "ollama-preload.service",
                 "ollama-guard.service",
                 "ollama-guard.timer",
@@ -139,6 +214,23 @@ def test_every_unit_is_marked_as_managed_and_belongs_to_the_target(stack: Stack)
             ):
                 assert "\nPartOf=bedplate.target\n" in text
                 assert "\nWantedBy=bedplate.target\n" in text
+
+
+def test_each_writer_of_host_metrics_may_write_its_own_only(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        for name, folder in (("host-facts", "host"), ("traffic-canary", "canary")):
+            unit = directives(rendered.units.get(f"{name}.service", ""))
+            if unit:
+                assert unit["ReadWritePaths"] == f"/var/lib/node-exporter/{folder}"
+                assert "SupplementaryGroups" not in unit
+
+
+@pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
+def test_a_models_name_reaches_the_canary_unchanged(stack: Stack, verify: Verify) -> None:
+    """Systemd expands % and $ in a unit's commands."""
+    units = stack.hosts["front"].units
+    assert '\n  "--model=100%%$$HOME" \\\n' in units["traffic-canary.service"]
+    assert verify({"traffic-canary.service": units["traffic-canary.service"]}) == ""
 
 
 def test_nothing_is_left_unrendered(stack: Stack) -> None:
@@ -402,7 +494,7 @@ def test_only_targets_behind_an_edge_get_the_password(stack: Stack) -> None:
 def test_alertmanager_sends_to_all_configured_receivers(stack: Stack) -> None:
     rendered = stack.hosts["front"]
     config = yaml.safe_load(rendered.files["alertmanager.yml"])
-    (receiver,) = config["receivers"]
+    _, receiver = config["receivers"]
     assert [hook["url"] for hook in receiver["webhook_configs"]] == [
         "http://10.2.0.11/hook",
         "http://10.2.0.12/hook",
@@ -414,7 +506,7 @@ def test_alertmanager_sends_to_all_configured_receivers(stack: Stack) -> None:
     assert (mail["to"], mail["smarthost"], mail["require_tls"]) == ("ops@example.net", "10.2.0.13:587", True)
     assert (mail["auth_username"], mail["auth_password"]) == ("bedplate", "word-of-mail")
     assert config["route"]["repeat_interval"] == "4h"
-    assert config["route"]["routes"][0]["repeat_interval"] == "3600s"
+    assert config["route"]["routes"][1]["repeat_interval"] == "3600s"
     assert yaml.safe_load(rendered.files["prometheus.yml"])["alerting"]["alertmanagers"] == [
         {"static_configs": [{"targets": ["127.0.0.1:19093"]}]}
     ]
@@ -425,3 +517,18 @@ def test_a_stack_without_alertmanager(stack: Stack) -> None:
         if stack.name != "two-engines":
             assert "alertmanager.service" not in rendered.units
             assert "alerting" not in rendered.files.get("prometheus.yml", "")
+
+
+@pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
+def test_the_watchdog_goes_outside_and_to_nobody_else(stack: Stack) -> None:
+    config = yaml.safe_load(stack.hosts["front"].files["alertmanager.yml"])
+    watch = config["receivers"][0]
+    assert (watch["name"], len(watch)) == ("watchdog", 2)
+    (hook,) = watch["webhook_configs"]
+    assert (hook["url"], hook["send_resolved"]) == ("https://watch.example.net/ping/1", False)
+    assert hook["http_config"]["authorization"]["credentials"] == "token-of-the-watch"
+    route = config["route"]["routes"][0]
+    assert (route["matchers"], route["receiver"]) == (['alertname="Watchdog"'], "watchdog")
+    # At each look at its group, so once a minute.
+    assert (route["group_wait"], route["group_interval"], route["repeat_interval"]) == ("0s", "1m", "1s")
+    assert "continue" not in route

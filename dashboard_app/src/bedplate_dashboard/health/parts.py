@@ -181,7 +181,8 @@ def describe_operations(settings: Settings, observation: Observation) -> Operati
                 next=alert.annotations.next,
             )
             for alert in sorted(alerts, key=lambda alert: (alert.labels.severity, alert.active_at))
-            if alert.state == "firing"
+            # The dead man's switch always fires.
+            if alert.state == "firing" and alert.labels.severity != "none"
         ),
     )
 

@@ -14,12 +14,33 @@ import pytest
 Load = Callable[[str], ModuleType]
 
 
+NO_UPDATES = "Reading package lists...\n0 upgraded, 0 newly installed, 0 to remove and 0 not upgraded.\n"
+# What apt-get printed on Debian 12, Debian 13 and Ubuntu 24.04; two of the five are security updates.
+UPDATES = """Reading package lists...
+Inst libssl3 [3.0.11-1] (3.0.13-1~deb12u1 Debian-Security:12/stable-security [amd64])
+Inst base-files [12.4] (12.4+deb12u5 Debian:12.5/stable [amd64])
+Inst linux-image-6.8 (6.8.0-31.31 Ubuntu:24.04/noble-security, Ubuntu:24.04/noble-updates [amd64]) []
+Inst apt-security [1.0] (1.1 Debian:13.1/stable [all])
+Inst curl [8.5.0] (8.5.1 Ubuntu:24.04/noble-updates [amd64])
+Conf libssl3 (3.0.13-1~deb12u1 Debian-Security:12/stable-security [amd64])
+"""
+
+
+def fake_apt(folder: Path, output: str, status: int = 0) -> None:
+    """Write an apt-get that prints this."""
+    folder.mkdir(exist_ok=True)
+    (folder / "apt-get").write_text(f"#!/bin/sh\ncat <<'EOF'\n{output}EOF\nexit {status}\n")
+    (folder / "apt-get").chmod(0o755)
+
+
 @pytest.fixture
 def facts(load_source: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The program with /boot and /run/reboot-required in tmp_path."""
     module = load_source("roles/node_exporter/files/host_facts.py")
     monkeypatch.setattr(module, "BOOT", tmp_path / "boot")
     monkeypatch.setattr(module, "REBOOT_REQUIRED", tmp_path / "reboot-required")
+    fake_apt(tmp_path / "bin", NO_UPDATES)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     (tmp_path / "boot").mkdir()
     return module
 
@@ -77,6 +98,7 @@ def test_the_file_is_complete_and_readable(
     assert 9.9 < (ends - time.time()) / 86400 < 10.1
     assert metrics == {
         "bedplate_host_reboot_required": "0",
+        "bedplate_host_security_updates": "0",
         f'bedplate_host_certificate_expiry_timestamp_seconds{{path="{broken}"}}': "0",
         f'bedplate_host_backup_timestamp_seconds{{path="{backups}"}}': "2000",
         f'bedplate_host_backup_timestamp_seconds{{path="{tmp_path / "none"}"}}': "0",
@@ -84,3 +106,15 @@ def test_the_file_is_complete_and_readable(
     assert "b.pem: " in capsys.readouterr().err
     assert target.stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.glob("host.*")] == ["host.prom"]
+
+
+def test_security_updates_are_counted(facts: ModuleType, tmp_path: Path) -> None:
+    assert facts.security_updates() == 0
+    fake_apt(tmp_path / "bin", UPDATES)
+    assert facts.security_updates() == 2
+
+
+def test_a_broken_apt_reports_no_number(facts: ModuleType, tmp_path: Path) -> None:
+    fake_apt(tmp_path / "bin", UPDATES, status=100)
+    assert facts.security_updates() is None
+    assert not any("security" in line for line in facts.metric_lines([], []))

@@ -77,6 +77,16 @@ GATEWAY_MEMORY = 'process_resident_memory_bytes{job="gateway", host="box"}'
 LITELLM_CPU = 'process_cpu_seconds_total{job="litellm", host="box"}'
 GATEWAY_CPU = 'process_cpu_seconds_total{job="gateway", host="box"}'
 CANARY = 'bedplate_traffic_canary_success{host="box"}'
+HEALED = 'bedplate_heal_restarts_total{host="box", job="node", unit="ollama.service"}'
+OPEN = 'process_open_fds{job="gateway", host="box"}'
+MOST = 'process_max_fds{job="gateway", host="box"}'
+HOST_OPEN = 'node_filefd_allocated{job="node", host="box"}'
+HOST_MOST = 'node_filefd_maximum{job="node", host="box"}'
+LOST = 'bedplate_gateway_lost_leases_total{host="box"}'
+INODES_FREE = 'node_filesystem_files_free{host="box", mountpoint="/", fstype="ext4"}'
+INODES = 'node_filesystem_files{host="box", mountpoint="/", fstype="ext4"}'
+READ_ONLY = 'node_filesystem_readonly{host="box", mountpoint="/", fstype="ext4"}'
+UPDATES = 'bedplate_host_security_updates{host="box"}'
 DAY = 1440
 
 CASES = [
@@ -92,8 +102,7 @@ CASES = [
         "the gateway, which returns LiteLLM's metrics, is gone",
         {LITELLM_TARGET: "1 0x5", GATEWAY_TARGET: "1 0x5"},
         "4m",
-        # Once, not twice: the count is of alerts with this name.
-        ("TargetDown warning",),
+        ("TargetDown critical",),
     ),
     Case("LiteLLM is down for six minutes", {LITELLM_UP: "1 0x9"}, "7m", ("LitellmBypassed warning",)),
     Case("LiteLLM restarts", {LITELLM_UP: "1 0x3 1x9"}, "9m", about="LitellmBypassed"),
@@ -126,6 +135,23 @@ CASES = [
     Case("the firewall was there at each check", {GUARD: "0x15"}, "9m", about="OllamaUnguarded"),
     Case("a service dies twice", {RESTARTS: "0x3 1x3 2x9"}, "10m", ("ServiceRestarting warning",)),
     Case("a service died once", {RESTARTS: "0x3 1x12"}, "10m", about="ServiceRestarting"),
+    Case("a service hung once", {HEALED: "0x3 1x12"}, "10m", ("ServiceHung warning",)),
+    Case("a service hung before", {HEALED: "1x30"}, "20m", about="ServiceHung"),
+    Case(
+        "a process has few descriptors left",
+        {OPEN: "81x5", MOST: "100x5"},
+        "3m",
+        ("DescriptorsFull critical",),
+    ),
+    Case("a host has few left", {HOST_OPEN: "81x5", HOST_MOST: "100x5"}, "3m", ("DescriptorsFull critical",)),
+    Case(
+        "descriptors suffice",
+        {OPEN: "79x5", MOST: "100x5", HOST_OPEN: "79x5", HOST_MOST: "100x5"},
+        "3m",
+        about="DescriptorsFull",
+    ),
+    Case("a lease is lost", {LOST: "0x3 1x12"}, "10m", ("LeasesLost warning",)),
+    Case("no lease is lost", {LOST: "1x12"}, "10m", about="LeasesLost"),
     Case("a model is gone", {SERVES: "1 0x5"}, "4m", ("ModelUnavailable critical",)),
     Case("a model is loaded", {SERVES: "0 1x5"}, "4m", about="ModelUnavailable"),
     Case(
@@ -196,6 +222,15 @@ CASES = [
     ),
     Case("a disk is full", {AVAILABLE: "4x5", SIZE: "100x5"}, "4m", ("DiskFull critical",)),
     Case("a disk is nearly full", {AVAILABLE: "6x5", SIZE: "100x5"}, "4m", about="DiskFull"),
+    Case("inodes are used up", {INODES_FREE: "4x5", INODES: "100x5"}, "4m", ("InodesFull critical",)),
+    Case("inodes are scarce", {INODES_FREE: "6x5", INODES: "100x5"}, "4m", about="InodesFull"),
+    # Such as Btrfs.
+    Case("a file system counts no inodes", {INODES_FREE: "0x5", INODES: "0x5"}, "4m", about="InodesFull"),
+    Case("a disk fails", {READ_ONLY: "0x3 1x9"}, "6m", ("FilesystemReadOnly critical",)),
+    Case("a mount is read-only", {READ_ONLY: "1x9"}, "6m", about="FilesystemReadOnly"),
+    Case("a disk was repaired", {READ_ONLY: "0x3 1x3 0x9"}, "12m", about="FilesystemReadOnly"),
+    Case("updates wait for two days", {UPDATES: f"0x9 3x{2 * DAY}"}, "47h", ("SecurityUpdates warning",)),
+    Case("updates are installed at night", {UPDATES: f"3x600 0x{DAY}"}, "23h", about="SecurityUpdates"),
     Case(
         "a disk fills by a tenth a day",
         {AVAILABLE: f"300000-70x{DAY}", SIZE: f"1000000x{DAY}"},
@@ -349,13 +384,23 @@ def test_every_alert_has_both_cases_and_a_next_command(stack: Stack) -> None:
         assert rule["labels"]["severity"] in ("critical", "warning")
 
 
+def test_the_watchdog_fires_always_where_somebody_outside_waits_for_it(
+    stack: Stack, tmp_path: Path, repo_root: Path
+) -> None:
+    # The second inventory sets alertmanager_watchdog.
+    wanted = ("Watchdog none",) if stack.name == "two-engines" else ()
+    case = Case("nothing happens", {UP: "1x5"}, "1m", wanted)
+    status, output = promtool(stack, tmp_path, repo_root, [as_test(case.story, case.series, firing(case))])
+    assert status == 0, output
+
+
 @ONE_BOX
 def test_the_next_command_for_a_target_names_its_unit(stack: Stack, repo_root: Path) -> None:
-    (text,) = (
+    (text,) = {
         rule["annotations"]["next"]
         for rule in rules(stack)["alerts.rules.yml"]
         if rule["alert"] == "TargetDown"
-    )
+    }
     renamed = dict(re.findall(r'eq \$labels\.job "(\w+)" \}\}([a-z-]+)', text))
     (jobs,) = (
         [target["job"] for target in host.wiring["prometheus_targets"]]
