@@ -170,7 +170,7 @@ class Checker:
                 yield f"{path} has the name {shown(name)}: {remedy}."
                 continue
             inner = f"{rule}.{name}" if f"{rule}.{name}" in self.table.rows else f"{rule}.VALUE"
-            for part in entry if isinstance(entry, list) else [entry]:
+            for part in entry if isinstance(entry, list) and f"{inner}[]" in self.table.rows else [entry]:
                 if not isinstance(part, str | int | float):
                     yield f"{path}.{name} is {shown(part)}: write a text or a number."
                 elif remedy := self.table.problem(inner, part):

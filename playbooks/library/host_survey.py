@@ -404,7 +404,7 @@ def disk_of(path: str) -> tuple[int, int]:
 def is_system_folder(folder: Path) -> bool:
     """Return whether the operating system needs the folder as it is, whoever owns it."""
     top, *below = folder.parts[1:] or [""]
-    return top in HIDDEN_FOLDERS or (top in SYSTEM_FOLDERS | SHARED_FOLDERS and len(below) < (top == "var") + 1)
+    return top in SYSTEM_FOLDERS | SHARED_FOLDERS and len(below) < (2 if top == "var" else 1)
 
 
 def owner_of(folder: Path) -> str:
@@ -422,13 +422,16 @@ def folder_problem(path: str, user: str, entries: str) -> str:
     It may if it is the user's, if it is absent or empty, or if all names in it match `entries`.
     """
     folder = Path(path).resolve()
+    top = (*folder.parts, "")[1]
+    if top in HIDDEN_FOLDERS:
+        return "which the service's sandbox hides"
     if is_system_folder(folder):
         return "a folder of the operating system"
     if folder.exists() and not folder.is_dir():
         return "which is no folder"
     if folder.is_dir() and owner_of(folder) == user:
         return ""
-    if folder.parts[1] in SYSTEM_FOLDERS:
+    if top in SYSTEM_FOLDERS:
         return "a folder of the operating system"
     # A new file system has lost+found.
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
