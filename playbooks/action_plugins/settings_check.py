@@ -49,15 +49,15 @@ BOOLEANS = ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f", "1", 
 MAX_SHOWN = 80
 """Characters of a value that a message shows."""
 PASSWORD = re.compile(r"//[^/]*@")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HOST_NAME = "inventory_hostname"
 
 
 def load(path: Path) -> dict[str, Any]:
     """Return a YAML file of this repository."""
     with path.open(encoding="utf-8") as file:
-        document: dict[str, Any] = yaml.load(  # noqa: S506 - the C loader is as safe, and 10 times faster
-            file, getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
+        # As safe as safe_load, and 10 times faster.
+        document: dict[str, Any] = yaml.load(file, LOADER)  # noqa: S506
     return document
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -205,7 +206,23 @@ UNIT_FILES = Path("/etc/systemd/system")
 DISK_SECONDS = 10.0
 """How long a disk may take to answer."""
 SYSTEM_FOLDERS = frozenset(
-    ["", "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "tmp", "usr"]
+    [
+        "",
+        "bin",
+        "boot",
+        "dev",
+        "etc",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "proc",
+        "run",
+        "sbin",
+        "sys",
+        "tmp",
+        "usr",
+    ]
 )
 """Nothing in them is handed to a user who does not own it."""
 HIDDEN_FOLDERS = frozenset(["home", "root"])
@@ -502,9 +519,7 @@ def main() -> None:
                 "type": "list",
                 "elements": "dict",
                 "default": [],
-                "options": {
-                    name: {"type": "str", "required": True} for name in ("path", "user", "entries")
-                },
+                "options": {name: {"type": "str", "required": True} for name in ("path", "user", "entries")},
             },
             "stat_paths": {"type": "list", "elements": "str", "default": []},
             "addresses": {"type": "list", "elements": "str", "default": []},
@@ -524,14 +539,14 @@ def main() -> None:
     disks, folder_problems, silent = {}, {}, []
     for path in module.params["paths"]:
         try:
-            disks[path] = in_time(lambda path=path: disk_of(path))
+            disks[path] = in_time(functools.partial(disk_of, path))
         except TimeoutError:
             silent.append(path)
     for folder in module.params["folders"]:
         if folder["path"] in silent:
             continue
         try:
-            if problem := in_time(lambda folder=folder: folder_problem(**folder)):
+            if problem := in_time(functools.partial(folder_problem, **folder)):
                 folder_problems[folder["path"]] = problem
         except TimeoutError:
             silent.append(folder["path"])

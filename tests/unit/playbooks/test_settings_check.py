@@ -91,7 +91,13 @@ NUMBERS: dict[str, Any] = {
     "boolean": True,
 }
 TYPES: dict[str, Any] = {"list": ["a"], "dictionary": {"a": 1}, "null": None}
-CONTAINERS: dict[str, Any] = {"text": "a", "number": 7, "boolean": True, "null": None, "list of lists": [["a"]]}
+CONTAINERS: dict[str, Any] = {
+    "text": "a",
+    "number": 7,
+    "boolean": True,
+    "null": None,
+    "list of lists": [["a"]],
+}
 
 ON_CONTROL = "a path on the control machine is opened there, by the user who named it"
 QUOTED = "the templates write it as JSON text"
@@ -100,28 +106,24 @@ PLAIN_FILE = "systemd expands nothing in a file of environment variables, and th
 SENT = "Ansible sends it to Ollama's API as JSON"
 HEADER = "it stands in JSON and in a header of HTTP, where printable ASCII means itself"
 MARKS = ("double quote", "single quote", "backslash", "percent", "dollar")
+REST = (*MARKS, "negative", "braces", "unicode", "traversal", "traversal inside")
 # Why a kind may have what looks dangerous.
 HARMLESS: dict[str, dict[str, str]] = {
     "alias_or_empty": {"empty": DEFAULT},
     "checksum": {"empty": DEFAULT},
     "chip": {"space": "it only selects a row of the role's table"},
-    "control_file": dict.fromkeys(
-        [*MARKS, "negative", "braces", "unicode", "traversal", "traversal inside", "space"], ON_CONTROL
-    ),
+    "control_file": dict.fromkeys([*REST, "space"], ON_CONTROL),
     "environment_value": dict.fromkeys(
         ["negative", "percent", "dollar", "braces", "unicode", "traversal", "traversal inside", "space"],
         PLAIN_FILE,
     )
     | {"empty": "an empty variable"},
-    "line": dict.fromkeys(
-        [*MARKS, "negative", "braces", "unicode", "traversal", "traversal inside", "space"], QUOTED
-    ),
+    "line": dict.fromkeys([*REST, "space"], QUOTED),
     "metrics_path": {"traversal inside": "the target's own server reads it"},
     "model_or_empty": {"empty": DEFAULT},
     "secret": dict.fromkeys([*MARKS, "negative", "traversal", "traversal inside"], HEADER),
     "text": dict.fromkeys(
-        ["empty", "negative", "newline at the end", "newline inside", *MARKS, "braces", "unicode", "traversal"]
-        + ["traversal inside", "space"],
+        ["empty", "newline at the end", "newline inside", "space", *REST],
         SENT,
     )
     | {"list": "some parameters of Ollama have several values"},
@@ -153,7 +155,9 @@ def settings() -> dict[str, dict[str, Any]]:
     for file in sorted(ROOT.glob("roles/*/meta/argument_specs.yml")):
         specs = yaml.safe_load(file.read_text())["argument_specs"]
         if "validate" in specs:
-            found |= {name: spec for name, spec in specs["main"]["options"].items() if not spec.get("required")}
+            found |= {
+                name: spec for name, spec in specs["main"]["options"].items() if not spec.get("required")
+            }
     return found
 
 
@@ -174,7 +178,7 @@ def leaves(rule: str, spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[st
         yield rule, spec
 
 
-LEAVES = {rule: spec for name, spec in SETTINGS.items() for rule, spec in leaves(name, spec)}
+LEAVES = {rule: leaf for name, spec in SETTINGS.items() for rule, leaf in leaves(name, spec)}
 
 
 def sample(rule: str, spec: Mapping[str, Any]) -> Any:
@@ -195,7 +199,8 @@ def setting_with(rule: str, spec: Mapping[str, Any], leaf: str, value: Any) -> A
         return [setting_with(f"{rule}[]", inner, leaf, value)]
     if kind == "dict" and "options" in spec:
         return {
-            name: setting_with(f"{rule}.{name}", option, leaf, value) for name, option in spec["options"].items()
+            name: setting_with(f"{rule}.{name}", option, leaf, value)
+            for name, option in spec["options"].items()
         }
     if kind == "dict":
         key, entry = (
@@ -217,7 +222,11 @@ def cases() -> Iterator[Case]:
             for what, value in values.items():
                 if what == "null" and "default" in leaf and leaf["default"] is None:
                     continue
-                text = f"{sample(rule, leaf)}\n" if what == "newline at the end" and row and not numeric else value
+                text = (
+                    f"{sample(rule, leaf)}\n"
+                    if what == "newline at the end" and row and not numeric
+                    else value
+                )
                 yield Case(name, rule, what, setting_with(name, spec, rule, text))
         if spec.get("type") in ("list", "dict"):
             for what, value in CONTAINERS.items():
@@ -247,7 +256,9 @@ def test_valid_values_are_accepted(plugin: ModuleType) -> None:
             assert list(checker.problems(name, name, spec["default"], spec)) == []
 
 
-def test_every_harmful_value_is_refused_with_name_value_and_remedy_or_has_a_reason(plugin: ModuleType) -> None:
+def test_every_harmful_value_is_refused_with_name_value_and_remedy_or_has_a_reason(
+    plugin: ModuleType,
+) -> None:
     checker = plugin.Checker(plugin.Table(TABLE))
     accepted: set[tuple[str, str]] = set()
     for case in CASES:
@@ -257,7 +268,12 @@ def test_every_harmful_value_is_refused_with_name_value_and_remedy_or_has_a_reas
             accepted.add((row if isinstance(row, str) else case.rule, case.what))
             continue
         assert len(found) == 1, (case.rule, case.what, found)
-        name = re.escape(case.rule).replace(r"\[\]", r"\[0\]").replace(r"\.KEY", r"").replace(r"\.VALUE", r"\..+")
+        name = (
+            re.escape(case.rule)
+            .replace(r"\[\]", r"\[0\]")
+            .replace(r"\.KEY", r"")
+            .replace(r"\.VALUE", r"\..+")
+        )
         said = rf"{name}[^:]* (is|has) .+: .+\."
         assert re.fullmatch(said, found[0]), (case.rule, case.what, found)
         assert len(found[0]) < 400
@@ -290,7 +306,10 @@ def test_secrets_are_not_shown(plugin: ModuleType) -> None:
         ("gateway_max_output_tokens", None),
         ("alertmanager_email", {}),
         ("ollama_models", [{"name": "a:b", "pull": "http://10.0.0.1:5000/library/a:b"}]),
-        ("ollama_models", [{"name": "a:b", "gguf": "/a", "parameters": {"stop": ["\n", "</s>"], "num_ctx": 4096}}]),
+        (
+            "ollama_models",
+            [{"name": "a:b", "gguf": "/a", "parameters": {"stop": ["\n", "</s>"], "num_ctx": 4096}}],
+        ),
     ],
 )
 def test_what_people_write_is_accepted(plugin: ModuleType, setting: str, value: Any) -> None:
@@ -306,13 +325,14 @@ PLAY = """
       register: checked
       ignore_errors: true
     - ansible.builtin.copy:
-        content: "{{ dict(ansible_play_hosts | zip(ansible_play_hosts | map('extract', hostvars) | map(attribute='checked'))) | to_json }}"
+        content: "{{ dict(ansible_play_hosts | zip(results)) | to_json }}"
         dest: "{{ out }}"
         mode: "0600"
       delegate_to: localhost
       connection: local
       run_once: true
       vars:
+        results: "{{ ansible_play_hosts | map('extract', hostvars) | map(attribute='checked') }}"
         ansible_python_interpreter: "{{ ansible_playbook_python }}"
 """
 
@@ -320,7 +340,7 @@ PLAY = """
 def test_expressions_that_cannot_be_evaluated_are_refused_in_one_run(tmp_path: Path) -> None:
     """A host for each setting: the value of all is an expression without its variable, or none at all."""
     values = {"undefined": "{{ no_such_variable }}", "unfinished": "{{ "}
-    hosts = {
+    hosts: dict[str, dict[str, Any]] = {
         f"{name.replace('_', '-')}-{what}": {name: value}
         for name in SETTINGS
         if name != HOST_NAME
@@ -332,7 +352,19 @@ def test_expressions_that_cannot_be_evaluated_are_refused_in_one_run(tmp_path: P
     (tmp_path / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts}}))
     (tmp_path / "play.yml").write_text(PLAY)
     subprocess.run(
-        [*(sys.executable, "-m", "ansible", "playbook", "-i", "inventory.json", "play.yml", "-e", "out=out.json")],
+        [
+            *(
+                sys.executable,
+                "-m",
+                "ansible",
+                "playbook",
+                "-i",
+                "inventory.json",
+                "play.yml",
+                "-e",
+                "out=out.json",
+            )
+        ],
         cwd=tmp_path,
         env={**os.environ, "ANSIBLE_HOME": str(tmp_path / ".ansible"), "ANSIBLE_FORKS": "2"}
         | {"ANSIBLE_ACTION_PLUGINS": str(ROOT / "playbooks/action_plugins")},
@@ -349,7 +381,9 @@ def test_expressions_that_cannot_be_evaluated_are_refused_in_one_run(tmp_path: P
         for what, value in values.items():
             message = checked[f"{name.replace('_', '-')}-{what}"]["msg"]
             secret = "not shown here" in message
-            assert message.startswith(f"{name} is {'not shown here' if secret else repr(value)}, which Ansible cannot")
+            assert message.startswith(
+                f"{name} is {'not shown here' if secret else repr(value)}, which Ansible cannot"
+            )
             assert message.endswith("): correct it.")
     assert checked["model-as-text"]["msg"] == (
         "ollama_models[0] is 'smollm2': write a dictionary, such as {NAME: VALUE}."
