@@ -31,6 +31,12 @@ def responded(result: Result) -> bool:
     return bool(result.get("status", -1) == 200)
 
 
+def silence(result: Result, name: str, url: str) -> str:
+    """Return the words for a request without a response: whether it was waited for in vain."""
+    late = "timed out" in str(result.get("msg", ""))
+    return f"{name} gave no answer in time at {url}" if late else f"{name} does not respond at {url}"
+
+
 def json_object(text: str) -> dict[str, Any]:
     """Return the JSON object that a command printed; empty if it printed something else."""
     if not re.match(r"\s*{", text):
@@ -88,7 +94,7 @@ def model_checks(tags: Result, declared: Iterable[str], url: str) -> list[Check]
             "ansible-playbook site.yml --tags ollama",
         )
     else:
-        seen, next_command = f"Ollama does not respond at {url}", "journalctl -u ollama -n 50"
+        seen, next_command = silence(tags, "Ollama", url), "journalctl -u ollama -n 50"
     return [check(f"Ollama has {name}", name in present, seen, next_command) for name in declared]
 
 
@@ -137,7 +143,7 @@ def target_check(targets: Result, expected: Sequence[Mapping[str, str]], url: st
     """Check that every expected target is up; `targets` is the response of Prometheus' API at `url`."""
     name = "every Prometheus target is up"
     if not responded(targets):
-        return check(name, False, f"Prometheus does not respond at {url}", "journalctl -u prometheus -n 50")
+        return check(name, False, silence(targets, "Prometheus", url), "journalctl -u prometheus -n 50")
     # Two jobs may share an address: the gateway returns LiteLLM's metrics, too.
     up = {
         (target["discoveredLabels"]["__address__"], target["discoveredLabels"]["__metrics_path__"])
@@ -157,7 +163,7 @@ def dashboard_check(status: Result, url: str) -> Check:
     """Check that the dashboard reports healthy; `status` is the response of its status API at `url`."""
     document = status.get("json", {})
     if "state" not in document:
-        seen = f"the dashboard does not respond at {url}"
+        seen = silence(status, "the dashboard", url)
         next_command = "journalctl -u bedplate-dashboard -n 50"
     else:
         seen, next_command = f"{document['state']}: {document['reason']}", document.get("next") or ""
@@ -224,6 +230,7 @@ class FilterModule:
         return {
             function.__name__: function
             for function in (
+                silence,
                 unit_checks,
                 model_checks,
                 gpu_checks,

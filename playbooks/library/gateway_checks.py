@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
@@ -39,6 +40,10 @@ options:
     type: list
     elements: str
     required: true
+  seconds:
+    description: How long all requests together may take. Those without an answer until then have failed.
+    type: float
+    default: 60
 author: Bedplate
 """
 
@@ -161,24 +166,28 @@ def retry_after_suffices(wait: int, passed: list[Answer], refused: Answer, limit
     return len(passed) < limit or bool(refused.ended + wait >= first + WINDOW_SECONDS)
 
 
-def check_headers(answers: list[Answer]) -> Check:
+def check_headers(gateway: Gateway, answers: list[Answer]) -> Check:
     """Check the headers that report the remaining limits."""
+    name = "responses report the remaining limits"
     wanted = [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
+    if silent := [answer for answer in answers if answer.status == -1]:
+        return check(name, False, gateway.describe(silent[0]), JOURNAL_COMMAND)
     missing = sorted({header for answer in answers for header in wanted if header not in answer.headers})
     seen = f"missing: {', '.join(missing)}" if missing else ", ".join(wanted)
-    return check("responses report the remaining limits", not missing, seen, JOURNAL_COMMAND)
+    return check(name, not missing, seen, JOURNAL_COMMAND)
 
 
-def check_limits(gateway: Gateway, limit_key: str, models: list[str]) -> list[Check]:
+def check_limits(gateway: Gateway, limit_key: str, listed: Answer, models: list[str]) -> list[Check]:
     """Check limits and headers; without a model they cannot be checked."""
     if not models:
+        reason = "there is no model to send requests to" if listed.status != -1 else gateway.describe(listed)
         return [
-            check(name, None, "there is no model to send requests to", JOURNAL_COMMAND)
+            check(name, None, reason, JOURNAL_COMMAND)
             for name in ("the request over the limit is refused", "responses report the remaining limits")
         ]
     answers = use_up_limit(gateway, limit_key, models)
     limited = [answer for answer in answers if answer.status in (200, 429)]
-    return [check_limit(gateway, answers), check_headers(limited or answers)]
+    return [check_limit(gateway, answers), check_headers(gateway, limited or answers)]
 
 
 def gateway_checks(gateway: Gateway, key: str, limit_key: str, declared: list[str]) -> list[Check]:
@@ -191,7 +200,9 @@ def gateway_checks(gateway: Gateway, key: str, limit_key: str, declared: list[st
         check_refused(gateway, "without a key", None),
         check_refused(gateway, "with a wrong key", "sk-wrong"),
         check_closed(gateway, key),
-        *check_limits(gateway, limit_key, [model for model in declared if model in model_names(listed)]),
+        *check_limits(
+            gateway, limit_key, listed, [model for model in declared if model in model_names(listed)]
+        ),
     ]
 
 
@@ -204,11 +215,13 @@ def main() -> None:
             "limit_key": {"type": "str", "required": True, "no_log": True},
             "models": {"type": "list", "elements": "str", "required": True},
             "ca_file": {"type": "path"},
+            "seconds": {"type": "float", "default": 60},
         },
         supports_check_mode=True,
     )
     params = module.params
-    gateway = Gateway(params["url"], ca_file=params["ca_file"])
+    deadline = time.monotonic() + params["seconds"]
+    gateway = Gateway(params["url"], ca_file=params["ca_file"], deadline=deadline)
     checks = gateway_checks(gateway, params["key"], params["limit_key"], params["models"])
     module.exit_json(changed=False, checks=checks)
 

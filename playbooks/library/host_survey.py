@@ -5,13 +5,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import platform
+import pwd
 import re
+import select
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +53,24 @@ options:
     type: list
     elements: str
     default: []
+  folders:
+    description: Folders that a role would hand to its user.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: The absolute path. It need not exist.
+        type: str
+        required: true
+      user:
+        description: The user.
+        type: str
+        required: true
+      entries:
+        description: Regular expression for the names in such a folder that was used before.
+        type: str
+        required: true
   stat_paths:
     description: Paths to look up.
     type: list
@@ -109,6 +132,15 @@ free_bytes:
   description: For each of paths, the bytes that an unprivileged user can still write there.
   returned: always
   type: dict
+folder_problems:
+  description: For each of folders that must not be handed over, the reason, by path.
+  returned: always
+  type: dict
+silent_paths:
+  description: Those of paths and folders whose file system did not answer in time.
+  returned: always
+  type: list
+  elements: str
 disk_bytes:
   description: For each of paths, the size of its file system in bytes.
   returned: always
@@ -171,6 +203,32 @@ PROGRAMS = Path("/opt/bedplate")
 # The first that exists says when apt last fetched its lists, as Ansible's module apt has it.
 PACKAGE_LISTS = (Path("/var/lib/apt/periodic/update-success-stamp"), Path("/var/lib/apt/lists"))
 UNIT_FILES = Path("/etc/systemd/system")
+DISK_SECONDS = 10.0
+"""How long a disk may take to answer."""
+SYSTEM_FOLDERS = frozenset(
+    [
+        "",
+        "bin",
+        "boot",
+        "dev",
+        "etc",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "proc",
+        "run",
+        "sbin",
+        "sys",
+        "tmp",
+        "usr",
+    ]
+)
+"""Nothing in them is handed to a user who does not own it."""
+HIDDEN_FOLDERS = frozenset(["home", "root"])
+"""The services' sandbox hides them."""
+SHARED_FOLDERS = frozenset(["media", "mnt", "opt", "srv", "var"])
+"""Folders in them may be handed over, and folders of folders in /var."""
 
 
 class Unit(NamedTuple):
@@ -323,24 +381,79 @@ def listeners(
     return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1] or 0))]
 
 
-def disk(path: str) -> os.statvfs_result:
-    """Return the statistics of the file system of the path or its nearest existing parent."""
+def in_time(read: Callable[[], Any], seconds: float = DISK_SECONDS) -> Any:
+    """Return what a function reads from a disk; raises TimeoutError if the disk does not answer.
+
+    A process that waits for a dead disk cannot be killed, so a child reads, and nobody waits for it.
+    """
+    output, input_ = os.pipe()
+    child = os.fork()
+    if not child:
+        # Ansible waits until nobody holds the module's own standard output.
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        with os.fdopen(input_, "w") as file:
+            json.dump(read(), file)
+        os._exit(0)
+    os.close(input_)
+    with os.fdopen(output) as file:
+        if not select.select([file], [], [], seconds)[0]:
+            os.kill(child, signal.SIGKILL)
+            raise TimeoutError
+        text = file.read()
+    os.waitpid(child, 0)
+    return json.loads(text)
+
+
+def disk_of(path: str) -> tuple[int, int]:
+    """Return the bytes that an unprivileged user can still write at the path, and its file system's size.
+
+    A path that does not exist yet will be on the file system of its nearest existing parent.
+    """
     folder = Path(path)
     while not folder.exists():
         folder = folder.parent
-    return os.statvfs(folder)
+    stats = os.statvfs(folder)
+    return stats.f_bavail * stats.f_frsize, stats.f_blocks * stats.f_frsize
 
 
-def free_bytes(path: str) -> int:
-    """Return the bytes that an unprivileged user can still write there."""
-    stats = disk(path)
-    return stats.f_bavail * stats.f_frsize
+def is_system_folder(folder: Path) -> bool:
+    """Return whether the operating system needs the folder as it is, whoever owns it."""
+    top, *below = folder.parts[1:] or [""]
+    return top in SYSTEM_FOLDERS | SHARED_FOLDERS and len(below) < (2 if top == "var" else 1)
 
 
-def disk_bytes(path: str) -> int:
-    """Return the size of the file system in bytes."""
-    stats = disk(path)
-    return stats.f_blocks * stats.f_frsize
+def owner_of(folder: Path) -> str:
+    """Return the name of the folder's owner."""
+    number = folder.stat().st_uid
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def folder_problem(path: str, user: str, entries: str) -> str:
+    """Return why a folder must not be handed to a user; empty if it may.
+
+    It may if it is the user's, if it is absent or empty, or if all names in it match `entries`.
+    """
+    folder = Path(path).resolve()
+    top = (*folder.parts, "")[1]
+    if top in HIDDEN_FOLDERS:
+        return "which the service's sandbox hides"
+    if is_system_folder(folder):
+        return "a folder of the operating system"
+    if folder.exists() and not folder.is_dir():
+        return "which is no folder"
+    if folder.is_dir() and owner_of(folder) == user:
+        return ""
+    if top in SYSTEM_FOLDERS:
+        return "a folder of the operating system"
+    # A new file system has lost+found.
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    strange = [name for name in names if name != "lost+found" and not re.fullmatch(entries, name)]
+    return f"which contains {', '.join(strange[:3])}{' and more' * (len(strange) > 3)}" if strange else ""
 
 
 def own_address(address: str) -> bool:
@@ -402,6 +515,12 @@ def main() -> None:
                 },
             },
             "paths": {"type": "list", "elements": "str", "default": []},
+            "folders": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {name: {"type": "str", "required": True} for name in ("path", "user", "entries")},
+            },
             "stat_paths": {"type": "list", "elements": "str", "default": []},
             "addresses": {"type": "list", "elements": "str", "default": []},
             "packages": {"type": "list", "elements": "str", "default": []},
@@ -417,8 +536,24 @@ def main() -> None:
     third_party = [unit for unit in shown if unit.third_party]
     expected = {item["port"]: item["unit"] for item in module.params["ports"]}
     former = former_gateway()
+    disks, folder_problems, silent = {}, {}, []
+    for path in module.params["paths"]:
+        try:
+            disks[path] = in_time(functools.partial(disk_of, path))
+        except TimeoutError:
+            silent.append(path)
+    for folder in module.params["folders"]:
+        if folder["path"] in silent:
+            continue
+        try:
+            if problem := in_time(functools.partial(folder_problem, **folder)):
+                folder_problems[folder["path"]] = problem
+        except TimeoutError:
+            silent.append(folder["path"])
     module.exit_json(
         changed=False,
+        folder_problems=folder_problems,
+        silent_paths=silent,
         listeners=listeners(expected, [unit.unit for unit in third_party], former=former),
         former_gateway=former,
         third_party=[
@@ -431,8 +566,8 @@ def main() -> None:
             }
             for unit in third_party
         ],
-        free_bytes={path: free_bytes(path) for path in module.params["paths"]},
-        disk_bytes={path: disk_bytes(path) for path in module.params["paths"]},
+        free_bytes={path: free for path, (free, _) in disks.items()},
+        disk_bytes={path: size for path, (_, size) in disks.items()},
         exists={path: Path(path).exists() for path in module.params["stat_paths"]},
         own_address={address: own_address(address) for address in module.params["addresses"]},
         missing_packages=missing_packages(module.params["packages"]),

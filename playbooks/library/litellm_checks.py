@@ -64,6 +64,10 @@ options:
     type: list
     elements: str
     required: true
+  seconds:
+    description: How long all requests together may take. Those without an answer until then have failed.
+    type: float
+    default: 60
 author: Bedplate
 """
 
@@ -191,10 +195,11 @@ def check_lane(litellm: LiteLLM, deployments: list[str], *, through: bool) -> Ch
     name = "a chat goes through LiteLLM" if through else "a chat for a direct model goes without LiteLLM"
     if not deployments:
         return check(name, None, f"gateway_direct names {'every' if through else 'no'} model", JOURNAL)
-    if through and not wait_until(litellm.in_use, USE_SECONDS):
-        answers = litellm.metrics.request("GET", "/metrics").status == 200
-        seen = "the gateway bypasses LiteLLM" if answers else "the gateway does not respond"
-        return check(name, False if answers else None, seen, JOURNAL)
+    polled = litellm.metrics.request("GET", "/metrics")
+    if polled.status != 200:
+        return check(name, None, litellm.metrics.describe(polled), JOURNAL)
+    if through and not wait_until(litellm.in_use, min(USE_SECONDS, litellm.metrics.seconds_left())):
+        return check(name, False, "the gateway bypasses LiteLLM", JOURNAL)
     before = litellm.count(deployments)
     asked = chat_model(litellm, models_of(deployments))
     if asked is None:
@@ -216,14 +221,17 @@ def check_lane(litellm: LiteLLM, deployments: list[str], *, through: bool) -> Ch
 def check_control_fields(litellm: LiteLLM, models: list[str]) -> Check:
     """Check that fields that steer LiteLLM have no effect in a client's request."""
     name = "clients cannot steer LiteLLM"
+    seen = "there is no model"
     for model in models:
-        if litellm.gateway.chat(litellm.key, model).status != 200:
+        plain = litellm.gateway.chat(litellm.key, model)
+        if plain.status != 200:
+            seen = f"no model answers a chat; {model}: {litellm.gateway.describe(plain)}"
             continue
         answer = litellm.gateway.chat(litellm.key, model, **CONTROL_FIELDS)
         effect = answer.status != 200 or b"steered" in answer.body
         seen = f"{', '.join(CONTROL_FIELDS)}: {litellm.gateway.describe(answer)}"
         return check(name, not effect, seen, JOURNAL)
-    return check(name, None, "no model answers a chat", JOURNAL)
+    return check(name, None, seen, JOURNAL)
 
 
 def litellm_checks(
@@ -258,6 +266,7 @@ def main() -> None:
             "ca_file": {"type": "path"},
             "deployments": texts,
             "direct": texts,
+            "seconds": {"type": "float", "default": 60},
         },
         supports_check_mode=True,
     )
@@ -266,10 +275,11 @@ def main() -> None:
         master_key = Path(params["key_file"]).read_text(encoding="utf-8").strip()
     except OSError as error:
         module.fail_json(msg=f"LiteLLM's master key cannot be read ({error}): ansible-playbook site.yml")
+    deadline = time.monotonic() + params["seconds"]
     litellm = LiteLLM(
-        Gateway(params["gateway_url"], ca_file=params["ca_file"]),
-        Gateway(params["metrics_url"]),
-        Gateway(params["url"], "LiteLLM"),
+        Gateway(params["gateway_url"], ca_file=params["ca_file"], deadline=deadline),
+        Gateway(params["metrics_url"], deadline=deadline),
+        Gateway(params["url"], "LiteLLM", deadline=deadline),
         key=params["key"],
         master_key=master_key,
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import ssl
 import time
 from collections.abc import Mapping
@@ -12,21 +13,27 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 # A chat request waits in the queue and for the engine.
-CHAT_SECONDS = 150.0
-LIST_SECONDS = 10.0
+CHAT_SECONDS = 20.0
+LIST_SECONDS = 5.0
+# After a server has not answered once, it gets no more than this.
+SILENT_SECONDS = 1.0
 # The code of the edge's own errors (roles/edge/templates/haproxy.cfg.j2).
 EDGE_CODE = "service_unavailable"
 JOURNAL_COMMAND = "journalctl -u bedplate-gateway -n 50"
 
 
 class Answer(NamedTuple):
-    """One response; `status` is -1 if the gateway did not respond. Times are monotonic seconds."""
+    """One response; `status` is -1 if the gateway did not respond, `late` if it was waited for in vain.
+
+    Times are monotonic seconds.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     started: float
     ended: float
+    late: bool = False
 
     def document(self) -> dict[str, Any]:
         """Return the JSON object in the body; empty if the body is no JSON object."""
@@ -54,19 +61,28 @@ class Answer(NamedTuple):
 class Gateway:
     """Client of one gateway, or of another server that `name` names; `url` is without /v1.
 
-    `ca_file` has the CAs that verify the certificate of an https URL.
+    `ca_file` has the CAs that verify the certificate of an https URL. No request lasts beyond `deadline`, in
+    monotonic seconds.
     """
 
-    def __init__(self, url: str, name: str = "the gateway", ca_file: str | None = None) -> None:
+    def __init__(
+        self, url: str, name: str = "the gateway", ca_file: str | None = None, deadline: float = math.inf
+    ) -> None:
         self.url = url
         self.name = name
         parts = urlsplit(url)
         self._address = parts.netloc
+        self._deadline = deadline
+        self._silent = False
         self._trusted = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
 
     def request(self, method: str, path: str, key: str | None = None, body: object = None) -> Answer:
         """Send one request on a new connection; `body` is sent as JSON."""
-        connection = self._connection(LIST_SECONDS if body is None else CHAT_SECONDS)
+        seconds = SILENT_SECONDS if self._silent else LIST_SECONDS if body is None else CHAT_SECONDS
+        seconds = min(seconds, self.seconds_left())
+        if seconds <= 0:
+            return Answer(-1, {}, b"", time.monotonic(), time.monotonic(), late=True)
+        connection = self._connection(seconds)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         started = time.monotonic()
         try:
@@ -74,6 +90,9 @@ class Gateway:
             response = connection.getresponse()
             names = {name.lower(): value for name, value in response.getheaders()}
             answer = Answer(response.status, names, response.read(), started, time.monotonic())
+        except TimeoutError:
+            self._silent = True
+            return Answer(-1, {}, b"", started, time.monotonic(), late=True)
         except (OSError, HTTPException):
             return Answer(-1, {}, b"", started, time.monotonic())
         finally:
@@ -82,6 +101,10 @@ class Gateway:
         if answer.error_code() == EDGE_CODE:
             return Answer(-1, {}, b"", started, answer.ended)
         return answer
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline."""
+        return self._deadline - time.monotonic()
 
     def _connection(self, seconds: float) -> HTTPConnection:
         if self._trusted is None:
@@ -103,6 +126,8 @@ class Gateway:
 
     def describe(self, answer: Answer) -> str:
         """Return the answer's status and error code, or that there was none, for a report."""
+        if answer.late:
+            return f"{self.name} gave no answer in time at {self.url}"
         if answer.status == -1:
             return f"{self.name} does not respond at {self.url}"
         return f"status {answer.status}{' ' * bool(answer.error_code())}{answer.error_code()}"

@@ -56,6 +56,10 @@ options:
     description: Minimum speed; 0 accepts any speed.
     type: float
     default: 0
+  seconds:
+    description: How long loading a model and generating the tokens may take.
+    type: float
+    default: 60
 author: Bedplate
 """
 
@@ -87,7 +91,6 @@ NODES = {
     "rocm": ("/dev/kfd", "/dev/dri/renderD*"),
     "vulkan": ("/dev/dri/renderD*",),
 }
-LOAD_SECONDS = 900
 TOKENS = 32
 WHOLE = 0.99
 """A model counts as entirely on the GPU from this share of its memory on."""
@@ -117,7 +120,7 @@ def read_text(path: Path) -> str | None:
 def output_of(*command: str) -> str:
     """Return a command's standard output; empty if it does not exist or hangs."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return ""
 
@@ -211,7 +214,7 @@ def open_in_sandbox(pid: int, nodes: list[str]) -> dict[str, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=10,
         # Device access is restricted by the control group.
         preexec_fn=join,
     )
@@ -266,7 +269,7 @@ class Engine:
         # The machine's proxy settings are for downloads only.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def request(self, path: str, body: dict[str, Any] | None = None, seconds: float = 10) -> dict[str, Any]:
+    def request(self, path: str, body: dict[str, Any] | None = None, seconds: float = 5) -> dict[str, Any]:
         """Return the response's JSON object; raises OSError or ValueError if there is none."""
         http_request = urllib.request.Request(
             self._url + path,
@@ -300,16 +303,22 @@ def error_text(error: Exception) -> str:
     return str(getattr(error, "reason", error))
 
 
-def check_tokens(engine: Engine, models: list[str], minimum: float) -> list[Check]:
-    """Generate a few tokens; check that the model is entirely on the GPU, and the speed (tokens/s)."""
+def check_tokens(engine: Engine, models: list[str], minimum: float, seconds: float) -> list[Check]:
+    """Generate a few tokens; check that the model is entirely on the GPU, and the speed (tokens/s).
+
+    `seconds` is how long loading the model and generating may take.
+    """
     name = "a model runs entirely on the GPU"
     try:
         model = engine.choose(models)
         if model is None:
             return [check(name, None, "no declared model supports completion", "ollama list")]
         prompt = {"model": model, "prompt": "Count from one to fifty.", "stream": False}
-        answer = engine.request("/api/generate", {**prompt, "options": {"num_predict": TOKENS}}, LOAD_SECONDS)
+        answer = engine.request("/api/generate", {**prompt, "options": {"num_predict": TOKENS}}, seconds)
         loaded = engine.loaded().get(model)
+    except TimeoutError:
+        seen = f"Ollama gave no answer in {seconds:.0f} s"
+        return [check(name, False, seen, "ollama ps; journalctl -u ollama -n 50")]
     except (OSError, ValueError) as error:
         return [
             check(name, False, f"Ollama did not respond: {error_text(error)}", "journalctl -u ollama -n 50")
@@ -329,8 +338,8 @@ def check_tokens(engine: Engine, models: list[str], minimum: float) -> list[Chec
         )
     ]
     if minimum:
-        seconds = answer.get("eval_duration", 0) / 1e9
-        rate = answer.get("eval_count", 0) / seconds if seconds else 0
+        spent = answer.get("eval_duration", 0) / 1e9
+        rate = answer.get("eval_count", 0) / spent if spent else 0
         checks.append(
             check(
                 "the GPU reaches the minimum speed",
@@ -380,6 +389,7 @@ def main() -> None:
             "url": {"type": "str", "required": True},
             "models": {"type": "list", "elements": "str", "required": True},
             "minimum_tokens_per_second": {"type": "float", "default": 0},
+            "seconds": {"type": "float", "default": 60},
         },
         supports_check_mode=True,
     )
@@ -392,7 +402,9 @@ def main() -> None:
         check_libraries(params["parts"]),
         check_nodes(backend, params["count"], pid, open_in_sandbox),
         check_journal(backend, journal),
-        *check_tokens(Engine(params["url"]), params["models"], params["minimum_tokens_per_second"]),
+        *check_tokens(
+            Engine(params["url"]), params["models"], params["minimum_tokens_per_second"], params["seconds"]
+        ),
         check_runner(backend),
     ]
     module.exit_json(changed=False, checks=checks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*:[A-Za-z0-9._-]+")
@@ -27,6 +28,11 @@ def problems_of(model: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"ollama_models: '{name}' has the checksum '{checksum}': set sha256: and the 64 hex digits of "
             "the GGUF file."
+        )
+    gguf = str(model.get("gguf", "https://"))
+    if not gguf.startswith(("http://", "https://")) and not Path(gguf).is_file():
+        yield (
+            f"ollama_models: '{name}' has the gguf '{gguf}': name a file on this control machine, or a URL."
         )
     if "digest" in model and not DIGEST.fullmatch(digest):
         yield (

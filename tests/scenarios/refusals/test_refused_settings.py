@@ -73,6 +73,14 @@ def test_an_empty_group_is_refused(control: Control, plain: Host) -> None:
     )
 
 
+def test_a_second_gateway_is_refused(control: Control, plain: Host, other: Host) -> None:
+    hosts = {"inference": [plain], "gateway": [plain, other], "monitoring": [plain]}
+    assert control.run(control.inventory(hosts, {"ollama_models": [MODEL]})).refused() == (
+        "The group 'gateway' has 2 hosts (plain, other): name one; gateways do not share their counters yet, "
+        "so each key could use its limits once on each of them."
+    )
+
+
 def test_a_misspelt_group_is_refused(control: Control, plain: Host) -> None:
     inventory = control.inventory({"inference": [plain], "gatway": [plain], "monitoring": [plain]}, {})
     assert control.run(inventory).refused() == (

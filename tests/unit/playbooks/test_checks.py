@@ -124,6 +124,12 @@ def test_several_units(checks: ModuleType) -> None:
             f"Ollama does not respond at {URL}",
             "journalctl -u ollama -n 50",
         ),
+        (
+            {"status": -1, "msg": "Request failed: <urlopen error timed out>"},
+            [False, False],
+            f"Ollama gave no answer in time at {URL}",
+            "journalctl -u ollama -n 50",
+        ),
     ],
 )
 def test_models(
@@ -234,6 +240,12 @@ def test_targets_at_one_address(checks: ModuleType) -> None:
             {"status": 401},
             False,
             f"the dashboard does not respond at {URL}",
+            "journalctl -u bedplate-dashboard -n 50",
+        ),
+        (
+            {"status": -1, "msg": "Connection failure: The read operation timed out"},
+            False,
+            f"the dashboard gave no answer in time at {URL}",
             "journalctl -u bedplate-dashboard -n 50",
         ),
     ],

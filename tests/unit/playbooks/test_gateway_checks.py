@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -40,8 +42,9 @@ def checks(
 ) -> Callable[..., dict[str, dict[str, Any]]]:
     """Run the module against the fake and return its checks by name."""
 
-    def run(*models: str, url: str = "") -> dict[str, dict[str, Any]]:
-        params = {"url": url or gateway.url, "key": KEY, "limit_key": LIMIT_KEY, "models": models or [MODEL]}
+    def run(*models: str, url: str = "", seconds: float = 60) -> dict[str, dict[str, Any]]:
+        keys = {"key": KEY, "limit_key": LIMIT_KEY}
+        params = {"url": url or gateway.url, **keys, "models": models or [MODEL], "seconds": seconds}
         entries = run_module(module, params)["checks"]
         assert [sorted(check) for check in entries] == [["name", "next", "ok", "seen"]] * 7
         return {check["name"]: check for check in entries}
@@ -147,3 +150,27 @@ def test_a_stopped_gateway(checks: Checks, gateway: FakeGateway, edge: bool) -> 
     results = failed(checks())
     assert results.keys() == {LISTED, READY, WITHOUT_KEY, WRONG_KEY, CLOSED}
     assert set(results.values()) == {f"the gateway does not respond at {gateway.url}"}
+
+
+def test_a_gateway_that_hangs_is_not_waited_for(checks: Checks) -> None:
+    """The kernel accepts connections for a stopped process."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        started = time.monotonic()
+        results = checks(url=url, seconds=1.5)
+        assert time.monotonic() - started < 5
+    assert {check["ok"] for check in results.values()} == {False, None}
+    assert {check["seen"] for check in results.values()} == {f"the gateway gave no answer in time at {url}"}
+
+
+def test_after_a_question_without_an_answer_the_others_get_a_second(
+    load_source: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = load_source("playbooks/module_utils/gateway_client.py")
+    monkeypatch.setattr(client, "LIST_SECONDS", 0.2)
+    monkeypatch.setattr(client, "SILENT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gateway = client.Gateway(f"http://127.0.0.1:{server.getsockname()[1]}")
+        first, second = gateway.models(KEY), gateway.chat(KEY, MODEL)
+    assert (first.late, second.late) == (True, True)
+    assert second.ended - second.started < 5

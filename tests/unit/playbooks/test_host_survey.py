@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -205,11 +206,80 @@ def test_a_packaged_unit_counts_when_it_is_used(survey: ModuleType, active: str,
     assert unit.third_party
 
 
-def test_free_bytes_of_a_folder_to_come(survey: ModuleType, tmp_path: Path) -> None:
+def test_the_disk_of_a_folder_to_come(survey: ModuleType, tmp_path: Path) -> None:
     stats = os.statvfs(tmp_path)
-    free = survey.free_bytes(str(tmp_path / "not/there/yet"))
-    assert survey.disk_bytes(str(tmp_path / "not/there/yet")) > free
+    free, size = survey.disk_of(str(tmp_path / "not/there/yet"))
+    assert size > free
     assert abs(free - stats.f_bavail * stats.f_frsize) < 2**30
+
+
+def test_a_disk_that_does_not_answer_is_not_waited_for(survey: ModuleType) -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        survey.in_time(lambda: time.sleep(60), 0.2)
+    assert time.monotonic() - started < 5
+    assert survey.in_time(lambda: [1, "a"], 5) == [1, "a"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "/",
+            "/etc",
+            "/etc/ollama",
+            "/usr",
+            "/usr/local/share/x",
+            "/var",
+            "/var/lib",
+            "/var/x",
+            "/srv",
+            "/mnt",
+        ),
+        *("/opt", "/sys/x", "/run/x", "/proc/1", "/boot/models", "/home", "/home/ada/models", "/root/models"),
+    ],
+)
+def test_a_folder_of_the_system_is_not_handed_over(survey: ModuleType, path: str) -> None:
+    assert survey.folder_problem(path, "ollama", "blobs|manifests") in (
+        "a folder of the operating system",
+        "which the service's sandbox hides",
+    )
+
+
+def test_a_folder_of_the_system_that_is_the_users_is_handed_over_but_for_the_first(
+    survey: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ollama's own script installs models into /usr/share/ollama."""
+    monkeypatch.setattr(survey, "owner_of", lambda _: "ollama")
+    assert survey.folder_problem("/usr/share", "ollama", "blobs|manifests") == ""
+    assert survey.folder_problem("/usr", "ollama", "blobs|manifests") == "a folder of the operating system"
+
+
+def test_a_folder_with_files_of_others_is_not_handed_over(
+    survey: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "SYSTEM_FOLDERS", frozenset({"etc"}))
+
+    def problem(path: Path) -> str:
+        found: str = survey.folder_problem(str(path), "ollama", "blobs|manifests")
+        return found
+
+    folder = tmp_path / "models"
+    assert problem(folder) == ""
+    folder.mkdir()
+    (folder / "lost+found").mkdir()
+    assert problem(folder) == ""
+    (folder / "blobs").mkdir()
+    (folder / "manifests").mkdir()
+    assert problem(folder) == ""
+    for name in "dcab":
+        (folder / name).touch()
+    assert problem(folder) == "which contains a, b, c and more"
+    assert problem(folder / "a") == "which is no folder"
+    (tmp_path / "link").symlink_to("/etc")
+    assert problem(tmp_path / "link") == "a folder of the operating system"
+    monkeypatch.setattr(survey, "owner_of", lambda _: "ollama")
+    assert problem(folder) == ""
 
 
 def test_the_whole_module_here(
@@ -222,6 +292,9 @@ def test_the_whole_module_here(
         params = {
             "ports": [{"port": port, "unit": "bedplate-gateway"} for port in ports],
             "paths": [str(tmp_path / "models"), "/"],
+            "folders": [
+                {"path": path, "user": "ollama", "entries": "blobs"} for path in ("/etc", "/srv/models")
+            ],
             "stat_paths": [str(tmp_path), str(tmp_path / "keys.json")],
             # The second is one for documentation, the third none at all.
             "addresses": ["127.0.0.1", "203.0.113.7", "10.999.1.1"],
@@ -233,6 +306,8 @@ def test_the_whole_module_here(
     assert not any(item["ours"] for item in result["listeners"])
     assert result["disk_bytes"].keys() == result["free_bytes"].keys()
     assert result["free_bytes"].keys() == {str(tmp_path / "models"), "/"}
+    assert result["folder_problems"] == {"/etc": "a folder of the operating system"}
+    assert result["silent_paths"] == []
     assert result["exists"] == {str(tmp_path): True, str(tmp_path / "keys.json"): False}
     assert result["own_address"] == {"127.0.0.1": True, "203.0.113.7": False, "10.999.1.1": False}
     assert result["memory_bytes"] > 2**27
@@ -275,3 +350,20 @@ def test_package_lists_have_an_age(survey: ModuleType, tmp_path: Path) -> None:
     assert survey.package_lists_seconds([stamp, lists]) > 86400 * 365
     stamp.touch()
     assert 0 <= survey.package_lists_seconds([stamp, lists]) < 60
+
+
+def test_a_hung_disk_is_reported(
+    survey: ModuleType,
+    run_module: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hang(_: Callable[[], Any]) -> Any:
+        raise TimeoutError
+
+    monkeypatch.setattr(survey, "in_time", hang)
+    folder = {"path": "/srv/samples", "user": "prometheus", "entries": "wal"}
+    result = run_module(
+        survey, {"paths": ["/srv/models"], "folders": [folder, {**folder, "path": "/srv/models"}]}
+    )
+    assert result["silent_paths"] == ["/srv/models", "/srv/samples"]
+    assert (result["free_bytes"], result["folder_problems"]) == ({}, {})

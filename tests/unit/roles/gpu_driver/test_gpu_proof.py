@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -211,7 +212,7 @@ def fake_engine() -> Iterator[FakeEngine]:
 
 def token_checks(proof: ModuleType, engine: FakeEngine, minimum: float = 0) -> list[dict[str, Any]]:
     checks: list[dict[str, Any]] = proof.check_tokens(
-        proof.Engine(engine.url), ["small:1b", "big:7b"], minimum
+        proof.Engine(engine.url), ["small:1b", "big:7b"], minimum, 60
     )
     return checks
 
@@ -295,3 +296,14 @@ def test_the_whole_module_on_a_machine_without_a_gpu(
     checks = run_module(proof, params)["checks"]
     assert [sorted(check) for check in checks] == [["name", "next", "ok", "seen"]] * 7
     assert [check["ok"] for check in checks] == [False, False, False, None, False, True, False]
+
+
+def test_an_engine_that_hangs_is_not_waited_for(proof: ModuleType) -> None:
+    class Hung(proof.Engine):  # type: ignore[misc, name-defined]  # loaded by its path
+        def choose(self, models: list[str]) -> str:
+            return models[0]
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        engine = Hung(f"http://127.0.0.1:{server.getsockname()[1]}")
+        (check,) = proof.check_tokens(engine, ["big:7b"], 0, 0.5)
+    assert (check["ok"], check["seen"]) == (False, "Ollama gave no answer in 0 s")

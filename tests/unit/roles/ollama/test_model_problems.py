@@ -24,7 +24,8 @@ def module(load_source: Callable[[str], ModuleType]) -> ModuleType:
         {**PULL, "name": "registry.example/library/llama3.2:3b"},
         {**PULL, "digest": "0" * 64},
         {**PULL, "digest": CHECKSUM},
-        {**NAME, "gguf": "/models/small.gguf", "checksum": CHECKSUM},
+        {**NAME, "gguf": __file__, "checksum": CHECKSUM},
+        {**NAME, "gguf": "https://files.example.org/small.gguf", "checksum": CHECKSUM},
     ],
 )
 def test_a_model_without_problems(module: ModuleType, model: dict[str, str]) -> None:
@@ -38,13 +39,17 @@ def test_a_model_without_problems(module: ModuleType, model: dict[str, str]) -> 
         ({**PULL, "name": "llama 3:3b"}, "'llama 3:3b' has no tag: "),
         (NAME, "'llama3.2:3b' has no source: set `pull: NAME:TAG`"),
         (
-            {**PULL, "gguf": "/a", "checksum": CHECKSUM},
+            {**PULL, "gguf": __file__, "checksum": CHECKSUM},
             "'llama3.2:3b' has two sources, pull and gguf: ",
         ),
-        ({**NAME, "gguf": "/a"}, "'llama3.2:3b' has the checksum '': "),
+        ({**NAME, "gguf": __file__}, "'llama3.2:3b' has the checksum '': "),
         (
-            {**NAME, "gguf": "/a", "checksum": "md5:0123"},
+            {**NAME, "gguf": __file__, "checksum": "md5:0123"},
             "'llama3.2:3b' has the checksum 'md5:0123': ",
+        ),
+        (
+            {**NAME, "gguf": "/not/there.gguf", "checksum": CHECKSUM},
+            "'llama3.2:3b' has the gguf '/not/there.gguf': name a file on this control machine",
         ),
         ({**PULL, "digest": "abc"}, "'llama3.2:3b' has the digest 'abc': "),
     ],

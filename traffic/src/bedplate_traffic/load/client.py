@@ -25,6 +25,8 @@ from bedplate_traffic.load.completion_stream import Completion, describe_error_r
 
 JSON = {"Content-Type": "application/json"}
 # Servers close idle connections, the first of them after 5 s: an older one may be closed when it is used.
+LIST_SECONDS = 10.0
+"""How long the list of models may take."""
 MAX_IDLE_SECONDS = 3.0
 MAX_REASON_CHARACTERS = 150
 
@@ -92,7 +94,8 @@ class ModelList:
 class Client:
     """Sends requests to one endpoint with one key, on one event loop: `async with Client(…) as client`.
 
-    `url` ends with /v1; `timeout_seconds` bounds each request as a whole, including the connection.
+    `url` ends with /v1; `timeout_seconds` bounds each request as a whole, including the connection. The list
+    of models, which needs no engine, has at most LIST_SECONDS.
     """
 
     def __init__(self, url: str, key: str, timeout_seconds: float) -> None:
@@ -108,7 +111,6 @@ class Client:
             # As many connections as there are requests; a name is looked up once.
             connector=TCPConnector(limit=0, ttl_dns_cache=None, keepalive_timeout=MAX_IDLE_SECONDS),
             headers={"Authorization": f"Bearer {self._key}", "User-Agent": "traffic"},
-            timeout=ClientTimeout(total=self._timeout_seconds),
             cookie_jar=DummyCookieJar(),
         )
         return self
@@ -127,7 +129,8 @@ class Client:
         def feed(_: int, piece: bytes) -> None:
             pieces.append(piece)
 
-        error = await self._transfer("GET", self._models_url, None, exchange, feed)
+        seconds = min(LIST_SECONDS, self._timeout_seconds)
+        error = await self._transfer("GET", self._models_url, None, exchange, feed, seconds=seconds)
         body = b"".join(pieces)
         if error is None and exchange.status != 200:
             error = describe_error_response(exchange.status, body)
@@ -149,7 +152,9 @@ class Client:
     async def send(self, exchange: Exchange) -> Exchange:
         """Send the request and read the response to its end; a failure is in `exchange.error`."""
         body = exchange.request.body()
-        error = await self._transfer("POST", self._chat_url, body, exchange, exchange.completion.feed)
+        error = await self._transfer(
+            "POST", self._chat_url, body, exchange, exchange.completion.feed, seconds=self._timeout_seconds
+        )
         exchange.ended = time.monotonic()
         if error is None:
             error = exchange.completion.finish(exchange.status)
@@ -163,6 +168,8 @@ class Client:
         body: bytes | None,
         exchange: Exchange,
         feed: Callable[[int, bytes], str | None],
+        *,
+        seconds: float,
     ) -> str | None:
         """Send one HTTP request and feed its response; returns why that failed, None on success."""
         assert self._session is not None  # noqa: S101 - the caller is inside `async with`
@@ -170,7 +177,12 @@ class Client:
         exchange.sent = time.monotonic()
         try:
             async with self._session.request(
-                method, url, data=body, headers=headers, allow_redirects=False
+                method,
+                url,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=ClientTimeout(total=seconds),
             ) as response:
                 exchange.status, exchange.headers = response.status, response.headers
                 while piece := await response.content.readany():
@@ -178,14 +190,14 @@ class Client:
                         response.close()
                         return error
         except (ClientError, OSError) as error:
-            return self._describe(error)
+            return self._describe(error, seconds)
         return None
 
-    def _describe(self, error: ClientError | OSError) -> str:
+    def _describe(self, error: ClientError | OSError, seconds: float) -> str:
         """Return in words why a transfer failed."""
         match error:
             case TimeoutError():
-                return f"no complete answer within {self._timeout_seconds:g} s"
+                return f"no complete answer within {seconds:g} s"
             case ClientConnectorError():
                 number = error.os_error.errno
                 return f"no connection to the server ({os.strerror(number) if number else error})"
