@@ -48,7 +48,12 @@ def fit_check(request: Request) -> tuple[str, bytes]:
     if request.path == "/v1/completions":
         native |= {"prompt": body["prompt"]} | _only(body, "suffix")
         return "/api/generate", json.dumps(native).encode()
-    native |= {"messages": [part for message in body["messages"] for part in _native(message, body)]}
+    names = {
+        call["id"]: call["function"]["name"]
+        for message in body["messages"]
+        for call in message.get("tool_calls", ())
+    }
+    native |= {"messages": [part for message in body["messages"] for part in _native(message, names)]}
     native |= _only(body, "tools")
     if effort := body.get("reasoning_effort"):
         native["think"] = False if effort == "none" else effort
@@ -69,8 +74,11 @@ def embeddings_answer(request: Request, body: bytes) -> bytes:
     return json.dumps({"object": "list", "data": data, "model": request.model, "usage": usage}).encode()
 
 
-def _native(message: dict[str, Any], body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a message in Ollama's native form: each part of a list becomes a message of its own."""
+def _native(message: dict[str, Any], tool_names: dict[str, str]) -> list[dict[str, Any]]:
+    """Return a message in Ollama's native form: each part of a list becomes a message of its own.
+
+    `tool_names` has the name of the tool of each call's id.
+    """
     content = message["content"]
     if isinstance(content, list):
         return [
@@ -91,13 +99,8 @@ def _native(message: dict[str, Any], body: dict[str, Any]) -> list[dict[str, Any
     if reasoning := message.get("reasoning"):
         native["thinking"] = reasoning
     if call_id := message.get("tool_call_id"):
-        native |= {"tool_call_id": call_id, "tool_name": _tool_name(body, call_id)}
+        native |= {"tool_call_id": call_id, "tool_name": tool_names.get(call_id, "")}
     return [native]
-
-
-def _tool_name(body: dict[str, Any], call_id: str) -> str:
-    calls = [call for message in body["messages"] for call in message.get("tool_calls", ())]
-    return next((call["function"]["name"] for call in calls if call["id"] == call_id), "")
 
 
 def _inputs(request: Request) -> list[str]:
