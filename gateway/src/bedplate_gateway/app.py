@@ -186,9 +186,11 @@ class Gateway:
         raw = await client.body(self.settings.max_body_bytes)
         adapter = self._adapter(record.path)
         request = adapter.decode_request(raw)
+        # It holds everything, in less memory.
+        del raw
         if request.model not in self._models or not key.may_use(request.model):
             raise errors.model_not_found(request.model)
-        self._check_capabilities(request)
+        request = self._for_capabilities(request)
         priority_class = _lowered(key.priority_class, request.lower_to)
         admission_request = AdmissionRequest(key, priority_class, request.model, request.prompt_bytes)
         record.model, record.priority_class, record.stream = request.model, priority_class, request.stream
@@ -256,7 +258,8 @@ class Gateway:
             await client.write(chunk)
         await client.write(b"", more=False)
 
-    def _check_capabilities(self, request: Request) -> None:
+    def _for_capabilities(self, request: Request) -> Request:
+        """Return the request as its model can answer it; raises ApiError 400."""
         for needed, capability, param in (
             (request.has_tools, "tools", "tools"),
             (request.has_images, "vision", PROMPT_FIELDS[request.path]),
@@ -265,7 +268,8 @@ class Gateway:
                 raise errors.capability_unsupported(request.model, capability, param)
         if self.engines.lacks(request.model, "thinking"):
             # Clients send it to every model, and Ollama refuses it.
-            request.body.pop("reasoning_effort", None)
+            return request.without("reasoning_effort")
+        return request
 
     def _max_output(self, model: str) -> int | None:
         limits = self.settings.models.get(model)

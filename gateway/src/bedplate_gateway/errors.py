@@ -9,6 +9,7 @@ ApiError
   400 missing_required_parameter                   a field is missing
   400 invalid_type                                 a field has the wrong type
   400 invalid_value                                a field has an unsupported value
+  400 too_many_values                              the body has more values than can be parsed quickly
   400 <type>_<bound>                               a field is out of bounds, such as integer_below_min_value
   400 unsupported_parameter                        no engine, or not this model, does what the field requests
   400 unsupported_endpoint                         the model's engine has no /v1/responses
@@ -23,7 +24,7 @@ ApiError
   404 model_not_found                              the model is not declared, or not allowed for the key
   405 method_not_supported                         the path takes another method
   408 request_timeout                              header or body did not arrive in time
-  413 request_too_large                            the body exceeds `max_body_bytes`
+  413 request_too_large                            the body exceeds `max_body_bytes`, or its text 4 MiB
   429 rate_limit_exceeded        key_requests      the key has used its requests per minute
                                  key_tokens        the key has used its tokens per minute
                                  model_requests    all keys have used the model's requests per minute
@@ -251,6 +252,15 @@ def request_too_large(max_bytes: int) -> ApiError:
     """Return the 413 for a body."""
     return ApiError(
         413, "request_too_large", f"The body exceeds the limit of {max_bytes} bytes: send a smaller one."
+    )
+
+
+def text_too_large(max_bytes: int) -> ApiError:
+    """Return the 413 for a body that is too large without its images."""
+    return ApiError(
+        413,
+        "request_too_large",
+        f"Without its images the body exceeds the limit of {max_bytes} bytes: send a smaller one.",
     )
 
 

@@ -116,7 +116,7 @@ def replayed(name: str, limit: int | None = None) -> list[dict[str, Any]]:
 
 def test_a_text_becomes_a_chat() -> None:
     context, request = translated(instructions="be kind", max_output_tokens=9, temperature=0.5, top_p=0.9)
-    assert context.request["model"] == request.model == "gpt-4o"
+    assert context.response("completed")["model"] == request.model == "gpt-4o"
     assert request.body == {
         "model": "gpt-4o",
         "messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}],
@@ -615,7 +615,7 @@ def test_openai_package_reads_it() -> None:
                 return httpx.Response(200, content=whole("litellm/text", context))
 
             async def events() -> AsyncIterator[bytes]:
-                name = "text" if context.request["input"] == "hi" else "failed"
+                name = "text" if request.body["messages"][0]["content"] == "hi" else "failed"
                 for part in relayed(recorded(f"litellm/{name}")):
                     yield part
 

@@ -6,6 +6,8 @@ import struct
 from base64 import b64encode
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from bedplate_gateway.api.schema import Request
 from bedplate_gateway.engines.sse import usage_object
 
@@ -33,8 +35,8 @@ def could_overflow(request: Request, context: int) -> bool:
         return request.prompt_bytes > context - EDGE_TOKENS and any(
             len(text.encode()) > context - EDGE_TOKENS for text in _inputs(request)
         )
-    messages = len(request.body.get("messages", ()))
-    return request.has_images or request.prompt_bytes + TEMPLATE_TOKENS + messages * MESSAGE_TOKENS > context
+    template = TEMPLATE_TOKENS + request.messages * MESSAGE_TOKENS
+    return request.has_images or request.prompt_bytes + template > context
 
 
 def fit_check(request: Request) -> tuple[str, bytes]:
@@ -43,11 +45,11 @@ def fit_check(request: Request) -> tuple[str, bytes]:
     native: dict[str, Any] = {"model": body["model"], "truncate": False}
     if request.path == "/v1/embeddings":
         native |= {"input": body["input"]} | _only(body, "dimensions")
-        return "/api/embed", json.dumps(native).encode()
+        return "/api/embed", to_json(native)
     native |= {"stream": False, "options": {"num_predict": 1}}
     if request.path == "/v1/completions":
         native |= {"prompt": body["prompt"]} | _only(body, "suffix")
-        return "/api/generate", json.dumps(native).encode()
+        return "/api/generate", to_json(native)
     names = {
         call["id"]: call["function"]["name"]
         for message in body["messages"]
@@ -57,7 +59,7 @@ def fit_check(request: Request) -> tuple[str, bytes]:
     native |= _only(body, "tools")
     if effort := body.get("reasoning_effort"):
         native["think"] = False if effort == "none" else effort
-    return "/api/chat", json.dumps(native).encode()
+    return "/api/chat", to_json(native)
 
 
 def embeddings_answer(request: Request, body: bytes) -> bytes:
@@ -92,7 +94,7 @@ def _native(message: dict[str, Any], tool_names: dict[str, str]) -> list[dict[st
         native["tool_calls"] = [
             {
                 "id": call["id"],
-                "function": call["function"] | {"arguments": json.loads(call["function"]["arguments"])},
+                "function": call["function"] | {"arguments": from_json(call["function"]["arguments"])},
             }
             for call in calls
         ]

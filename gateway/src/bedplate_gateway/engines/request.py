@@ -36,6 +36,7 @@ from enum import Enum, auto
 from typing import Any
 
 import aiohttp
+from pydantic_core import to_json
 
 from bedplate_gateway import errors
 from bedplate_gateway.api.schema import RESPONSES, Request
@@ -383,7 +384,7 @@ class EngineRequest:
         request, upstream = self._request, self._upstream
         if self.lane is not Lane.LITELLM:
             body = request.engine_body(for_ollama=engine.kind == "ollama")
-            return await self._post(request.path, json.dumps(body).encode())
+            return await self._post(request.path, to_json(body))
         # One retry in all: LiteLLM asks the same engine again, but only where there is no other one to ask.
         elsewhere = upstream.engines.serves_elsewhere(engine, model.name)
         retries = 0 if elsewhere else self._settings.retries - self.retries
@@ -430,7 +431,7 @@ class EngineRequest:
     def _output_limit(self) -> int | None:
         """Return the limit on a response's tokens where the engine does not report that it was reached."""
         by_ollama = self._lease.engine.kind == "ollama" and self.lane is not Lane.LITELLM
-        return self._request.body.get("max_tokens") if by_ollama else None
+        return self._request.max_tokens if by_ollama else None
 
     # Whole answers
 
@@ -596,7 +597,7 @@ class EngineRequest:
         elif request.path != "/v1/embeddings":
             seconds = time.monotonic() - self._started - self._prompt_seconds()
             completion = speed.generated_tokens(seconds)
-            completion = min(completion, request.body.get("max_tokens", completion))
+            completion = min(completion, request.max_tokens or completion)
         return speed.tokens(request.prompt_bytes), completion
 
 
