@@ -37,7 +37,7 @@ ApiError
   503 engine_unavailable                           no engine serves the model
   503 queue_timeout                                no slot became free in time
   503 restarting                                   the gateway restarted before the answer had begun
-  504 timeout                                      the engine did not answer in time
+  504 timeout                                      the engine did not answer in time, or too long
 ClientDisconnected               client_left       the client closed the connection; logged as status 499
 
 Source: platform.openai.com/docs/guides/error-codes.
@@ -403,4 +403,14 @@ def engine_timeout(seconds: float | None = None) -> ApiError:
         "request a shorter answer (max_tokens), shorten the prompt, or use stream: true.",
         type="server_error",
         headers={"x-should-retry": "false"},
+    )
+
+
+def stream_too_long(seconds: float) -> ApiError:
+    """Return the 504 inside a stream that has lasted too long as a whole."""
+    return ApiError(
+        504,
+        "timeout",
+        f"The answer took more than the limit of {seconds:g} s: request a shorter one (max_tokens).",
+        type="server_error",
     )
