@@ -33,7 +33,7 @@ ANSWER = json.dumps({"choices": [{"message": {"content": "word"}}], "usage": {"t
 SCOPE = {
     "type": "http",
     "method": "POST",
-    "path": "/v1/chat/completions",
+    "raw_path": b"/v1/chat/completions",
     "query_string": b"",
     "client": ("127.0.0.1", 1),
     "headers": [

@@ -446,7 +446,7 @@ def test_metrics_are_for_those_who_may_ask(tmp_path: Path) -> None:
         ):
             sent: list[Message] = []
             await stack.gateway.metrics_app(
-                {**scope(), "path": path, "client": (peer, 1)},
+                {**scope(), "raw_path": path.encode(), "client": (peer, 1)},
                 disconnecting_client(asyncio.Event()),
                 append(sent),
             )
@@ -500,7 +500,7 @@ def scope() -> dict[str, Any]:
     return {
         "type": "http",
         "method": "POST",
-        "path": "/v1/chat/completions",
+        "raw_path": b"/v1/chat/completions",
         "headers": [(b"authorization", b"Bearer sk-all")],
         "client": ("127.0.0.1", 1),
     }

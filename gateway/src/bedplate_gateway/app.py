@@ -7,9 +7,11 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import unquote
 
 from bedplate_gateway import errors
 from bedplate_gateway.access_log import NONE, AccessRecord
+from bedplate_gateway.admission.body_memory import BodyMemory
 from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.usage_log import UsageLog
@@ -53,6 +55,7 @@ class Gateway:
             settings, keys, self.engines, time.monotonic, UsageLog(settings.state_dir / "limits.jsonl")
         )
         self.admission: Admission = self.local
+        self._body_memory = BodyMemory(settings.max_body_bytes)
         self.engines.on_change = self.local.engines_changed
         self.metrics = Metrics(self.local, self.litellm, lambda: self.in_flight)
         # After a reload the new process, which Prometheus scrapes, counts the requests that end here.
@@ -140,7 +143,8 @@ class Gateway:
             key = self.keys.authenticate(client.header("authorization"))
             record.alias = key.alias
             headers = self.local.limits.headers(key.alias, "", time.monotonic())
-            await self._respond_json(client, record, self._list_models(key, path[len(MODELS) + 1 :]), headers)
+            model = unquote(path[len(MODELS) + 1 :])
+            await self._respond_json(client, record, self._list_models(key, model), headers)
         elif path == LIVELINESS:
             _only("GET", client)
             record.path = path
@@ -183,11 +187,17 @@ class Gateway:
     async def _infer(self, client: ClientRequest, record: AccessRecord) -> None:
         key = self.keys.authenticate(client.header("authorization"))
         record.alias = key.alias
-        raw = await client.body(self.settings.max_body_bytes)
-        adapter = self._adapter(record.path)
-        request = adapter.decode_request(raw)
-        # It holds everything, in less memory.
-        del raw
+        # What is refused anyway is refused before its body costs anything.
+        self.local.check_limits(key)
+        with self._body_memory.hold(key.alias) as grow:
+            adapter = self._adapter(record.path)
+            # Nothing else keeps the body once the request has it packed.
+            request = adapter.decode_request(await client.body(self.settings.max_body_bytes, grow))
+            await self._answer(client, record, key, request, adapter)
+
+    async def _answer(
+        self, client: ClientRequest, record: AccessRecord, key: Key, request: Request, adapter: Adapter
+    ) -> None:
         if request.model not in self._models or not key.may_use(request.model):
             raise errors.model_not_found(request.model)
         request = self._for_capabilities(request)

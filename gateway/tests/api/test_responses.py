@@ -615,7 +615,7 @@ def test_openai_package_reads_it() -> None:
                 return httpx.Response(200, content=whole("litellm/text", context))
 
             async def events() -> AsyncIterator[bytes]:
-                name = "text" if request.body["messages"][0]["content"] == "hi" else "failed"
+                name = "text" if asked.body["messages"][0]["content"] == "hi" else "failed"
                 for part in relayed(recorded(f"litellm/{name}")):
                     yield part
 

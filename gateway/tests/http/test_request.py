@@ -16,7 +16,7 @@ def request(*messages: dict[str, Any], headers: list[tuple[bytes, bytes]] | None
     async def send(_: object) -> None:
         return None
 
-    return ClientRequest({"path": "/", "method": "POST", "headers": headers or []}, receive, send)
+    return ClientRequest({"raw_path": b"/", "method": "POST", "headers": headers or []}, receive, send)
 
 
 def part(body: bytes, *, more: bool = False) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def test_the_rest_of_a_refused_body_is_read_for_a_bounded_time(monkeypatch: pyte
         return part(b"")
 
     monkeypatch.setattr("bedplate_gateway.http.request.DISCARD_SECONDS", 0.01)
-    endless = ClientRequest({"path": "/", "method": "POST", "headers": []}, never, AsyncMock())
+    endless = ClientRequest({"raw_path": b"/", "method": "POST", "headers": []}, never, AsyncMock())
     asyncio.run(endless.discard_body())
 
 

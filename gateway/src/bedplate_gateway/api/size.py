@@ -16,7 +16,7 @@ MAX_VALUES: Final = 32_768
 MAX_IMAGES: Final = 256
 """Images that do not count as text; the data of further ones does."""
 
-BYTES_PER_VALUE: Final = 32
+BYTES_PER_VALUE: Final = 16
 """A number, or the space before a value, that is longer than this counts as several values."""
 
 _IMAGE: Final = b";base64,"
