@@ -193,6 +193,7 @@ class Gateway:
             adapter = self._adapter(record.path)
             # Nothing else keeps the body once the request has it packed.
             request = adapter.decode_request(await client.body(self.settings.max_body_bytes, grow))
+            grow(request.held_bytes)
             await self._answer(client, record, key, request, adapter)
 
     async def _answer(

@@ -53,6 +53,7 @@ def test_a_chat_goes_through() -> None:
         want_usage=False,
         lower_to=None,
         packed=request.packed,
+        held_bytes=len(request.packed),
         max_tokens=None,
         messages=1,
         prompt_bytes=2,

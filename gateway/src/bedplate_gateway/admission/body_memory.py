@@ -7,9 +7,9 @@ from typing import Final
 
 from bedplate_gateway import errors
 
-BODIES: Final = 8
+BODIES: Final = 6
 """How many bodies of the largest size fit into memory at a time."""
-BODIES_PER_KEY: Final = 4
+BODIES_PER_KEY: Final = 3
 """How many of them may be one key's: the others keep room."""
 RETRY_SECONDS: Final = 5.0
 

@@ -90,7 +90,9 @@ def decode(raw: bytes, *, default_max_output: MaxOutput) -> tuple[ResponsesConte
     chat = build_request("/v1/chat/completions", to_chat(given), default_max_output=default_max_output)
     # The chat has the input, and the response does not repeat it.
     del given["input"]
-    return ResponsesContext(pack(given)), replace(chat, path=RESPONSES)
+    repeated = pack(given)
+    held_bytes = chat.held_bytes + len(repeated)
+    return ResponsesContext(repeated), replace(chat, path=RESPONSES, held_bytes=held_bytes)
 
 
 def encode(context: ResponsesContext, body: bytes) -> bytes:

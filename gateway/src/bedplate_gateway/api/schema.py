@@ -60,6 +60,8 @@ class Request:
     lower_to: PriorityClass | None
     """The class that the request lowers itself to; ignored where its key's class is lower."""
     packed: bytes
+    held_bytes: int
+    """The memory of the packed body, and of what the response repeats of it."""
     max_tokens: int | None
     messages: int
     prompt_bytes: int
@@ -316,13 +318,15 @@ def build_request(path: str, body: dict[str, Any], *, default_max_output: MaxOut
         prompt_bytes = _normalise_chat(checked)
     else:
         prompt_bytes = _text_bytes(checked)
+    packed = pack(checked)
     return Request(
         path=path,
         model=checked["model"],
         stream=checked.get("stream", False),
         want_usage=want_usage,
         lower_to=lower_to,
-        packed=pack(checked),
+        packed=packed,
+        held_bytes=len(packed),
         max_tokens=checked.get("max_tokens"),
         messages=len(checked.get("messages", ())),
         prompt_bytes=prompt_bytes,
