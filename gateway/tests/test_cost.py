@@ -263,8 +263,9 @@ def test_any_body_costs_little(shape: Shape) -> None:
         b"data:image/png;base64," + b"A" * (16 * MIB - 400) + b'"}}]}]}',
         b";base64," * (2 * MIB),
         b'","' * (5 * MIB),
+        b'{"unknown":[' + b"[]," * (5 * MIB) + b"[]]}",
     ],
-    ids=["image", "marks", "quotes"],
+    ids=["image", "marks", "quotes", "arrays"],
 )
 def test_the_largest_bodies_cost_little(raw: bytes) -> None:
     shape = Shape(CHAT, "", ("",), "")
