@@ -33,7 +33,7 @@ ANSWER = json.dumps({"choices": [{"message": {"content": "word"}}], "usage": {"t
 SCOPE = {
     "type": "http",
     "method": "POST",
-    "path": "/v1/chat/completions",
+    "raw_path": b"/v1/chat/completions",
     "query_string": b"",
     "client": ("127.0.0.1", 1),
     "headers": [
@@ -157,6 +157,7 @@ def make_gateway(folder: Path) -> Gateway:
                     "models": [{"name": "fast", "slots": 4}, {"name": "full", "slots": 1}],
                 }
             ],
+            "queues": {"low": {"size_per_key": WAITING}},
             "models": {"fast": {"rpm": 10_000_000, "max_output_tokens": 500}},
             "keys_file": str(folder / "keys.json"),
             "state_dir": str(folder),

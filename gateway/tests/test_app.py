@@ -446,7 +446,7 @@ def test_metrics_are_for_those_who_may_ask(tmp_path: Path) -> None:
         ):
             sent: list[Message] = []
             await stack.gateway.metrics_app(
-                {**scope(), "path": path, "client": (peer, 1)},
+                {**scope(), "raw_path": path.encode(), "client": (peer, 1)},
                 disconnecting_client(asyncio.Event()),
                 append(sent),
             )
@@ -496,11 +496,59 @@ def test_a_body_over_the_limit_is_413(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_a_key_over_its_limit_is_refused_before_its_body_is_read(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        for _ in range(2):
+            assert (await stack.ask("limited")).status_code == 200
+        refused = await stack.ask("limited", body={"model": "m", "no": "chat"})
+        assert error_of(refused) == (429, "rate_limit_exceeded")
+        assert refused.headers["x-ratelimit-limit-requests"] == "2"
+
+    run(scenario)
+
+
+def test_bodies_that_wait_or_run_take_a_bounded_memory(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path, max_body_bytes=1000)
+        end = asyncio.Event()
+
+        async def waits(_: StubEngineRequest) -> Answer:
+            await end.wait()
+            return await answers(_)
+
+        stack.act = waits
+        large = CHAT | {"user": "x" * 850}
+        running = [asyncio.create_task(stack.ask(body=large)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        refused = await stack.ask(body=large)
+        assert error_of(refused) == (429, "queue_full")
+        assert "The bodies of your key's requests" in refused.json()["error"]["message"]
+        others = [asyncio.create_task(stack.ask("high", body=large))]
+        await asyncio.sleep(0.05)
+        end.set()
+        for each in (*running, *others):
+            assert (await each).status_code == 200
+        assert (await stack.ask(body=large)).status_code == 200
+
+    run(scenario)
+
+
+def test_a_path_is_routed_as_it_was_sent_and_a_models_name_is_decoded(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        assert error_of(await stack.ask(path="/v1/chat%2fcompletions")) == (404, "unknown_url")
+        model = await stack.client.get("/v1/models/%6D", headers={"authorization": "Bearer sk-all"})
+        assert model.json()["id"] == "m"
+
+    run(scenario)
+
+
 def scope() -> dict[str, Any]:
     return {
         "type": "http",
         "method": "POST",
-        "path": "/v1/chat/completions",
+        "raw_path": b"/v1/chat/completions",
         "headers": [(b"authorization", b"Bearer sk-all")],
         "client": ("127.0.0.1", 1),
     }

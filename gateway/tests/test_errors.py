@@ -27,6 +27,8 @@ EVERY = [
     errors.model_not_found("m"),
     errors.method_not_supported("/v1/models", "GET", "PUT"),
     errors.request_timeout("body"),
+    errors.text_too_large(5),
+    errors.stream_too_long(5),
     errors.request_too_large(100),
     errors.header_too_large(100),
     errors.rate_limit_exceeded(scope="key", name="a", unit="tokens", limit=5, seconds=1.5, headers={}),

@@ -24,6 +24,8 @@ def test_a_class_without_a_queue_of_its_own_has_the_default(tmp_path: Path) -> N
     settings = read(tmp_path, queues={"low": {"size": 3}})
     assert settings.queue("low").size == 3
     assert settings.queue("high") == Queue()
+    # One key leaves room for others.
+    assert Queue().size_per_key * 10 == Queue().size
 
 
 @pytest.mark.parametrize(

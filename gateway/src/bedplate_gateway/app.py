@@ -7,9 +7,11 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import unquote
 
 from bedplate_gateway import errors
 from bedplate_gateway.access_log import NONE, AccessRecord
+from bedplate_gateway.admission.body_memory import BodyMemory
 from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.usage_log import UsageLog
@@ -53,6 +55,7 @@ class Gateway:
             settings, keys, self.engines, time.monotonic, UsageLog(settings.state_dir / "limits.jsonl")
         )
         self.admission: Admission = self.local
+        self._body_memory = BodyMemory(settings.max_body_bytes)
         self.engines.on_change = self.local.engines_changed
         self.metrics = Metrics(self.local, self.litellm, lambda: self.in_flight)
         # After a reload the new process, which Prometheus scrapes, counts the requests that end here.
@@ -140,7 +143,8 @@ class Gateway:
             key = self.keys.authenticate(client.header("authorization"))
             record.alias = key.alias
             headers = self.local.limits.headers(key.alias, "", time.monotonic())
-            await self._respond_json(client, record, self._list_models(key, path[len(MODELS) + 1 :]), headers)
+            model = unquote(path[len(MODELS) + 1 :])
+            await self._respond_json(client, record, self._list_models(key, model), headers)
         elif path == LIVELINESS:
             _only("GET", client)
             record.path = path
@@ -183,12 +187,21 @@ class Gateway:
     async def _infer(self, client: ClientRequest, record: AccessRecord) -> None:
         key = self.keys.authenticate(client.header("authorization"))
         record.alias = key.alias
-        raw = await client.body(self.settings.max_body_bytes)
-        adapter = self._adapter(record.path)
-        request = adapter.decode_request(raw)
+        # What is refused anyway is refused before its body costs anything.
+        self.local.check_limits(key)
+        with self._body_memory.hold(key.alias) as grow:
+            adapter = self._adapter(record.path)
+            # Nothing else keeps the body once the request has it packed.
+            request = adapter.decode_request(await client.body(self.settings.max_body_bytes, grow))
+            grow(request.held_bytes)
+            await self._answer(client, record, key, request, adapter)
+
+    async def _answer(
+        self, client: ClientRequest, record: AccessRecord, key: Key, request: Request, adapter: Adapter
+    ) -> None:
         if request.model not in self._models or not key.may_use(request.model):
             raise errors.model_not_found(request.model)
-        self._check_capabilities(request)
+        request = self._for_capabilities(request)
         priority_class = _lowered(key.priority_class, request.lower_to)
         admission_request = AdmissionRequest(key, priority_class, request.model, request.prompt_bytes)
         record.model, record.priority_class, record.stream = request.model, priority_class, request.stream
@@ -256,7 +269,8 @@ class Gateway:
             await client.write(chunk)
         await client.write(b"", more=False)
 
-    def _check_capabilities(self, request: Request) -> None:
+    def _for_capabilities(self, request: Request) -> Request:
+        """Return the request as its model can answer it; raises ApiError 400."""
         for needed, capability, param in (
             (request.has_tools, "tools", "tools"),
             (request.has_images, "vision", PROMPT_FIELDS[request.path]),
@@ -265,7 +279,8 @@ class Gateway:
                 raise errors.capability_unsupported(request.model, capability, param)
         if self.engines.lacks(request.model, "thinking"):
             # Clients send it to every model, and Ollama refuses it.
-            request.body.pop("reasoning_effort", None)
+            return request.without("reasoning_effort")
+        return request
 
     def _max_output(self, model: str) -> int | None:
         limits = self.settings.models.get(model)

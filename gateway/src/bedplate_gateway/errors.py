@@ -9,6 +9,7 @@ ApiError
   400 missing_required_parameter                   a field is missing
   400 invalid_type                                 a field has the wrong type
   400 invalid_value                                a field has an unsupported value
+  400 too_many_values                              the body has more values than can be parsed quickly
   400 <type>_<bound>                               a field is out of bounds, such as integer_below_min_value
   400 unsupported_parameter                        no engine, or not this model, does what the field requests
   400 unsupported_endpoint                         the model's engine has no /v1/responses
@@ -23,7 +24,7 @@ ApiError
   404 model_not_found                              the model is not declared, or not allowed for the key
   405 method_not_supported                         the path takes another method
   408 request_timeout                              header or body did not arrive in time
-  413 request_too_large                            the body exceeds `max_body_bytes`
+  413 request_too_large                            the body exceeds `max_body_bytes`, or its text 4 MiB
   429 rate_limit_exceeded        key_requests      the key has used its requests per minute
                                  key_tokens        the key has used its tokens per minute
                                  model_requests    all keys have used the model's requests per minute
@@ -36,7 +37,7 @@ ApiError
   503 engine_unavailable                           no engine serves the model
   503 queue_timeout                                no slot became free in time
   503 restarting                                   the gateway restarted before the answer had begun
-  504 timeout                                      the engine did not answer in time
+  504 timeout                                      the engine did not answer in time, or too long
 ClientDisconnected               client_left       the client closed the connection; logged as status 499
 
 Source: platform.openai.com/docs/guides/error-codes.
@@ -254,6 +255,15 @@ def request_too_large(max_bytes: int) -> ApiError:
     )
 
 
+def text_too_large(max_bytes: int) -> ApiError:
+    """Return the 413 for a body that is too large without its images."""
+    return ApiError(
+        413,
+        "request_too_large",
+        f"Without its images the body exceeds the limit of {max_bytes} bytes: send a smaller one.",
+    )
+
+
 def header_too_large(max_bytes: int) -> ApiError:
     """Return the 431 for a header."""
     return ApiError(
@@ -393,4 +403,14 @@ def engine_timeout(seconds: float | None = None) -> ApiError:
         "request a shorter answer (max_tokens), shorten the prompt, or use stream: true.",
         type="server_error",
         headers={"x-should-retry": "false"},
+    )
+
+
+def stream_too_long(seconds: float) -> ApiError:
+    """Return the 504 inside a stream that has lasted too long as a whole."""
+    return ApiError(
+        504,
+        "timeout",
+        f"The answer took more than the limit of {seconds:g} s: request a shorter one (max_tokens).",
+        type="server_error",
     )

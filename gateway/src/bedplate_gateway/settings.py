@@ -80,7 +80,7 @@ class Queue(Strict):
     """Limits of a class's queue: requests, requests of one key, and the longest wait in seconds."""
 
     size: Positive = 1000
-    size_per_key: Positive = 1000
+    size_per_key: Positive = 100
     seconds: Seconds = 120.0
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def replayed(name: str, limit: int | None = None) -> list[dict[str, Any]]:
 
 def test_a_text_becomes_a_chat() -> None:
     context, request = translated(instructions="be kind", max_output_tokens=9, temperature=0.5, top_p=0.9)
-    assert context.request["model"] == request.model == "gpt-4o"
+    assert context.response("completed")["model"] == request.model == "gpt-4o"
     assert request.body == {
         "model": "gpt-4o",
         "messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}],
@@ -213,7 +214,8 @@ def test_options_become_those_of_a_chat() -> None:
     ],
 )
 def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
-    assert translated(**fields)[1] == translated()[1]
+    plain = translated()[1]
+    assert replace(translated(**fields)[1], held_bytes=plain.held_bytes) == plain
 
 
 @pytest.mark.parametrize(
@@ -295,6 +297,31 @@ items = st.fixed_dictionaries(
         "summary": st.just([{"type": "summary_text", "text": "hm"}]) | anything,
     },
 )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"input": [{"role": "user", "content": "x"}] * 8193}, "input", "a maximum length of 8192"),
+        ({"metadata": {str(number): number for number in range(17)}}, "metadata", "a maximum length of 16"),
+        ({"tools": [TOOL] * 1025}, "tools", "a maximum length of 1024"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}] * 1025}]},
+            "input[0].content",
+            "a maximum length of 1024",
+        ),
+    ],
+)
+def test_what_has_too_many_elements_is_refused(fields: dict[str, Any], param: str, message: str) -> None:
+    error = refusal(**fields)
+    assert (error.param, error.message) == (param, f"Invalid '{param}': expected {message}.")
+
+
+def test_a_turn_joins_its_reasoning_and_its_calls() -> None:
+    again = CALL | {"call_id": "c2"}
+    (turn, *_) = messages(THOUGHT, THOUGHT, CALL, again, OUTPUT)
+    assert turn["reasoning"] == "hm\n\nhm"
+    assert [call["id"] for call in turn["tool_calls"]] == ["c1", "c2"]
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -615,7 +642,7 @@ def test_openai_package_reads_it() -> None:
                 return httpx.Response(200, content=whole("litellm/text", context))
 
             async def events() -> AsyncIterator[bytes]:
-                name = "text" if context.request["input"] == "hi" else "failed"
+                name = "text" if asked.body["messages"][0]["content"] == "hi" else "failed"
                 for part in relayed(recorded(f"litellm/{name}")):
                     yield part
 

@@ -52,11 +52,15 @@ def test_a_chat_goes_through() -> None:
         stream=False,
         want_usage=False,
         lower_to=None,
-        body=MINIMAL[CHAT] | {"stream": False},
+        packed=request.packed,
+        held_bytes=len(request.packed),
+        max_tokens=None,
+        messages=1,
         prompt_bytes=2,
         has_tools=False,
         has_images=False,
     )
+    assert request.body == MINIMAL[CHAT] | {"stream": False}
 
 
 def test_openai_fields_go_through() -> None:
@@ -530,7 +534,7 @@ def test_missing_fields_are_named(path: str) -> None:
         rb'{"model": "\udc00 x"}',
         b'{"model": "\x00"}',
         b'{"a": ' * 1000,
-        b"[" * 100_000,
+        b"[" * 10_000,
         b'{"seed": ' + b"9" * 5000 + b"}",
         b"{} {}",
     ],
@@ -582,6 +586,44 @@ def test_secrets_in_long_values_are_not_repeated() -> None:
 
 
 # Whatever comes: a request that is JSON again, or a 400
+
+USER = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "most"),
+    [
+        ({"messages": [USER] * 8193}, "messages", 8192),
+        ({"tools": [TOOL] * 1025}, "tools", 1024),
+        ({"stop": ["x"] * 5}, "stop", 4),
+        (
+            {"messages": [USER | {"content": [{"type": "text", "text": "x"}] * 1025}]},
+            "messages[0].content",
+            1024,
+        ),
+    ],
+)
+def test_arrays_are_bounded(fields: dict[str, Any], param: str, most: int) -> None:
+    error = refusal(CHAT, **fields)
+    assert (error.param, error.code) == (param, "array_above_max_length")
+    assert error.message == f"Invalid '{param}': expected a maximum length of {most}."
+
+
+def test_the_arguments_of_all_calls_together_are_bounded() -> None:
+    def calling(values: int) -> dict[str, Any]:
+        call = CALL | {"function": {"name": "f", "arguments": json.dumps({"a": [1] * values})}}
+        return {"role": "assistant", "tool_calls": [call] * 2}
+
+    parse(CHAT, messages=[calling(16_000)])
+    error = refusal(CHAT, messages=[calling(20_000)])
+    assert error.param == "messages[0].tool_calls[1].function.arguments"
+    assert "the arguments of all calls have more than 32768 JSON values" in error.message
+
+
+def test_text_with_many_commas_is_text() -> None:
+    text = "1,2,[{" * 100_000
+    assert messages({"role": "user", "content": text})[0]["content"] == text
+
 
 bodies = st.builds(
     lambda path, fields: (path, MINIMAL[path] | fields), st.sampled_from(sorted(MINIMAL)), odd_fields

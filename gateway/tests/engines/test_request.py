@@ -589,6 +589,54 @@ def test_a_gap_in_a_stream_ends_it() -> None:
     run(test, fake, first_byte_seconds=0.3)
 
 
+PINGS: list[bytes | float] = [b": ping\n\n", 0.1] * 100
+ENDLESS: list[bytes | float] = [content("a"), 0.1] * 100
+
+
+def test_comments_do_not_keep_a_stream_open() -> None:
+    fake = FakeEngine()
+
+    async def test(bench: Bench) -> None:
+        result, engine_request, _ = await bench.ask(request(stream=True))
+        assert result.body.startswith(content("a") + b": ping\n\n")
+        assert engine_request.error is not None
+        assert engine_request.error.message.startswith("The engine did not answer within the limit of 0.3 s")
+
+    fake.handlers[CHAT] = streams(content("a"), *PINGS)
+    run(test, fake, first_byte_seconds=0.3)
+
+
+def test_a_stream_is_bounded_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bedplate_gateway.engines.request.STREAM_SECONDS", 0.3)
+    fake = FakeEngine()
+
+    async def test(bench: Bench) -> None:
+        result, engine_request, _ = await bench.ask(request(stream=True))
+        assert result.body.startswith(content("a") * 2)
+        assert engine_request.error is not None
+        assert engine_request.error.message.startswith("The answer took more than the limit of 0.3 s")
+
+    fake.handlers[CHAT] = streams(*ENDLESS)
+    run(test, fake)
+
+
+def test_the_time_of_a_slow_reader_is_not_the_engines() -> None:
+    fake = FakeEngine()
+
+    async def test(bench: Bench) -> None:
+        engine_request, _ = bench.new_request(request(stream=True))
+        answer = await engine_request.answer()
+        parts = []
+        async for part in answer.events():
+            parts.append(part)
+            await asyncio.sleep(0.3)
+        await engine_request.close()
+        assert b"".join(parts) == content("a") + content("b") + DONE
+
+    fake.handlers[CHAT] = streams(content("a"), 0.1, content("b"), 0.1, DONE)
+    run(test, fake, first_byte_seconds=0.25)
+
+
 @pytest.mark.parametrize("kind", ["ollama", "openai"])
 def test_only_a_model_that_is_not_loaded_may_take_longer(kind: str) -> None:
     fake = FakeEngine(kind, loaded=False)

@@ -16,7 +16,7 @@ def request(*messages: dict[str, Any], headers: list[tuple[bytes, bytes]] | None
     async def send(_: object) -> None:
         return None
 
-    return ClientRequest({"path": "/", "method": "POST", "headers": headers or []}, receive, send)
+    return ClientRequest({"raw_path": b"/", "method": "POST", "headers": headers or []}, receive, send)
 
 
 def part(body: bytes, *, more: bool = False) -> dict[str, Any]:
@@ -38,6 +38,25 @@ def test_a_declared_length_over_the_limit_is_refused_before_the_body() -> None:
         asyncio.run(request(headers=[(b"content-length", b"4")]).body(3))
 
 
+def test_a_length_of_thousands_of_digits_is_read() -> None:
+    zeros = [(b"content-length", b"0" * 5000 + b"2")]
+    assert asyncio.run(request(part(b"ab"), headers=zeros).body(3)) == b"ab"
+    with pytest.raises(ApiError):
+        asyncio.run(request(headers=[(b"content-length", b"9" * 5000)]).body(3))
+
+
+def test_the_size_is_reported_before_the_body_and_as_it_comes() -> None:
+    sizes: list[int] = []
+    declared = request(part(b"a", more=True), part(b"b"), headers=[(b"content-length", b"2")])
+    asyncio.run(declared.body(3, sizes.append))
+    assert sizes == [2, 1, 2]
+
+
+def test_the_path_is_the_one_that_was_sent() -> None:
+    scope = {"raw_path": b"/v1/chat%2fcompletions", "method": "POST", "headers": []}
+    assert ClientRequest(scope, AsyncMock(), AsyncMock()).path == "/v1/chat%2fcompletions"
+
+
 def test_the_rest_of_a_refused_body_is_read_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     messages = [part(b"abcd", more=True), part(b"e", more=True), part(b"f"), DISCONNECT]
     client = request(*messages)
@@ -53,7 +72,7 @@ def test_the_rest_of_a_refused_body_is_read_for_a_bounded_time(monkeypatch: pyte
         return part(b"")
 
     monkeypatch.setattr("bedplate_gateway.http.request.DISCARD_SECONDS", 0.01)
-    endless = ClientRequest({"path": "/", "method": "POST", "headers": []}, never, AsyncMock())
+    endless = ClientRequest({"raw_path": b"/", "method": "POST", "headers": []}, never, AsyncMock())
     asyncio.run(endless.discard_body())
 
 

@@ -45,6 +45,7 @@ SAMPLES = {
     "line": "mail user",
     "mail": "Ops <ops@example.org>, b@example.org",
     "memory": "2G",
+    "memory_share": "90%",
     "metrics_path": "/metrics",
     "model": "hf.co/bartowski/Llama-3.2:Q4_K_M",
     "model_or_empty": "llama3.2:3b",

@@ -8,16 +8,17 @@ from typing import Any, Protocol
 
 from bedplate_gateway import errors
 from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, QueuedRequest
-from bedplate_gateway.admission.limits import ExceededLimit, Limits, Usage
+from bedplate_gateway.admission.limits import ExceededLimit, Limits, Unit, Usage
 from bedplate_gateway.admission.scheduler import Scheduler, Slot, Ticket
 from bedplate_gateway.admission.usage_log import UsageLog
 from bedplate_gateway.errors import ApiError
-from bedplate_gateway.keys import Keys
+from bedplate_gateway.keys import Key, Keys
 from bedplate_gateway.settings import Engine, Settings
 
 log = logging.getLogger(__name__)
 
 MAX_RETRY_SECONDS = 60.0
+UNITS: tuple[Unit, ...] = ("requests", "tokens")
 
 
 class EngineStates(Protocol):
@@ -112,6 +113,13 @@ class LocalAdmission:
         self.scheduler.release(lease.slot)
         self._learn(lease, now)
         self.scheduler.dispatch(now)
+
+    def check_limits(self, key: Key) -> None:
+        """Raise ApiError 429 where the key's own limits refuse any request, whatever its body is."""
+        now = self.clock()
+        for unit in UNITS:
+            if limit := self.limits.exceeded(key.alias, "", unit, now):
+                raise self._limited(limit, key.alias, "", now)
 
     # Timers and reload
 
@@ -238,9 +246,9 @@ class LocalAdmission:
     def _refusal(self, request: AdmissionRequest, now: float) -> ApiError | None:
         if not self.scheduler.can_be_served(request.model):
             return errors.engine_unavailable(request.model)
-        for unit in ("requests", "tokens"):
+        for unit in UNITS:
             if limit := self.limits.exceeded(request.key.alias, request.model, unit, now):
-                return self._limited(limit, request, now)
+                return self._limited(limit, request.key.alias, request.model, now)
         return self._queue_full(request)
 
     def _queue_full(self, request: AdmissionRequest) -> ApiError | None:
@@ -253,15 +261,15 @@ class LocalAdmission:
             return None
         return errors.queue_full(fact, self._seconds_to_start(request))
 
-    def _limited(self, exceeded: ExceededLimit, request: AdmissionRequest, now: float) -> ApiError:
-        headers = self.limits.headers(request.key.alias, request.model, now)
+    def _limited(self, exceeded: ExceededLimit, alias: str, model: str, now: float) -> ApiError:
+        headers = self.limits.headers(alias, model, now)
         return errors.rate_limit_exceeded(**exceeded._asdict(), headers=headers)
 
     def _timed_out(self, request: AdmissionRequest, now: float) -> ApiError:
         if not self.scheduler.can_be_served(request.model):
             return errors.engine_unavailable(request.model)
         if limit := self.limits.exceeded(request.key.alias, request.model, "tokens", now):
-            return self._limited(limit, request, now)
+            return self._limited(limit, request.key.alias, request.model, now)
         waited, seconds = self._queue_seconds(request), self._seconds_to_start(request)
         return errors.queue_timeout(request.model, waited, seconds)
 

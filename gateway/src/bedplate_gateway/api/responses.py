@@ -16,6 +16,7 @@ from bedplate_gateway.api import responses_schema
 from bedplate_gateway.api.fields import read_json, refuse, validated
 from bedplate_gateway.api.responses_request import to_chat
 from bedplate_gateway.api.schema import RESPONSES, MaxOutput, Request, build_request
+from bedplate_gateway.api.size import pack, unpack
 from bedplate_gateway.errors import ApiError
 
 _PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
@@ -30,15 +31,15 @@ _DELTAS = {
 
 @dataclass(frozen=True)
 class ResponsesContext:
-    """The fields of a request that its response repeats, with the id of the response."""
+    """The fields of a request that its response repeats, packed, with the id of the response."""
 
-    request: dict[str, Any]
+    packed: bytes
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(24)}")
     created_at: int = field(default_factory=lambda: int(time.time()))
 
     def response(self, status: str, **content: Any) -> dict[str, Any]:
         """Return the response in OpenAI's shape; `content` is output, usage, incomplete_details and error."""
-        given = self.request
+        given = unpack(self.packed)
         return {
             "id": self.id,
             "object": "response",
@@ -87,7 +88,11 @@ def decode(raw: bytes, *, default_max_output: MaxOutput) -> tuple[ResponsesConte
     refuse(body, responses_schema.REFUSED)
     given = validated(responses_schema.RESPONSES, body)
     chat = build_request("/v1/chat/completions", to_chat(given), default_max_output=default_max_output)
-    return ResponsesContext(given), replace(chat, path=RESPONSES)
+    # The chat has the input, and the response does not repeat it.
+    del given["input"]
+    repeated = pack(given)
+    held_bytes = chat.held_bytes + len(repeated)
+    return ResponsesContext(repeated), replace(chat, path=RESPONSES, held_bytes=held_bytes)
 
 
 def encode(context: ResponsesContext, body: bytes) -> bytes:

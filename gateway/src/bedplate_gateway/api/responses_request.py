@@ -85,18 +85,25 @@ def _messages(request: dict[str, Any]) -> list[dict[str, Any]]:
         raise bad_request(
             "Invalid 'input': it contains nothing to answer: send a message.", "input", "invalid_value"
         )
+    for message in messages:
+        if "reasoning" in message:
+            # Joined once, not with each item: a turn can have thousands of them.
+            message["reasoning"] = "\n\n".join(message["reasoning"])
     return messages
 
 
 def _add_to_turn(messages: list[dict[str, Any]], kind: str, item: dict[str, Any]) -> None:
-    """Add reasoning, text or call to the model's turn: a chat has one message for all of them."""
+    """Add reasoning, text or call to the model's turn: a chat has one message for all of them.
+
+    A turn's reasoning is a list of texts until the end.
+    """
     turn = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
     if kind == "function_call":
         if turn is None:
             turn = _new_turn(messages)
         function = {"name": item["name"], "arguments": item["arguments"]}
         call = {"id": item["call_id"], "type": "function", "function": function}
-        turn["tool_calls"] = [*turn.get("tool_calls", ()), call]
+        turn.setdefault("tool_calls", []).append(call)
         turn["content"] = turn["content"] or None
         return
     text = _reasoning(item) if kind == "reasoning" else _content(item["content"])
@@ -105,7 +112,7 @@ def _add_to_turn(messages: list[dict[str, Any]], kind: str, item: dict[str, Any]
     if turn is None or turn["content"] or "tool_calls" in turn:
         turn = _new_turn(messages)
     if kind == "reasoning":
-        turn["reasoning"] = f"{turn['reasoning']}\n\n{text}" if "reasoning" in turn else text
+        turn.setdefault("reasoning", []).append(text)
     else:
         turn["content"] = text
 

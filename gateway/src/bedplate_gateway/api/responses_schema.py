@@ -6,6 +6,8 @@ from pydantic import Field, Tag, TypeAdapter
 from typing_extensions import TypedDict
 
 from bedplate_gateway.api.fields import (
+    MAX_MESSAGES,
+    MAX_PARTS,
     Arguments,
     Common,
     Effort,
@@ -18,6 +20,7 @@ from bedplate_gateway.api.fields import (
     Tokens,
     ToolChoice,
     TopP,
+    at_most,
     by_field,
     text_or,
     text_or_object,
@@ -52,15 +55,18 @@ _AssistantPart = Annotated[
     _TextTypes | Annotated[_Refusal, Tag("#refusal")], by_field("type", "output_text", "refusal")
 ]
 _UserContent = Annotated[
-    Annotated[str, Tag("#text")] | Annotated[list[_UserPart], Field(fail_fast=True), Tag("#list")],
+    Annotated[str, Tag("#text")]
+    | Annotated[list[_UserPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag("#list")],
     text_or("a string or an array of input_text and input_image parts"),
 ]
 _AssistantContent = Annotated[
-    Annotated[str, Tag("#text")] | Annotated[list[_AssistantPart], Field(fail_fast=True), Tag("#list")],
+    Annotated[str, Tag("#text")]
+    | Annotated[list[_AssistantPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag("#list")],
     text_or("a string or an array of output_text parts"),
 ]
 _TextContent = Annotated[
-    Annotated[str, Tag("#text")] | Annotated[list[_Text], Field(fail_fast=True), Tag("#list")],
+    Annotated[str, Tag("#text")]
+    | Annotated[list[_Text], Field(max_length=MAX_PARTS, fail_fast=True), Tag("#list")],
     text_or("a string or an array of input_text parts"),
 ]
 
@@ -100,8 +106,8 @@ class _ReasoningText(TypedDict):
 
 class _Reasoning(TypedDict, total=False):
     type: Required[Literal["reasoning"]]
-    summary: Annotated[list[_ReasoningText], Field(fail_fast=True)]
-    content: Annotated[list[_ReasoningText], Field(fail_fast=True)] | None
+    summary: Annotated[list[_ReasoningText], Field(max_length=MAX_PARTS, fail_fast=True)]
+    content: Annotated[list[_ReasoningText], Field(max_length=MAX_PARTS, fail_fast=True)] | None
 
 
 _Message = Annotated[
@@ -120,7 +126,7 @@ _Item = Annotated[
 ]
 _Input = Annotated[
     Annotated[NonEmpty, Tag("#text")]
-    | Annotated[list[_Item], Field(min_length=1, fail_fast=True), Tag("#list")],
+    | Annotated[list[_Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), Tag("#list")],
     text_or("a string or an array of items"),
 ]
 
@@ -163,7 +169,7 @@ class _Responses(Common, total=False):
     input: Required[_Input]
     instructions: str | None
     max_output_tokens: Tokens | None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None
+    metadata: Annotated[dict[str, str], at_most(16)] | None
     parallel_tool_calls: bool | None
     reasoning: _ReasoningOptions | None
     stream: bool | None
@@ -175,7 +181,7 @@ class _Responses(Common, total=False):
         ]
         | None
     )
-    tools: Annotated[list[_Tool], Field(fail_fast=True)] | None
+    tools: Annotated[list[_Tool], Field(max_length=MAX_PARTS, fail_fast=True)] | None
     top_p: TopP | None
     truncation: Literal["auto", "disabled"] | None
     user: str | None

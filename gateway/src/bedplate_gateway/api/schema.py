@@ -6,13 +6,15 @@ fields are dropped: nothing that a client sends reaches an engine unchecked. The
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, Required
 
 from pydantic import Field, Tag, TypeAdapter
 from typing_extensions import TypedDict
 
 from bedplate_gateway.api.fields import (
+    MAX_MESSAGES,
+    MAX_PARTS,
     Arguments,
     Common,
     Effort,
@@ -34,6 +36,7 @@ from bedplate_gateway.api.fields import (
     validated,
 )
 from bedplate_gateway.api.responses_request import from_chat
+from bedplate_gateway.api.size import pack, unpack
 from bedplate_gateway.errors import bad_request
 from bedplate_gateway.settings import PriorityClass
 
@@ -44,9 +47,9 @@ MaxOutput = Callable[[str], int | None]
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request; `prompt_bytes` is its text in UTF-8, without images.
+    """A checked request; `prompt_bytes` is its text in UTF-8, without images, `messages` a chat's number.
 
-    `body` is what `path` takes, but a conversation is always in the form of a chat.
+    It keeps its body packed: many requests wait at a time.
     """
 
     path: str
@@ -56,10 +59,24 @@ class Request:
     """Whether the client requested the usage of a stream; the gateway always requests it from the engine."""
     lower_to: PriorityClass | None
     """The class that the request lowers itself to; ignored where its key's class is lower."""
-    body: dict[str, Any]
+    packed: bytes
+    held_bytes: int
+    """The memory of the packed body, and of what the response repeats of it."""
+    max_tokens: int | None
+    messages: int
     prompt_bytes: int
     has_tools: bool
     has_images: bool
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What `path` takes, but a conversation is always in the form of a chat; unpacked each time."""
+        return unpack(self.packed)
+
+    def without(self, name: str) -> "Request":
+        """Return the request without a field."""
+        body = self.body
+        return self if body.pop(name, None) is None else replace(self, packed=pack(body))
 
     def engine_body(self, *, for_ollama: bool) -> dict[str, Any]:
         """Return the body for an engine, or for LiteLLM in front of it."""
@@ -95,11 +112,13 @@ _Part = Annotated[
     by_field("type", "text", "image_url"),
 ]
 _Texts = Annotated[
-    Annotated[str, Tag("#text")] | Annotated[list[_TextPart], Field(fail_fast=True), Tag("#list")],
+    Annotated[str, Tag("#text")]
+    | Annotated[list[_TextPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag("#list")],
     text_or("a string or an array of text parts"),
 ]
 _TextsAndImages = Annotated[
-    Annotated[str, Tag("#text")] | Annotated[list[_Part], Field(fail_fast=True), Tag("#list")],
+    Annotated[str, Tag("#text")]
+    | Annotated[list[_Part], Field(max_length=MAX_PARTS, fail_fast=True), Tag("#list")],
     text_or("a string or an array of text and image_url parts"),
 ]
 
@@ -131,7 +150,7 @@ class _AssistantMessage(TypedDict, total=False):
     role: Required[Literal["assistant"]]
     content: _Texts | None
     name: str | None
-    tool_calls: Annotated[list[_ToolCall], Field(fail_fast=True)] | None
+    tool_calls: Annotated[list[_ToolCall], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None
     # Not OpenAI's: engines return it, by either name, and need it back between calls of a tool.
     reasoning: str | None
     reasoning_content: str | None
@@ -217,10 +236,12 @@ class _Generation(Common, total=False):
 
 
 class _Chat(_Generation, total=False):
-    messages: Required[Annotated[list[_Message], Field(min_length=1, fail_fast=True)]]
+    messages: Required[
+        Annotated[list[_Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    ]
     max_completion_tokens: Tokens | None
     response_format: _ResponseFormat | None
-    tools: Annotated[list[_Tool], Field(fail_fast=True)] | None
+    tools: Annotated[list[_Tool], Field(max_length=MAX_PARTS, fail_fast=True)] | None
     tool_choice: (
         Annotated[
             Annotated[ToolChoice, Tag("#text")] | Annotated[_NamedTool, Tag("#object")], text_or_object()
@@ -297,13 +318,17 @@ def build_request(path: str, body: dict[str, Any], *, default_max_output: MaxOut
         prompt_bytes = _normalise_chat(checked)
     else:
         prompt_bytes = _text_bytes(checked)
+    packed = pack(checked)
     return Request(
         path=path,
         model=checked["model"],
         stream=checked.get("stream", False),
         want_usage=want_usage,
         lower_to=lower_to,
-        body=checked,
+        packed=packed,
+        held_bytes=len(packed),
+        max_tokens=checked.get("max_tokens"),
+        messages=len(checked.get("messages", ())),
         prompt_bytes=prompt_bytes,
         has_tools="tools" in checked,
         has_images=any(isinstance(message["content"], list) for message in checked.get("messages", ())),

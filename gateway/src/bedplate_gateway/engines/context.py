@@ -6,6 +6,8 @@ import struct
 from base64 import b64encode
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from bedplate_gateway.api.schema import Request
 from bedplate_gateway.engines.sse import usage_object
 
@@ -33,8 +35,8 @@ def could_overflow(request: Request, context: int) -> bool:
         return request.prompt_bytes > context - EDGE_TOKENS and any(
             len(text.encode()) > context - EDGE_TOKENS for text in _inputs(request)
         )
-    messages = len(request.body.get("messages", ()))
-    return request.has_images or request.prompt_bytes + TEMPLATE_TOKENS + messages * MESSAGE_TOKENS > context
+    template = TEMPLATE_TOKENS + request.messages * MESSAGE_TOKENS
+    return request.has_images or request.prompt_bytes + template > context
 
 
 def fit_check(request: Request) -> tuple[str, bytes]:
@@ -43,16 +45,21 @@ def fit_check(request: Request) -> tuple[str, bytes]:
     native: dict[str, Any] = {"model": body["model"], "truncate": False}
     if request.path == "/v1/embeddings":
         native |= {"input": body["input"]} | _only(body, "dimensions")
-        return "/api/embed", json.dumps(native).encode()
+        return "/api/embed", to_json(native)
     native |= {"stream": False, "options": {"num_predict": 1}}
     if request.path == "/v1/completions":
         native |= {"prompt": body["prompt"]} | _only(body, "suffix")
-        return "/api/generate", json.dumps(native).encode()
-    native |= {"messages": [part for message in body["messages"] for part in _native(message, body)]}
+        return "/api/generate", to_json(native)
+    names = {
+        call["id"]: call["function"]["name"]
+        for message in body["messages"]
+        for call in message.get("tool_calls", ())
+    }
+    native |= {"messages": [part for message in body["messages"] for part in _native(message, names)]}
     native |= _only(body, "tools")
     if effort := body.get("reasoning_effort"):
         native["think"] = False if effort == "none" else effort
-    return "/api/chat", json.dumps(native).encode()
+    return "/api/chat", to_json(native)
 
 
 def embeddings_answer(request: Request, body: bytes) -> bytes:
@@ -69,8 +76,11 @@ def embeddings_answer(request: Request, body: bytes) -> bytes:
     return json.dumps({"object": "list", "data": data, "model": request.model, "usage": usage}).encode()
 
 
-def _native(message: dict[str, Any], body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a message in Ollama's native form: each part of a list becomes a message of its own."""
+def _native(message: dict[str, Any], tool_names: dict[str, str]) -> list[dict[str, Any]]:
+    """Return a message in Ollama's native form: each part of a list becomes a message of its own.
+
+    `tool_names` has the name of the tool of each call's id.
+    """
     content = message["content"]
     if isinstance(content, list):
         return [
@@ -84,20 +94,15 @@ def _native(message: dict[str, Any], body: dict[str, Any]) -> list[dict[str, Any
         native["tool_calls"] = [
             {
                 "id": call["id"],
-                "function": call["function"] | {"arguments": json.loads(call["function"]["arguments"])},
+                "function": call["function"] | {"arguments": from_json(call["function"]["arguments"])},
             }
             for call in calls
         ]
     if reasoning := message.get("reasoning"):
         native["thinking"] = reasoning
     if call_id := message.get("tool_call_id"):
-        native |= {"tool_call_id": call_id, "tool_name": _tool_name(body, call_id)}
+        native |= {"tool_call_id": call_id, "tool_name": tool_names.get(call_id, "")}
     return [native]
-
-
-def _tool_name(body: dict[str, Any], call_id: str) -> str:
-    calls = [call for message in body["messages"] for call in message.get("tool_calls", ())]
-    return next((call["function"]["name"] for call in calls if call["id"] == call_id), "")
 
 
 def _inputs(request: Request) -> list[str]:

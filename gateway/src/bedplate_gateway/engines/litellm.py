@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Any
 
 import aiohttp
+from pydantic_core import to_json
 
 from bedplate_gateway import errors
 from bedplate_gateway.api.schema import Request
@@ -129,7 +130,7 @@ class LiteLLM:
         Raises LiteLLMError, or EngineError for what the engine did.
         """
         model = f"{lease.engine.name}/{lease.model.name}"
-        body = json.dumps(request.engine_body(for_ollama=False) | {"model": model}).encode()
+        body = to_json(request.engine_body(for_ollama=False) | {"model": model})
         try:
             response = await self._send("POST", request.path, body, {"x-litellm-num-retries": str(retries)})
             self.note_byte()

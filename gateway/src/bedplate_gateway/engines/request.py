@@ -36,6 +36,7 @@ from enum import Enum, auto
 from typing import Any
 
 import aiohttp
+from pydantic_core import to_json
 
 from bedplate_gateway import errors
 from bedplate_gateway.api.schema import RESPONSES, Request
@@ -144,6 +145,8 @@ WORKED = frozenset({State.PROCESSED, State.INTERRUPTED, State.ANSWERING, State.D
 BACKOFF_SECONDS = 0.25
 CHARGE_SECONDS = 0.25
 """How often the tokens of a running stream are charged."""
+STREAM_SECONDS = 3600.0
+"""How long a stream may last as a whole, from its first byte."""
 DRAIN_SECONDS = 1.0
 """How long to wait for the end of a stream after its last event, so that its connection can be reused."""
 PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d+)')
@@ -224,6 +227,7 @@ class EngineRequest:
         self._disconnect_watch: asyncio.Task[None] | None = None
         self._response: aiohttp.ClientResponse | None = None
         self._started = self._first_byte_at = self._charged_at = 0.0
+        self._quiet_seconds = 0.0
         self._measured_prompt_seconds: float | None = None
         self._charged_events = 0
         self._text_bytes: int | None = None
@@ -383,7 +387,7 @@ class EngineRequest:
         request, upstream = self._request, self._upstream
         if self.lane is not Lane.LITELLM:
             body = request.engine_body(for_ollama=engine.kind == "ollama")
-            return await self._post(request.path, json.dumps(body).encode())
+            return await self._post(request.path, to_json(body))
         # One retry in all: LiteLLM asks the same engine again, but only where there is no other one to ask.
         elsewhere = upstream.engines.serves_elsewhere(engine, model.name)
         retries = 0 if elsewhere else self._settings.retries - self.retries
@@ -430,7 +434,7 @@ class EngineRequest:
     def _output_limit(self) -> int | None:
         """Return the limit on a response's tokens where the engine does not report that it was reached."""
         by_ollama = self._lease.engine.kind == "ollama" and self.lane is not Lane.LITELLM
-        return self._request.body.get("max_tokens") if by_ollama else None
+        return self._request.max_tokens if by_ollama else None
 
     # Whole answers
 
@@ -516,10 +520,14 @@ class EngineRequest:
 
     async def _next_events(self, response: aiohttp.ClientResponse) -> bytes:
         stream, seconds = self._stream, self._settings.first_byte_seconds
+        started, progress = time.monotonic(), stream.progress
+        left = self._first_byte_at + STREAM_SECONDS - started
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(min(seconds - self._quiet_seconds, left)):
                 data = await response.content.readany()
         except TimeoutError:
+            if left < seconds - self._quiet_seconds:
+                return self._fail_stream(errors.stream_too_long(STREAM_SECONDS))
             return self._fail_stream(errors.engine_timeout(seconds))
         except (aiohttp.ClientError, OSError):
             if self._disconnected.is_set():
@@ -532,6 +540,10 @@ class EngineRequest:
         if self.lane is Lane.LITELLM:
             self._upstream.litellm.note_byte()
         chunk = stream.feed(data)
+        # Only the wait for the engine counts, not that for a client that reads slowly.
+        self._quiet_seconds += time.monotonic() - started
+        if stream.progress > progress:
+            self._quiet_seconds = 0.0
         if not data and not stream.done and not stream.failure:
             chunk += stream.finish(*self._estimate())
         if stream.failure:
@@ -596,7 +608,7 @@ class EngineRequest:
         elif request.path != "/v1/embeddings":
             seconds = time.monotonic() - self._started - self._prompt_seconds()
             completion = speed.generated_tokens(seconds)
-            completion = min(completion, request.body.get("max_tokens", completion))
+            completion = min(completion, request.max_tokens or completion)
         return speed.tokens(request.prompt_bytes), completion
 
 

@@ -62,6 +62,7 @@ def name_reasoning(answer: dict[str, Any]) -> bool:
 class EventBuffer(ABC):
     """What a stream of any kind does: bytes in, whole events out.
 
+    `progress` counts the times that events with data came, which comments to keep a connection open are not.
     `done` is whether it ended correctly, `failure` is the engine's error inside it, and `begun` whether the
     engine has processed the prompt. `restore` returns an event as the engine sent it, where something between
     has changed it.
@@ -70,6 +71,7 @@ class EventBuffer(ABC):
     def __init__(self, restore: Callable[[bytes], bytes] | None = None) -> None:
         self.usage: tuple[int, int] | None = None
         self.events = 0
+        self.progress = 0
         self.begun = True
         self.done = False
         self.failure: str | None = None
@@ -90,6 +92,7 @@ class EventBuffer(ABC):
             self.failure = f"it sent an event of more than {MAX_EVENT_BYTES} bytes"
             return b""
         events = buffer[:end]
+        self.progress += events.startswith(b"data:") or b"\ndata:" in events
         if self._restore is not None and events:
             events = b"".join(map(self._restore, events[:-2].split(b"\n\n")))
         return self._process(events) if events else b""

@@ -20,7 +20,8 @@ class ClientRequest:
     """One ASGI request and its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.path: str = scope["path"]
+        # Not decoded: a proxy's rules for a path see it so.
+        self.path: str = scope["raw_path"].decode("latin-1")
         self.method: str = scope["method"]
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._receive = receive
@@ -36,18 +37,27 @@ class ClientRequest:
         lower = name.encode()
         return next((value.decode("latin-1") for key, value in self._headers if key == lower), None)
 
-    async def body(self, max_bytes: int) -> bytes:
-        """Return the body; raises ApiError 413 over `max_bytes`, or ClientDisconnected."""
+    async def body(self, max_bytes: int, grow: Callable[[int], None] = lambda _: None) -> bytes:
+        """Return the body; raises ApiError 413 over `max_bytes`, ClientDisconnected, or what `grow` raises.
+
+        `grow` gets the body's size as far as it is known, before it is read where the client says it.
+        """
+
+        def check(size: int) -> None:
+            if size > max_bytes:
+                raise errors.request_too_large(max_bytes)
+            grow(size)
+
         length = self.header("content-length") or ""
-        if length.isdecimal() and int(length) > max_bytes:
-            raise errors.request_too_large(max_bytes)
+        if length.isdecimal():
+            # Python refuses to read a number of thousands of digits.
+            check(int(length.lstrip("0")[:20] or "0"))
         parts: list[bytes] = []
         size = 0
         while not self._body_ended:
             parts.append(await self._receive_body())
             size += len(parts[-1])
-            if size > max_bytes:
-                raise errors.request_too_large(max_bytes)
+            check(size)
         return b"".join(parts)
 
     async def discard_body(self) -> None:
