@@ -52,7 +52,8 @@ class LogWriter(logging.Handler):
 
     def _tell_dropped(self) -> None:
         if self._untold:
-            self._add(b"%d lines of this log were dropped, because nobody read it in time.\n" % self._untold)
+            told = f"{self._untold} lines of this log were dropped, because nobody read it in time.\n"
+            self._add(told.encode())
             self._untold = 0
 
     def _write_forever(self) -> None:
