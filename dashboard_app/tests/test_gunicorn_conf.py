@@ -1,13 +1,19 @@
 """The real server: gunicorn starts, polls in its worker, and refuses a wrong configuration."""
 
 import contextlib
+import importlib
 import json
+import logging
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -39,6 +45,7 @@ def start(tmp_path: Path, socket_path: Path, config: dict[str, Any]) -> Iterator
                 "PYTHONPATH": str(SOURCE),
                 "CREDENTIALS_DIRECTORY": str(tmp_path),
                 "BEDPLATE_DASHBOARD_CONFIG": str(tmp_path / "config.json"),
+                "NOTIFY_SOCKET": str(tmp_path / "notify"),
             },
             stderr=subprocess.PIPE,
             text=True,
@@ -69,6 +76,66 @@ def test_it_starts_and_polls(start: Start, socket_path: Path) -> None:
         assert status["state"] == "down"
         assert status["next"] == "journalctl -u bedplate-gateway -n 50"
         assert client.get("http://dashboard/healthz").text == "ok\n"
+
+
+def test_the_watchdog_hears_of_a_worker_that_polls(start: Start, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        start()
+        assert systemd.recv(100).startswith(b"READY=1")
+        assert systemd.recv(100) == b"WATCHDOG=1"
+
+
+class StubWorker:
+    """A worker with one thread."""
+
+    log = logging.getLogger("stub")
+
+    def __init__(self) -> None:
+        self.beats = 0
+        self.tpool = ThreadPoolExecutor(1)
+        self.poller = SimpleNamespace(passes=0)
+        self.wsgi = SimpleNamespace(extensions={"poller": self.poller})
+
+    def notify(self) -> None:
+        self.beats += 1
+
+
+def test_the_watchdog_hears_nothing_while_the_poller_or_every_thread_hangs(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gateway-key").write_text("sk-dashboard")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("BEDPLATE_DASHBOARD_CONFIG", str(tmp_path / "config.json"))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    conf = importlib.import_module("bedplate_dashboard.gunicorn_conf")
+    monkeypatch.setattr(conf, "ALIVE_SECONDS", 0.0)
+    worker = StubWorker()
+    watchdog = conf.Watchdog(worker)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(0.3)
+        watchdog.notify()
+        with pytest.raises(TimeoutError):
+            systemd.recv(100)
+        worker.poller.passes += 1
+        watchdog.notify()
+        assert systemd.recv(100) == b"WATCHDOG=1"
+        worker.tpool.submit(int).result()
+
+        hang = threading.Event()
+        worker.tpool.submit(hang.wait)
+        for _ in range(3):
+            worker.poller.passes += 1
+            watchdog.notify()
+        with pytest.raises(TimeoutError):
+            systemd.recv(100)
+        hang.set()
+        assert systemd.recv(100) == b"WATCHDOG=1"
+        assert worker.beats == 5
+    worker.tpool.shutdown()
 
 
 def test_a_wrong_configuration_ends_the_start(start: Start, tmp_path: Path) -> None:

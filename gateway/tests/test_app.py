@@ -2,15 +2,21 @@
 
 import asyncio
 import json
+import logging
+import os
+import resource
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from bedplate_gateway import app
+from bedplate_gateway.access_log import AccessRecord
 from bedplate_gateway.api.schema import Request
 from bedplate_gateway.app import Gateway
 from bedplate_gateway.engines.health import EngineState
@@ -29,6 +35,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "limited": {"rpm": 2},
     "revoked": {"revoked": True},
     "expired": {"expires": "2020-01-01T00:00:00Z"},
+    "expiring": {"expires": "2100-01-01T00:00:00Z"},
 }
 
 
@@ -118,7 +125,8 @@ class Stack:
         return await self.client.post(path, json=body, headers={"authorization": f"Bearer sk-{alias}"})
 
     def metric(self, start: str) -> list[str]:
-        lines = self.gateway.metrics.exposition().decode().splitlines()
+        metrics = self.gateway.metrics
+        lines = metrics.render(metrics.read()).decode().splitlines()
         return [line for line in lines if line.startswith(start)]
 
     def is_idle(self) -> bool:
@@ -613,5 +621,149 @@ def test_a_model_that_cannot_think_gets_no_reasoning_effort(
         assert response.json()["reasoning"]["effort"] == "low"
         body = stack.engine_requests[0].request.engine_body(for_ollama=True)
         assert body.get("reasoning") == effort
+
+    run(scenario)
+
+
+# The ticker, the log and the metrics
+
+
+def test_a_pass_of_the_ticker_that_fails_is_told_once_and_the_next_one_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "TICK_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        gateway = Stack(tmp_path).gateway
+        passes: list[str] = []
+        broken = True
+
+        def tick() -> None:
+            passes.append("begun")
+            if broken:
+                raise RuntimeError("a defect")
+
+        monkeypatch.setattr(gateway.local, "tick", tick)
+        gateway.on_pass = lambda: passes.append("ended")
+        ticker = asyncio.create_task(gateway._tick())
+        await asyncio.sleep(0.2)
+        assert len(passes) > 3
+        assert "ended" not in passes
+        assert caplog.text.count("RuntimeError: a defect") == 1
+        broken = False
+        await asyncio.sleep(0.2)
+        assert passes[-1] == "ended"
+        ticker.cancel()
+
+    run(scenario)
+
+
+def test_a_full_state_folder_fails_no_request_and_is_a_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(app, "CHECK_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        stack.gateway.local.open_usage_log()
+        ticker = asyncio.create_task(stack.gateway._tick())
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        try:
+            assert (await stack.ask("limited")).status_code == 200
+            assert stack.metric("bedplate_gateway_usage_log_failed") == [
+                "bedplate_gateway_usage_log_failed 1.0"
+            ]
+            assert (await stack.ask("limited")).status_code == 200
+            assert (await stack.ask("limited")).status_code == 429
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        await asyncio.sleep(0.3)
+        assert stack.metric("bedplate_gateway_usage_log_failed") == ["bedplate_gateway_usage_log_failed 0.0"]
+        ticker.cancel()
+
+    run(scenario)
+
+
+def test_refusals_without_a_key_share_a_line_and_others_have_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bedplate_gateway.request")
+
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        for _ in range(50):
+            await stack.ask("wrong")
+            await stack.client.get("/admin")
+        assert not caplog.messages
+        stack.gateway._keyless.tick()
+        assert len(caplog.messages) == 1
+        assert " status=404 alias=- " in caplog.messages[0]
+        assert caplog.messages[0].endswith(" reason=unknown_url requests=100")
+        for _ in range(2):
+            await stack.ask("one-model")
+        assert len(caplog.messages) == 3
+        assert " alias=one-model " in caplog.messages[2]
+
+    run(scenario)
+
+
+def keys_with_limits(number: int) -> Keys:
+    return Keys(tuple(Key(alias=f"key-{each}", secrets=(), rpm=9, tpm=9) for each in range(number)))
+
+
+def test_ten_thousand_keys_stay_below_the_limit_of_a_scrape_and_let_others_work(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        settings = Stack(tmp_path).gateway.settings
+        gateway = Gateway(settings, keys_with_limits(10_000))
+        for number in range(10_000):
+            record = AccessRecord(
+                f"req_{number}", 0.0, "/v1/chat/completions", f"key-{number}", "normal", "m"
+            )
+            record.status, record.wait = 200, 0.1
+            gateway.count(record)
+        lines: list[str] = []
+        lags = [0.0]
+
+        async def scrape() -> None:
+            sent: list[Message] = []
+            request = {**scope(), "path": "/metrics", "client": ("10.0.0.9", 1)}
+            await gateway.metrics_app(request, disconnecting_client(asyncio.Event()), append(sent))
+            lines.extend(sent[1]["body"].decode().splitlines())
+
+        scraping = asyncio.create_task(scrape())
+        while not scraping.done():
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            lags.append(time.thread_time() - before)
+        await scraping
+        samples = [line for line in lines if not line.startswith("#")]
+        assert 1000 < len(samples) < 4000
+        assert max(lags) < 0.05
+        (others,) = [
+            line for line in samples if line.startswith('bedplate_gateway_requests_total{alias="(other)"')
+        ]
+        own = [line for line in samples if line.startswith('bedplate_gateway_requests_total{alias="key-')]
+        assert len(own) + float(others.split()[-1]) == 10_000
+
+    run(scenario)
+
+
+def test_a_key_that_expired_before_a_reboot_stays_expired_whatever_the_clock_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        assert (await Stack(tmp_path).ask("expiring")).status_code == 200
+        folder = tmp_path / "persistent"
+        folder.mkdir()
+        monkeypatch.setenv("STATE_DIRECTORY", str(folder))
+        (folder / "clock").touch()
+        in_2101 = datetime(2101, 1, 1, tzinfo=UTC).timestamp()
+        os.utime(folder / "clock", (in_2101, in_2101))
+        stack = Stack(tmp_path)
+        assert error_of(await stack.ask("expiring")) == (401, "invalid_api_key")
+        (offset,) = stack.metric("bedplate_gateway_clock_offset_seconds")
+        assert float(offset.split()[1]) < -365 * 86400
 
     run(scenario)

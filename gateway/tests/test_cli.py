@@ -286,3 +286,33 @@ def test_a_reload_without_a_process_says_what_to_do(systemd: StubSystemd) -> Non
     output, _ = reload.communicate(timeout=20)
     assert reload.returncode == 1
     assert "systemctl restart bedplate-gateway" in output
+
+
+def test_the_watchdog_hears_of_the_process_that_serves(systemd: StubSystemd) -> None:
+    old = systemd.start()
+    systemd.hear("WATCHDOG=1")
+    assert systemd.run("--replace").wait(timeout=20) == 0
+    systemd.hear("MAINPID")
+    systemd.messages.clear()
+    systemd.hear("READY=1")
+    assert old.wait(timeout=10) == 0
+    systemd.hear("WATCHDOG=1")
+    assert "WATCHDOG=1" not in systemd.messages[:-1]
+
+
+def test_a_log_that_nobody_reads_stops_no_request(systemd: StubSystemd) -> None:
+    process = systemd.start()
+    assert process.stdout is not None
+    # The smallest pipe: a page.
+    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    connection = connect(systemd.folder)
+    for _ in range(200):
+        connection.request("GET", "/v1/models/none", headers={"authorization": "Bearer sk-1"})
+        with connection.getresponse() as answer:
+            assert answer.status == 404
+            answer.read()
+    assert ask(connection) == 200
+    process.terminate()
+    lines = [process.stdout.readline() for _ in range(200)]
+    assert all(" status=404 alias=a " in line for line in lines)
+    assert process.wait(timeout=10) == 0

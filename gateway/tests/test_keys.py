@@ -126,3 +126,11 @@ def test_another_schema_no_json_and_no_file_are_refused(tmp_path: Path) -> None:
         read_keys(tmp_path / "keys.json")
     with pytest.raises(SettingsError, match="No such file"):
         read_keys(tmp_path / "none.json")
+
+
+def test_keys_expire_by_their_own_clock(tmp_path: Path) -> None:
+    keys = read_keys(write(tmp_path, entry(expires="2100-01-01T00:00:00Z")))
+    assert keys.authenticate("Bearer sk-app").alias == "app"
+    keys.now = lambda: datetime(2100, 1, 1, tzinfo=UTC)
+    with pytest.raises(ApiError, match="expired at 2100-01-01"):
+        keys.authenticate("Bearer sk-app")

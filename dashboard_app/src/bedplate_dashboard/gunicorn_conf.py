@@ -6,11 +6,18 @@ One process, since it holds the poller's last poll, with a thread for each event
 cost little (docs/results/dashboard.md has the numbers). gunicorn writes to /dev/shm only.
 """
 
+import math
+import time
 from typing import Any
+
+from gunicorn.systemd import sd_notify
 
 from bedplate_dashboard import settings
 from bedplate_dashboard.web import assets
 from bedplate_dashboard.web.events import MAX_STREAMS
+
+ALIVE_SECONDS = 5.0
+"""How often systemd hears that the stack is polled and requests are answered; WatchdogSec must be longer."""
 
 try:
     # An invalid setting must end gunicorn here, before it reports to systemd that it is ready.
@@ -34,6 +41,30 @@ keepalive = 15  # seconds; the page polls every two
 graceful_timeout = 5
 
 
+class Watchdog:
+    """Tells systemd that the poller made a pass, the worker's loop runs and one of its threads was free."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self._beat = worker.notify
+        self._due = 0.0
+        self._passes = 0
+
+    def notify(self) -> None:
+        """Stand in for the worker's `notify`, which its loop calls every second."""
+        self._beat()
+        passes = self._worker.wsgi.extensions["poller"].passes
+        if time.monotonic() >= self._due and passes > self._passes:
+            self._due = math.inf
+            self._passes = passes
+            self._worker.tpool.submit(self._tell)
+
+    def _tell(self) -> None:
+        sd_notify("WATCHDOG=1", self._worker.log)
+        self._due = time.monotonic() + ALIVE_SECONDS
+
+
 def post_worker_init(worker: Any) -> None:
-    """End the event streams when the worker stops: each would keep it alive."""
+    """Feed the watchdog, and end the event streams when the worker stops: each would keep it alive."""
+    worker.notify = Watchdog(worker).notify
     worker.wsgi.extensions["events"].stop_when(lambda: not worker.alive)

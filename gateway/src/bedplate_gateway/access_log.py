@@ -1,12 +1,14 @@
 """The record of one finished request: a line in the journal, and the source of the metrics."""
 
 import logging
+import time
 from dataclasses import dataclass
 
 from bedplate_gateway.settings import PriorityClass
 
 log = logging.getLogger("bedplate_gateway.request")
 
+KEYLESS_SECONDS = 1.0
 NONE = "-"
 """Placeholder for a missing value, and for what a client chooses and the settings do not declare."""
 
@@ -66,6 +68,31 @@ class AccessRecord:
     def write(self) -> None:
         """Write the line to the journal."""
         log.info("%s", self.line())
+
+
+class KeylessRefusals:
+    """Refused requests without a valid key: at most one line a second stands for all of them."""
+
+    def __init__(self) -> None:
+        self._last: AccessRecord | None = None
+        self._requests = 0
+        self._written = float("-inf")
+
+    def add(self, record: AccessRecord) -> None:
+        """Count one; it is in the next line."""
+        self._last = record
+        self._requests += 1
+
+    def tick(self) -> None:
+        """Write the line if it is due; call it a few times per second."""
+        if time.monotonic() - self._written >= KEYLESS_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write the line of the newest one, with the number of all, if there are any."""
+        if self._last is not None:
+            log.info("%s requests=%d", self._last.line(), self._requests)
+            self._last, self._requests, self._written = None, 0, time.monotonic()
 
 
 def _seconds(value: float | None) -> str:

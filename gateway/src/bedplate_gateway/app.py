@@ -3,14 +3,16 @@
 import asyncio
 import json
 import logging
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Never
 from urllib.parse import unquote
 
-from bedplate_gateway import errors
-from bedplate_gateway.access_log import NONE, AccessRecord
+from bedplate_gateway import background, errors
+from bedplate_gateway.access_log import NONE, AccessRecord, KeylessRefusals
 from bedplate_gateway.admission.body_memory import BodyMemory
 from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire
 from bedplate_gateway.admission.local import LocalAdmission
@@ -18,6 +20,7 @@ from bedplate_gateway.admission.usage_log import UsageLog
 from bedplate_gateway.api.adapter import Adapter, PassThrough
 from bedplate_gateway.api.responses import ResponsesAdapter
 from bedplate_gateway.api.schema import RESPONSES, Request
+from bedplate_gateway.clock import ExpiryClock
 from bedplate_gateway.engines.errors import PROMPT_FIELDS
 from bedplate_gateway.engines.health import Engines
 from bedplate_gateway.engines.litellm import LiteLLM
@@ -31,6 +34,8 @@ from bedplate_gateway.settings import PRIORITY_CLASSES, PriorityClass, Settings
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
+CHECK_SECONDS = 5.0
+"""How often the usage log is tried again, the clock is looked at, and a failure that repeats is logged."""
 INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", RESPONSES})
 MODELS = "/v1/models"
 LIVELINESS, READINESS = "/health/liveliness", "/health/readiness"
@@ -51,36 +56,56 @@ class Gateway:
         self.engines = Engines(settings)
         self.litellm = LiteLLM(settings.litellm)
         self.upstream = Upstream(settings, self.engines, self.litellm)
-        self.local = LocalAdmission(
-            settings, keys, self.engines, time.monotonic, UsageLog(settings.state_dir / "limits.jsonl")
-        )
+        self.usage_log = UsageLog(settings.state_dir / "limits.jsonl")
+        self.local = LocalAdmission(settings, keys, self.engines, time.monotonic, self.usage_log)
         self.admission: Admission = self.local
         self._body_memory = BodyMemory(settings.max_body_bytes)
         self.engines.on_change = self.local.engines_changed
-        self.metrics = Metrics(self.local, self.litellm, lambda: self.in_flight)
+        # systemd names a folder that outlives a reboot.
+        self.clock = ExpiryClock(Path(os.environ.get("STATE_DIRECTORY") or settings.state_dir) / "clock")
+        keys.now = self.clock.now
+        self.metrics = Metrics(self.local, self.litellm, self.clock, lambda: self.in_flight)
         # After a reload the new process, which Prometheus scrapes, counts the requests that end here.
         self.count: Callable[[AccessRecord], None] = self.metrics.count
         self.in_flight = 0
+        self.on_pass: Callable[[], None] = lambda: None
+        """Called after each pass of the ticker that did not fail."""
+        self._keyless = KeylessRefusals()
         self._models = frozenset(model.name for engine in settings.engines for model in engine.models)
-        self._ticker: asyncio.Task[None] | None = None
+        self._ticker: asyncio.Task[Never] | None = None
 
     async def start(self) -> None:
         """Poll the engines once, then regularly; returns when requests can be served."""
         await self.engines.start()
         await self.litellm.start(self.engines.session)
-        self._ticker = asyncio.create_task(self._tick())
+        self._ticker = background.start("ticker", self._tick())
 
     async def stop(self) -> None:
         """Stop the tasks that `start` began."""
         if self._ticker:
             self._ticker.cancel()
+        self._keyless.write()
         await self.litellm.stop()
         await self.engines.stop()
 
-    async def _tick(self) -> None:
+    async def _tick(self) -> Never:
+        checked = logged = float("-inf")
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self.local.tick()
+            now = time.monotonic()
+            try:
+                self.local.tick()
+                self._keyless.tick()
+                if now - checked >= CHECK_SECONDS:
+                    checked = now
+                    self.usage_log.retry()
+                    self.clock.check()
+                self.on_pass()
+            except Exception:
+                # Without the ticker no queued request would time out. If no pass works, the watchdog acts.
+                if now - logged >= CHECK_SECONDS:
+                    logged = now
+                    log.exception("A pass of the ticker failed in the gateway itself; it goes on.")
 
     # The two apps
 
@@ -109,7 +134,9 @@ class Gateway:
             self.in_flight -= 1
             record.seconds = time.monotonic() - record.arrived
             self.count(record)
-            if client.method != "GET" or record.status >= 400:
+            if record.status >= 400 and record.alias == NONE:
+                self._keyless.add(record)
+            elif client.method != "GET" or record.status >= 400:
                 record.write()
 
     async def metrics_app(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,7 +146,7 @@ class Gateway:
         if allowed and scope["client"][0] not in allowed:
             error = errors.metrics_forbidden()
         elif client.path == "/metrics":
-            await client.respond(200, self.metrics.exposition(), {}, CONTENT_TYPE)
+            await client.respond(200, await self.metrics.scrape(), {}, CONTENT_TYPE)
             return
         elif client.path == "/metrics/litellm" and self.litellm.configured:
             try:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import uvloop
 
+from bedplate_gateway import log_writer
 from bedplate_gateway.app import Gateway
 from bedplate_gateway.http.server import HttpServer, StartError, listen, listen_unix
 from bedplate_gateway.keys import Keys, read_keys
 from bedplate_gateway.reload.handover import InheritedSockets, Offer, Predecessor, connect, take_over
-from bedplate_gateway.reload.sd_notify import notify, store_socket, stored_sockets
+from bedplate_gateway.reload.sd_notify import Watchdog, notify, store_socket, stored_sockets
 from bedplate_gateway.settings import Listener, Settings, SettingsError, UnixListener, read_settings
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,6 @@ def main() -> None:
     mode.add_argument("--check", action="store_true", help="only check settings and keys")
     mode.add_argument("--replace", action="store_true", help="take over from the running process")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         settings = read_settings(arguments.settings)
         keys = read_keys(settings.keys_file)
@@ -167,7 +167,9 @@ async def serve(
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGTERM, or until another process has taken over and the last request here has ended."""
+    writer = log_writer.install()
     gateway = Gateway(settings, keys)
+    gateway.metrics.dropped_log_lines = lambda: writer.dropped
     servers = [
         HttpServer("api", gateway, listeners["api"]),
         HttpServer("metrics", gateway.metrics_app, listeners["metrics"]),
@@ -192,10 +194,13 @@ async def serve(
     offer = Offer(settings.state_dir, gateway, servers)
     await offer.open()
     notify("READY=1")
+    gateway.on_pass = Watchdog().alive
     on_ready()
 
     await _wait_first(stop.wait(), offer.taken.wait())
     if offer.taken.is_set():
+        # systemd listens to the new process only.
+        gateway.on_pass = lambda: None
         # Nobody waits for this process to end: requests may take their time, and so may their cleanup.
         await _wait_first(stop.wait(), _wait_drained(servers, predecessor, with_tasks=True))
     else:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +54,7 @@ class Keys:
 
     def __init__(self, keys: tuple[Key, ...]) -> None:
         self.by_alias: dict[str, Key] = {}
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._by_hash: dict[str, tuple[Key, Secret]] = {}
         for key in keys:
             if key.alias in self.by_alias:
@@ -74,7 +76,7 @@ class Keys:
         if match is None:
             raise errors.wrong_api_key()
         key, secret = match
-        now = now or datetime.now(UTC)
+        now = now or self.now()
         if key.revoked:
             raise errors.revoked_api_key()
         if key.expires is not None and now >= key.expires:

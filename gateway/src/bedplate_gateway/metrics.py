@@ -1,8 +1,16 @@
-"""The gateway's metrics. Label values are fixed or declared in the settings: no client can add a series."""
+"""The gateway's metrics. Label values are fixed or declared in the settings: no client can add a series.
 
+The number of keys is not bounded, but that of series with a key's name is: Prometheus drops a whole scrape
+with too many samples.
+"""
+
+import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from itertools import chain, islice
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -11,17 +19,26 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from bedplate_gateway.access_log import NONE, AccessRecord
+from bedplate_gateway.admission.limits import Budget
 from bedplate_gateway.admission.local import LocalAdmission
+from bedplate_gateway.clock import ExpiryClock
 from bedplate_gateway.engines.litellm import Lane, LiteLLM
 from bedplate_gateway.settings import PRIORITY_CLASSES
 
 # They would double the series, and nothing reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
+Labelled = TypeVar("Labelled", Counter, Gauge)
 VERSION = version("bedplate-gateway")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 LONG = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+
+MAX_KEY_SERIES = 2000
+"""Of the counters and gauges of requests; later ones count for the alias OTHER_KEYS."""
+MAX_LIMITED_KEYS = 200
+"""The first so many keys with a limit have series of it, at most four each."""
+OTHER_KEYS = "(other)"
 
 KNOWN_REFUSALS = {"queue_full": 429, "queue_timeout": 503, "engine_unavailable": 503, "engine_error": 502}
 
@@ -109,16 +126,34 @@ SCRAPED_GAUGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     ("bedplate_gateway_limit", "Limit per minute.", ("scope", "name", "unit")),
     ("bedplate_gateway_limit_used", "Usage in the last minute.", ("scope", "name", "unit")),
+    (
+        "bedplate_gateway_usage_log_failed",
+        "Whether the file that keeps the limits' usage across a restart cannot be written (1) or can (0).",
+        (),
+    ),
+    (
+        "bedplate_gateway_clock_offset_seconds",
+        "Time by which the clock is behind (negative) or far ahead of the newest time seen, else 0.",
+        (),
+    ),
 )
 
 
 class Metrics:
     """Counts requests as they end, and reads the other metrics from admission at each scrape."""
 
-    def __init__(self, admission: LocalAdmission, litellm: LiteLLM, in_flight: Callable[[], int]) -> None:
+    def __init__(
+        self, admission: LocalAdmission, litellm: LiteLLM, clock: ExpiryClock, in_flight: Callable[[], int]
+    ) -> None:
+        self.dropped_log_lines: Callable[[], int] = lambda: 0
+        self._admission = admission
+        self._litellm = litellm
+        self._clock = clock
+        self._in_flight = in_flight
+        self._key_series: set[tuple[str, ...]] = set()
+        self._renderer = ThreadPoolExecutor(1, "metrics")
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        registry.register(_AdmissionCollector(admission, litellm, in_flight))
         self._counters = {
             name: Counter(name, text, labels, registry=registry) for name, text, labels in COUNTERS
         }
@@ -141,8 +176,8 @@ class Metrics:
         """Count a request that has ended."""
         counters, gauges, histograms = self._counters, self._gauges, self._histograms
         alias, model, priority_class = record.alias, record.model, record.priority_class
-        counters["bedplate_gateway_requests_total"].labels(
-            alias, model, record.path, str(record.status)
+        self._of_key(
+            counters, "bedplate_gateway_requests_total", alias, model, record.path, str(record.status)
         ).inc()
         if record.reason != NONE:
             counters["bedplate_gateway_refusals_total"].labels(record.reason, str(record.status)).inc()
@@ -151,12 +186,12 @@ class Metrics:
         if record.wait is None:
             return
         if result := _result(record):
-            gauges["bedplate_gateway_last_request_timestamp_seconds"].labels(alias, model, result).set(
+            self._of_key(gauges, "bedplate_gateway_last_request_timestamp_seconds", alias, model, result).set(
                 time.time()
             )
         histograms["bedplate_gateway_wait_seconds"].labels(priority_class).observe(record.wait)
-        counters["bedplate_gateway_prompt_tokens_total"].labels(alias, model).inc(record.prompt_tokens)
-        counters["bedplate_gateway_completion_tokens_total"].labels(alias, model).inc(
+        self._of_key(counters, "bedplate_gateway_prompt_tokens_total", alias, model).inc(record.prompt_tokens)
+        self._of_key(counters, "bedplate_gateway_completion_tokens_total", alias, model).inc(
             record.completion_tokens
         )
         if record.estimated:
@@ -176,30 +211,8 @@ class Metrics:
             )
         histograms["bedplate_gateway_request_seconds"].labels(priority_class, model).observe(record.seconds)
 
-    def exposition(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-
-def _result(record: AccessRecord) -> str | None:
-    """Return whether the model answered; None where the client disconnected or sent an invalid request."""
-    if record.reason == "client_left":
-        return None
-    if record.status >= 500 or (record.status == 200 and record.reason != NONE):
-        return "failed"
-    return "answered" if record.status == 200 else None
-
-
-class _AdmissionCollector(Collector):
-    """Metrics computed at scrape time."""
-
-    def __init__(self, admission: LocalAdmission, litellm: LiteLLM, in_flight: Callable[[], int]) -> None:
-        self._admission = admission
-        self._litellm = litellm
-        self._in_flight = in_flight
-
-    def collect(self) -> Iterator[Metric]:
-        """Iterate over the metrics."""
+    def read(self) -> list[Metric]:
+        """Return the metrics that are computed at scrape time; call it in the event loop's thread."""
         families = {
             name: GaugeMetricFamily(name, text, labels=labels) for name, text, labels in SCRAPED_GAUGES
         }
@@ -234,7 +247,10 @@ class _AdmissionCollector(Collector):
             oldest = min((ticket.arrived for ticket in scheduler.queued(priority_class)), default=now)
             add("bedplate_gateway_queue_requests", scheduler.depth(priority_class), priority_class)
             add("bedplate_gateway_queue_oldest_wait_seconds", now - oldest, priority_class)
-        for budget in self._admission.limits.budgets():
+        if usage_log := self._admission.usage_log:
+            add("bedplate_gateway_usage_log_failed", usage_log.failed)
+        add("bedplate_gateway_clock_offset_seconds", self._clock.offset)
+        for budget in _shown(self._admission.limits.budgets()):
             for unit, limit in budget.limits.items():
                 add("bedplate_gateway_limit", limit, budget.scope, budget.name, unit)
                 add(
@@ -244,9 +260,60 @@ class _AdmissionCollector(Collector):
                     budget.name,
                     unit,
                 )
-        yield from families.values()
         lost = CounterMetricFamily(
-            "bedplate_gateway_lost_leases", "Total number of slots that were freed because of their age."
+            "bedplate_gateway_lost_leases",
+            "Total number of slots that were freed because of their age.",
+            value=self._admission.lost_leases,
         )
-        lost.add_metric([], self._admission.lost_leases)
-        yield lost
+        dropped = CounterMetricFamily(
+            "bedplate_gateway_log_dropped",
+            "Total number of log lines that were dropped, because nobody read them in time.",
+            value=self.dropped_log_lines(),
+        )
+        return [*families.values(), lost, dropped]
+
+    def render(self, read: Iterable[Metric]) -> bytes:
+        """Return all metrics in Prometheus' text format, with those of `read`; any thread may call it."""
+        return generate_latest(_Families(self._registry.collect(), read))
+
+    async def scrape(self) -> bytes:
+        """Return all metrics; a thread renders them, since that takes longer than a request may wait."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._renderer, self.render, self.read())
+
+    def _of_key(self, families: Mapping[str, Labelled], name: str, alias: str, *labels: str) -> Labelled:
+        """Return the series of a key, or that of all others where too many keys have one."""
+        series = (name, alias, *labels)
+        if alias != NONE and series not in self._key_series:
+            if len(self._key_series) >= MAX_KEY_SERIES:
+                alias = OTHER_KEYS
+            else:
+                self._key_series.add(series)
+        return families[name].labels(alias, *labels)
+
+
+class _Families(Collector):
+    """The families of a scrape, as prometheus_client wants them."""
+
+    def __init__(self, *parts: Iterable[Metric]) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterable[Metric]:
+        """Iterate over the families."""
+        return chain(*self._parts)
+
+
+def _shown(budgets: Iterable[Budget]) -> list[Budget]:
+    """Return the budgets of the models and of the first keys."""
+    all_budgets = list(budgets)
+    keys = islice((budget for budget in all_budgets if budget.scope == "key"), MAX_LIMITED_KEYS)
+    return [*keys, *(budget for budget in all_budgets if budget.scope == "model")]
+
+
+def _result(record: AccessRecord) -> str | None:
+    """Return whether the model answered; None where the client disconnected or sent an invalid request."""
+    if record.reason == "client_left":
+        return None
+    if record.status >= 500 or (record.status == 200 and record.reason != NONE):
+        return "failed"
+    return "answered" if record.status == 200 else None

@@ -1,5 +1,8 @@
 """The file that keeps the usage across a kill."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,64 @@ def test_the_usage_log_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         limits.count_request("a", "m", now)
     assert path.stat().st_size < 3000
     assert len(usage_log.read()) < 60
+
+
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a size: the kernel refuses the write, after its first bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_without_room_the_limits_hold_in_memory_and_the_file_is_mended_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "limits"
+    usage_log, limits = open_usage_log(path)
+    limits.count_request("a", "m", 90.0)
+    with no_room(path.stat().st_size + 10):
+        for at in (91.0, 92.0):
+            limits.count_request("a", "m", at)
+            usage_log.retry()
+        assert limits.exceeded("a", "m", "requests", 93.0) is None
+        limits.count_request("a", "m", 93.0)
+        limits.count_request("a", "m", 94.0)
+        assert limits.exceeded("a", "m", "requests", 95.0)
+        # What was written before the failure is still there.
+        assert [usage.at for usage in usage_log.read()] == [90.0]
+        assert len(caplog.records) == 1
+        assert "cannot be written (File too large): limits hold" in caplog.text
+        failed_without_room = usage_log.failed
+    usage_log.retry()
+    assert (failed_without_room, usage_log.failed) == (True, False)
+    assert caplog.text.count("is written again.") == 1
+    limits.charge_tokens("a", "m", 5, 95.0)
+    assert [usage.at for usage in usage_log.read()] == [90.0, 91.0, 92.0, 93.0, 94.0, 95.0]
+    assert sorted(path.parent.iterdir()) == [path]
+
+
+def test_a_start_without_room_serves(tmp_path: Path) -> None:
+    path = tmp_path / "limits"
+    _, limits = open_usage_log(path)
+    limits.count_request("a", "m", 90.0)
+    with no_room(10):
+        usage_log, limits = open_usage_log(path)
+        assert usage_log.failed
+        limits.count_request("a", "m", 91.0)
+    assert [usage.at for usage in usage_log.read()] == [90.0]
+
+
+def test_a_log_that_another_process_continues_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "limits"
+    usage_log, limits = open_usage_log(path)
+    with no_room(0):
+        limits.count_request("a", "m", 90.0)
+    assert usage_log.failed
+    usage_log.close()
+    path.unlink()
+    usage_log.retry()
+    assert not path.exists()

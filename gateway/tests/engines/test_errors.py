@@ -1,4 +1,5 @@
 import json
+import time
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ from bedplate_gateway.api.schema import parse_request
 from bedplate_gateway.engines.errors import MAX_TEXT_LENGTH, error_text, from_response, redact
 from bedplate_gateway.settings import Engine
 
-ENGINE = Engine(name="e", kind="ollama", url="http://gpu1.example:11434", models=())
+ENGINE = Engine(name="gpu-rack7", kind="ollama", url="http://gpu1.example:11434", models=())
 REQUEST = parse_request(
     "/v1/chat/completions",
     b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}',
@@ -48,10 +49,47 @@ def test_other_bodies_are_shown_as_they_are() -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["http://10.0.0.1:11434/api", "gpu1.example:11434", "gpu1.example", "10.0.0.1", "[fe80::1]:80"],
+    [
+        "http://10.0.0.1:11434/api",
+        "gpu1.example:11434",
+        "gpu1.example",
+        "10.0.0.1",
+        "[fe80::1]:80",
+        "gpu-rack7",
+        "gpu-rack7:11434",
+        "other:11434",
+        "other.example:443",
+        "engine-1.internal.example",
+    ],
 )
 def test_no_address_reaches_a_client(address: str) -> None:
     assert redact(f"dial {address} failed", ENGINE) == "dial (address) failed"
+
+
+def test_a_host_that_was_looked_up_reaches_no_client() -> None:
+    text = "dial tcp: lookup gpu9 on 10.0.0.2:53: no such host"
+    assert redact(text, ENGINE) == "dial tcp: lookup (address) on (address): no such host"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model smollm2:135m not found",
+        "exit status 2 at ggml-cuda.cu:102",
+        "version 0.24.0 of model.gguf",
+        "gpu-rack70 is not gpu",
+        "litellm.BadRequestError: HTTP 400: no",
+    ],
+)
+def test_what_is_no_address_stays(text: str) -> None:
+    assert redact(text, ENGINE) == text
+
+
+@pytest.mark.parametrize("part", ["a.", "a-", "a", "1.", "lookup ", "http://", "a:", "[", "sk-", "Bearer "])
+def test_the_time_for_a_text_does_not_grow_with_it(part: str) -> None:
+    started = time.process_time()
+    redact(part * 1_000_000, ENGINE)
+    assert time.process_time() - started < 0.05
 
 
 @pytest.mark.parametrize("status", [*range(300, 309), *range(400, 432), 451, *range(500, 512), 529])

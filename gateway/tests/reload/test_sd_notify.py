@@ -1,9 +1,11 @@
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
-from bedplate_gateway.reload.sd_notify import FIRST_FD, notify, store_socket, stored_sockets
+from bedplate_gateway.reload import sd_notify
+from bedplate_gateway.reload.sd_notify import FIRST_FD, Watchdog, notify, store_socket, stored_sockets
 
 
 @pytest.fixture
@@ -50,3 +52,29 @@ def test_stored_sockets_are_for_this_process_only(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("LISTEN_FDNAMES", "api")
     assert stored_sockets() == []
     assert FIRST_FD == 3
+
+
+def test_the_watchdog_hears_of_the_process_every_few_seconds(
+    systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sd_notify, "ALIVE_SECONDS", 0.2)
+    with systemd:
+        systemd.setblocking(False)
+        watchdog = Watchdog()
+        for _ in range(2):
+            watchdog.alive()
+            watchdog.alive()
+            assert systemd.recv(100) == b"WATCHDOG=1"
+            with pytest.raises(BlockingIOError):
+                systemd.recv(100)
+            time.sleep(0.25)
+
+
+def test_a_systemd_that_reads_nothing_stops_nobody(
+    systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sd_notify, "ALIVE_SECONDS", 0.0)
+    watchdog = Watchdog()
+    with systemd:
+        for _ in range(5000):
+            watchdog.alive()

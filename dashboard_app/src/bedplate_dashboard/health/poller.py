@@ -37,6 +37,8 @@ class Poller:
         self, settings: Settings, secrets: Secrets, collect_observation: Collect = collect.collect
     ) -> None:
         self.settings = settings
+        self.passes = 0
+        """How often the stack was polled, also where that failed by a defect of ours."""
         self._secrets = secrets
         self._collect = collect_observation
         self._last: Snapshot | None = None
@@ -101,6 +103,7 @@ class Poller:
             except Exception:
                 # A defect of ours must not end the polling; readers see the last poll become stale.
                 log.exception("a poll failed")
+            self.passes += 1
             await asyncio.sleep(max(0.0, began + POLL_SECONDS - time.monotonic()))
 
     async def _query_disk_growth_forever(self, client: httpx.AsyncClient) -> None:

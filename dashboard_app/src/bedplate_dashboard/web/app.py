@@ -41,7 +41,7 @@ SECURITY_HEADERS = {
 
 
 def create_app(poller: Poller) -> Flask:
-    """Return the WSGI application, with its `Events` as extension `events`; starts no thread."""
+    """Return the WSGI application, with its `Events` and the poller as extensions; starts no thread."""
     settings = poller.settings
     app = Flask(__name__, static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
@@ -61,6 +61,7 @@ def create_app(poller: Poller) -> Flask:
 
     events = Events(poller, render_live)
     app.extensions["events"] = events
+    app.extensions["poller"] = poller
     _add_pages(app, settings, render, render_live)
     _add_data(app, poller, History(settings), events)
     _add_events(app, events)

@@ -15,7 +15,19 @@ from bedplate_gateway.settings import Engine
 log = logging.getLogger(__name__)
 
 MAX_TEXT_LENGTH = 300
-ADDRESS = re.compile(r"""https?://[^\s"'<>]+|\[[0-9a-fA-F:]+\](:\d+)?|\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b""")
+MAX_READ_LENGTH = 10 * MAX_TEXT_LENGTH
+"""More of an engine's words is not searched: that takes time, and a client sees only the beginning."""
+ADDRESS = re.compile(
+    r"""
+    https?://[^\s"'<>]+
+    | \[[0-9a-fA-F:]+\](:\d+)?
+    | \b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b
+    | (?<![\w.-])[a-z][a-z0-9.-]*+:(80|443|\d{4,5})\b         # a host with a port
+    | (?<![\w.-])([a-z0-9-]++\.){2,}+[a-z]{2,}+(?![\w-])      # a host; a name with one dot may be a file's
+    | (?<=\blookup\ )[^\s:]+                                 # a host in the words of Go's resolver
+    """,
+    re.VERBOSE,
+)
 KEY = re.compile(r"\b(?:sk|pk|key|tok)-[\w*.-]{4,}|\bBearer\s+\S+", re.IGNORECASE)
 OPERATOR_STATUSES = {
     401: "refuses its API key",
@@ -104,11 +116,13 @@ def error_text(body: bytes, engine: Engine) -> str:
 def redact(text: str, engine: Engine) -> str:
     """Return an engine's message on one line, shortened, with every address and key replaced."""
     # Ollama puts its registry before the name of a model.
+    text = text[:MAX_READ_LENGTH]
     text = " ".join(text.replace("registry.ollama.ai/library/", "").split())
     text = ADDRESS.sub("(address)", text)
     if engine.api_key:
         text = text.replace(engine.api_key, "(key)")
     text = KEY.sub("(key)", text)
-    if host := urlsplit(engine.url).hostname:
-        text = re.sub(rf"\b{re.escape(host)}(:\d+)?\b", "(address)", text)
+    for name in (urlsplit(engine.url).hostname, engine.name):
+        if name:
+            text = re.sub(rf"(?<![\w.-]){re.escape(name)}(:\d+)?(?![\w-])", "(address)", text)
     return text if len(text) <= MAX_TEXT_LENGTH else text[: MAX_TEXT_LENGTH - 1] + "…"

@@ -6,10 +6,12 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Never
 
 import aiohttp
 from pydantic import BaseModel
 
+from bedplate_gateway import background
 from bedplate_gateway.engines import client
 from bedplate_gateway.engines.client import CONNECTION_REFUSED
 from bedplate_gateway.settings import Engine, Settings
@@ -73,14 +75,15 @@ class Engines:
         self._engines = {engine.name: engine for engine in settings.engines}
         self._states = {name: EngineState() for name in self._engines}
         self._shown: dict[tuple[str, str], _Shown] = {}
-        self._pollers: list[asyncio.Task[None]] = []
+        self._pollers: list[asyncio.Task[Never]] = []
 
     async def start(self) -> None:
         """Poll every engine once, then start to poll regularly."""
         self.session = client.new_session()
         await asyncio.gather(*(self._poll(engine, MAX_FAILURES) for engine in self._engines.values()))
         self._pollers = [
-            asyncio.create_task(self._poll_regularly(engine)) for engine in self._engines.values()
+            background.start(f"poller of engine {engine.name}", self._poll_regularly(engine))
+            for engine in self._engines.values()
         ]
 
     async def stop(self) -> None:
@@ -133,7 +136,7 @@ class Engines:
             log.warning("Engine %s %s.", engine_name, state.error or "answers again")
         self.on_change()
 
-    async def _poll_regularly(self, engine: Engine) -> None:
+    async def _poll_regularly(self, engine: Engine) -> Never:
         failures = 0
         while True:
             await asyncio.sleep(POLL_SECONDS)

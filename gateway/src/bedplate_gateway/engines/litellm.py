@@ -18,12 +18,12 @@ import re
 import time
 from contextlib import suppress
 from enum import StrEnum
-from typing import Any
+from typing import Any, Never
 
 import aiohttp
 from pydantic_core import to_json
 
-from bedplate_gateway import errors
+from bedplate_gateway import background, errors
 from bedplate_gateway.api.schema import Request
 from bedplate_gateway.engines import errors as engine_errors
 from bedplate_gateway.engines.client import (
@@ -89,7 +89,7 @@ class LiteLLM:
         if settings is not None:
             self._headers["Authorization"] = f"Bearer {read_secret(settings.key_file)}"
         self._session: aiohttp.ClientSession | None = None
-        self._poller: asyncio.Task[None] | None = None
+        self._poller: asyncio.Task[Never] | None = None
         self._last_byte = 0.0
         self._misses = self._answers = 0
 
@@ -99,7 +99,7 @@ class LiteLLM:
         if self._settings is not None:
             with suppress(aiohttp.ClientConnectorError, LiteLLMError):
                 self.up = await self._poll()
-            self._poller = asyncio.create_task(self._poll_regularly())
+            self._poller = background.start("poller of LiteLLM", self._poll_regularly())
 
     async def stop(self) -> None:
         """Stop polling."""
@@ -175,10 +175,14 @@ class LiteLLM:
 
     # State
 
-    async def _poll_regularly(self) -> None:
+    async def _poll_regularly(self) -> Never:
         while True:
             started = time.monotonic()
-            await self._update()
+            try:
+                await self._update()
+            except Exception:
+                # Otherwise the task would end, and the state would never change again.
+                log.exception("Polling LiteLLM failed in the gateway itself.")
             await asyncio.sleep(max(0.0, POLL_SECONDS - (time.monotonic() - started)))
 
     async def _update(self) -> None:

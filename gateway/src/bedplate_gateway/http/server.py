@@ -8,14 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Never, cast
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from bedplate_gateway import errors
+from bedplate_gateway import background, errors
 from bedplate_gateway.errors import ApiError
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -117,11 +117,11 @@ class HttpServer(ServerState):
         )
         self.config.load()
         self._server: asyncio.AbstractServer | None = None
-        self._ticking: asyncio.Task[None] | None = None
+        self._ticking: asyncio.Task[Never] | None = None
 
     async def open(self) -> None:
         """Start to accept connections."""
-        self._ticking = asyncio.create_task(self._tick())
+        self._ticking = background.start(f"timer of {self.name}", self._tick())
         self._server = await asyncio.get_running_loop().create_server(
             self._new_connection, sock=self.listener, backlog=BACKLOG
         )
@@ -165,7 +165,7 @@ class HttpServer(ServerState):
     def _open_connections(self) -> "list[Connection]":
         return cast("list[Connection]", list(self.connections))
 
-    async def _tick(self) -> None:
+    async def _tick(self) -> Never:
         while True:
             self.default_headers = [(b"date", formatdate(usegmt=True).encode())]
             for connection in self._open_connections():
