@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-SERVICES = {
+SERVICES: dict[str, dict[str, Any]] = {
     "engine": {"group": "inference", "ports": ["engine_port"]},
     "loader": {"group": "inference", "background": True},
     "canary": {"group": "gateway", "timer": True},
