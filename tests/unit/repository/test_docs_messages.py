@@ -33,7 +33,7 @@ THIRD_PARTY = {
     "Host key verification failed": "ssh",
     "Killed process": "the kernel",
     "Missing sudo password": "Ansible",
-    "Start request repeated too quickly": "systemd",
+    "Scheduled restart job, restart counter is at …": "systemd",
     "UNREACHABLE": "Ansible",
     "library=cpu": "Ollama",
     "out of memory": "Ollama",
