@@ -198,7 +198,9 @@ def check_lane(litellm: LiteLLM, deployments: list[str], *, through: bool) -> Ch
     polled = litellm.metrics.request("GET", "/metrics")
     if polled.status != 200:
         return check(name, None, litellm.metrics.describe(polled), JOURNAL)
-    if through and not wait_until(litellm.in_use, min(USE_SECONDS, litellm.metrics.seconds_left())):
+    runs = litellm.proxy.models(litellm.master_key).status != -1
+    seconds = min(USE_SECONDS, litellm.metrics.seconds_left()) if runs else 0
+    if through and not wait_until(litellm.in_use, seconds):
         return check(name, False, "the gateway bypasses LiteLLM", JOURNAL)
     before = litellm.count(deployments)
     asked = chat_model(litellm, models_of(deployments))

@@ -177,6 +177,22 @@ def test_a_stopped_gateway(stack: Stack, prometheus: PrometheusApi) -> None:
         )
 
 
+@pytest.mark.parametrize("service", ["bedplate-gateway", "bedplate-edge"])
+def test_a_hung_service_is_not_waited_for(stack: Stack, service: str) -> None:
+    stack(f"systemctl kill --signal=STOP {service}")
+    started = time.monotonic()
+    try:
+        output = stack.play_fails(playbook="playbooks/verify.yml")
+        seconds = time.monotonic() - started
+    finally:
+        stack(f"systemctl kill --signal=CONT {service}")
+    assert seconds < 60
+    assert f"the gateway gave no answer in time at {stack.url}" in output
+    # The dashboard reports for some seconds what happened meanwhile.
+    time.sleep(15)
+    stack.verify()
+
+
 def test_a_stopped_litellm(stack: Stack, prometheus: PrometheusApi) -> None:
     """The dashboard reports for 10 s that requests went around it."""
     silent = Check(r"LiteLLM does not respond at http://127\.0\.0\.1:4000", None)

@@ -69,7 +69,6 @@ TEXTS: dict[str, Any] = {
     "empty": "",
     "huge": "a" * 200_000,
     "negative": "-5",
-    "newline at the end": "\n",
     "newline inside": "a\nEnvironment=LD_PRELOAD=/tmp/x",
     "nul": "a\0b",
     "double quote": 'a"b',
@@ -84,12 +83,23 @@ TEXTS: dict[str, Any] = {
     "space": "a b",
 }
 NUMBERS: dict[str, Any] = {
-    **{name: f"1{text}" if name == "newline at the end" else text for name, text in TEXTS.items()},
+    **TEXTS,
     "huge": 10**30,
     "negative": -5,
     "not a number": float("nan"),
     "infinite": float("inf"),
     "boolean": True,
+}
+# Added to a valid value.
+ENDINGS = {
+    "newline inside": "\n",
+    "double quote": '"',
+    "single quote": "'",
+    "backslash": "\\",
+    "percent": "%h",
+    "dollar": "$HOME",
+    "braces": "{{ 7 * 7 }}",
+    "space": " #",
 }
 TYPES: dict[str, Any] = {"list": ["a"], "dictionary": {"a": 1}, "null": None}
 CONTAINERS: dict[str, Any] = {
@@ -105,6 +115,7 @@ QUOTED = "the templates write it as JSON text"
 DEFAULT = "an empty text means the default"
 PLAIN_FILE = "systemd expands nothing in a file of environment variables, and the shell of a task quotes it"
 SENT = "Ansible sends it to Ollama's API as JSON"
+HASHED = "HAProxy gets its hash, and others send it encoded"
 HEADER = "it stands in JSON and in a header of HTTP, where printable ASCII means itself"
 MARKS = ("double quote", "single quote", "backslash", "percent", "dollar")
 REST = (*MARKS, "negative", "braces", "unicode", "traversal", "traversal inside")
@@ -124,13 +135,14 @@ HARMLESS: dict[str, dict[str, str]] = {
     "model_or_empty": {"empty": DEFAULT},
     "secret": dict.fromkeys([*MARKS, "negative", "traversal", "traversal inside"], HEADER),
     "text": dict.fromkeys(
-        ["empty", "newline at the end", "newline inside", "space", *REST],
+        ["empty", "newline inside", "space", *REST],
         SENT,
     )
     | {"list": "some parameters of Ollama have several values"},
     "user": {"negative": "only HAProxy and its clients use it"},
     "gpu_driver_vendor": {"empty": DEFAULT},
-    "password": {"empty": DEFAULT},
+    "password": {"empty": DEFAULT} | dict.fromkeys([*MARKS, "braces", "space"], HASHED),
+    "url_of_hook": dict.fromkeys(["percent", "dollar"], QUOTED),
 }
 HARMLESS["control_file_or_empty"] = HARMLESS["control_file"] | {"empty": DEFAULT}
 HARMLESS["source"] = HARMLESS["control_file"]
@@ -215,20 +227,12 @@ def cases() -> Iterator[Case]:
     """Every leaf with every value that could do harm, and every setting with a wrong type."""
     for name, spec in SETTINGS.items():
         for rule, leaf in leaves(name, spec):
-            row = ROWS.get(rule)
-            numeric = isinstance(row, list)
-            values = {**(NUMBERS if numeric else TEXTS), **TYPES}
-            if rule.endswith(".KEY"):
-                values = TEXTS
-            for what, value in values.items():
-                if what == "null" and "default" in leaf and leaf["default"] is None:
-                    continue
-                text = (
-                    f"{sample(rule, leaf)}\n"
-                    if what == "newline at the end" and row and not numeric
-                    else value
-                )
-                yield Case(name, rule, what, setting_with(name, spec, rule, text))
+            texts = NUMBERS if isinstance(ROWS.get(rule), list) else TEXTS
+            values = [*texts.items(), *(() if rule.endswith(".KEY") else TYPES.items())]
+            values += [(what, f"{sample(rule, leaf)}{mark}") for what, mark in ENDINGS.items()]
+            for what, value in values:
+                if what != "null" or leaf.get("default", "") is not None:
+                    yield Case(name, rule, what, setting_with(name, spec, rule, value))
         if spec.get("type") in ("list", "dict"):
             for what, value in CONTAINERS.items():
                 yield Case(name, name, what, value)
@@ -246,7 +250,7 @@ def test_every_part_of_a_setting_has_a_row_and_every_row_is_used() -> None:
 
 
 def test_there_are_enough_cases() -> None:
-    assert len(CASES) > 1500
+    assert len(CASES) > 3000
 
 
 def test_valid_values_are_accepted(plugin: ModuleType) -> None:
@@ -389,4 +393,6 @@ def test_expressions_that_cannot_be_evaluated_are_refused_in_one_run(tmp_path: P
     assert checked["model-as-text"]["msg"] == (
         "ollama_models[0] is 'smollm2': write a dictionary, such as {NAME: VALUE}."
     )
-    assert checked["bad%name"]["msg"] == "inventory_hostname is 'bad%name': use an address or a DNS name."
+    assert (
+        checked["bad%name"]["msg"] == "inventory_hostname is 'bad%name': use letters, digits and . _ - only."
+    )
