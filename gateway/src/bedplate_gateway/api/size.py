@@ -29,8 +29,8 @@ def check_size(raw: bytes) -> None:
         text = _without_images(raw)
         if len(text) > MAX_TEXT_BYTES:
             raise text_too_large(MAX_TEXT_BYTES)
-    # Most bodies have fewer even if their strings are counted as well.
-    if _count(text) > MAX_VALUES and values_in(text) > MAX_VALUES:
+    # A value takes two bytes. Most bodies have few values even if the commas in their strings are counted.
+    if len(text) > 2 * MAX_VALUES and _count(text) > MAX_VALUES and values_in(text) > MAX_VALUES:
         raise bad_request(
             f"The body has more than {MAX_VALUES} JSON values: send fewer messages and smaller tools.",
             None,
