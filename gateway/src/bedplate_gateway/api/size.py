@@ -55,8 +55,16 @@ def _count(text: bytes) -> int:
 
 def _without_images(raw: bytes) -> bytes:
     """Return a body without the data of its first images, each of which ends at its string's quote."""
-    first, *images = raw.split(_IMAGE, MAX_IMAGES)
-    return b"".join([first, *(image[max(image.find(b'"'), 0) :] for image in images)])
+    texts: list[bytes] = []
+    start = 0
+    while len(texts) < MAX_IMAGES:
+        image = raw.find(_IMAGE, start)
+        end = raw.find(b'"', image)
+        if image < 0 or end < 0:
+            break
+        texts.append(raw[start:image])
+        start = end
+    return b"".join([*texts, raw[start:]])
 
 
 def pack(body: dict[str, Any]) -> bytes:
