@@ -1,6 +1,5 @@
 """The memory for request bodies, bounded for one key and for all, from the first byte to the answer's end."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -20,7 +19,8 @@ class BodyMemory:
     def __init__(self, max_body_bytes: int) -> None:
         self._most = BODIES * max_body_bytes
         self._most_per_key = BODIES_PER_KEY * max_body_bytes
-        self._bytes: Counter[str] = Counter()
+        self._bytes: dict[str, int] = {}
+        self._total = 0
 
     @contextmanager
     def hold(self, alias: str) -> Iterator[Callable[[int], None]]:
@@ -32,19 +32,22 @@ class BodyMemory:
             more = size - held
             if more <= 0:
                 return
-            if self._bytes[alias] + more > self._most_per_key:
+            of_key = self._bytes.get(alias, 0) + more
+            if of_key > self._most_per_key:
                 raise self._full("your key's requests", self._most_per_key)
-            if self._bytes.total() + more > self._most:
+            if self._total + more > self._most:
                 raise self._full("all requests", self._most)
-            self._bytes[alias] += more
+            self._bytes[alias] = of_key
+            self._total += more
             held = size
 
         try:
             yield grow
         finally:
-            self._bytes[alias] -= held
-            if not self._bytes[alias]:
-                del self._bytes[alias]
+            self._total -= held
+            left = self._bytes.pop(alias, 0) - held
+            if left > 0:
+                self._bytes[alias] = left
 
     def _full(self, owner: str, most: int) -> errors.ApiError:
         return errors.queue_full(f"The bodies of {owner} would take more than {most} bytes", RETRY_SECONDS)

@@ -29,8 +29,8 @@ def check_size(raw: bytes) -> None:
         text = _without_images(raw)
         if len(text) > MAX_TEXT_BYTES:
             raise text_too_large(MAX_TEXT_BYTES)
-    # Most bodies have fewer even if their strings are counted as well.
-    if _count(text) > MAX_VALUES and values_in(text) > MAX_VALUES:
+    # A value takes two bytes. Most bodies have few values even if the commas in their strings are counted.
+    if len(text) > 2 * MAX_VALUES and _count(text) > MAX_VALUES and values_in(text) > MAX_VALUES:
         raise bad_request(
             f"The body has more than {MAX_VALUES} JSON values: send fewer messages and smaller tools.",
             None,
@@ -55,8 +55,16 @@ def _count(text: bytes) -> int:
 
 def _without_images(raw: bytes) -> bytes:
     """Return a body without the data of its first images, each of which ends at its string's quote."""
-    first, *images = raw.split(_IMAGE, MAX_IMAGES)
-    return b"".join([first, *(image[max(image.find(b'"'), 0) :] for image in images)])
+    texts: list[bytes] = []
+    start = 0
+    while len(texts) < MAX_IMAGES:
+        image = raw.find(_IMAGE, start)
+        end = raw.find(b'"', image)
+        if image < 0 or end < 0:
+            break
+        texts.append(raw[start:image])
+        start = end
+    return b"".join([*texts, raw[start:]])
 
 
 def pack(body: dict[str, Any]) -> bytes:
