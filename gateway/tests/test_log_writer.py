@@ -66,6 +66,15 @@ def test_a_pipe_that_nobody_reads_stops_nobody_and_the_gap_is_told_where_it_is(p
     assert writer.dropped == LINES - kept
 
 
+def test_a_line_that_is_too_long_is_told(pipe: tuple[int, int]) -> None:
+    reader, descriptor = pipe
+    writer = LogWriter(descriptor)
+    log(writer, "x" * log_writer.MAX_BYTES)
+    log(writer, "next")
+    told = "1 lines of this log were dropped, because nobody read it in time."
+    assert read(reader, "next") == [told, "next"]
+
+
 def test_a_reader_that_went_away_ends_nothing(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_writer, "FLUSH_SECONDS", 0.01)
     reader, descriptor = pipe

@@ -8,6 +8,8 @@ from collections import deque
 
 MAX_BYTES = 1024 * 1024
 """Of the lines that wait; what comes after them is dropped and counted."""
+GATHER_SECONDS = 0.02
+"""How long the thread waits for further lines, so that it wakes up seldom while many come."""
 FLUSH_SECONDS = 1.0
 """How long the end of the process waits for the last lines."""
 
@@ -37,9 +39,10 @@ class LogWriter(logging.Handler):
                 self.dropped += 1
                 self._untold += 1
                 return
+            if not self._lines:
+                self._changed.notify_all()
             self._tell_dropped()
             self._add(line)
-            self._changed.notify_all()
 
     def flush(self) -> None:
         """Wait until the lines so far are written, for a bounded time."""
@@ -60,6 +63,8 @@ class LogWriter(logging.Handler):
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines or self._untold)
+            time.sleep(GATHER_SECONDS)
+            with self._changed:
                 self._tell_dropped()
                 lines = b"".join(self._lines)
                 self._lines.clear()
