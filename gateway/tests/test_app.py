@@ -728,7 +728,7 @@ def test_ten_thousand_keys_stay_below_the_limit_of_a_scrape_and_let_others_work(
 
         async def scrape() -> None:
             sent: list[Message] = []
-            request = {**scope(), "path": "/metrics", "client": ("10.0.0.9", 1)}
+            request = {**scope(), "path": "/metrics", "raw_path": b"/metrics", "client": ("10.0.0.9", 1)}
             await gateway.metrics_app(request, disconnecting_client(asyncio.Event()), append(sent))
             lines.extend(sent[1]["body"].decode().splitlines())
 
