@@ -606,6 +606,17 @@ def test_comments_do_not_keep_a_stream_open() -> None:
     run(test, fake, first_byte_seconds=0.3)
 
 
+def test_each_event_with_data_begins_a_new_gap() -> None:
+    fake = FakeEngine()
+
+    async def test(bench: Bench) -> None:
+        result, _, _ = await bench.ask(request(stream=True))
+        assert result.body == content("a") * 6 + DONE
+
+    fake.handlers[CHAT] = streams(*ENDLESS[:12], DONE)
+    run(test, fake, first_byte_seconds=0.4)
+
+
 def test_a_stream_is_bounded_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bedplate_gateway.engines.request.STREAM_SECONDS", 0.3)
     fake = FakeEngine()
