@@ -83,6 +83,9 @@ MOST = 'process_max_fds{job="gateway", host="box"}'
 HOST_OPEN = 'node_filefd_allocated{job="node", host="box"}'
 HOST_MOST = 'node_filefd_maximum{job="node", host="box"}'
 LOST = 'bedplate_gateway_lost_leases_total{host="box"}'
+NOT_SAVED = 'bedplate_gateway_usage_log_failed{host="box"}'
+DROPPED = 'bedplate_gateway_log_dropped_total{host="box"}'
+KEY_CLOCK = 'bedplate_gateway_clock_offset_seconds{host="box"}'
 INODES_FREE = 'node_filesystem_files_free{host="box", mountpoint="/", fstype="ext4"}'
 INODES = 'node_filesystem_files{host="box", mountpoint="/", fstype="ext4"}'
 READ_ONLY = 'node_filesystem_readonly{host="box", mountpoint="/", fstype="ext4"}'
@@ -152,6 +155,13 @@ CASES = [
     ),
     Case("a lease is lost", {LOST: "0x3 1x12"}, "10m", ("LeasesLost warning",)),
     Case("no lease is lost", {LOST: "1x12"}, "10m", about="LeasesLost"),
+    Case("/run is full", {NOT_SAVED: "1x5"}, "3m", ("LimitsNotSaved warning",)),
+    Case("/run has room", {NOT_SAVED: "0x5"}, "3m", about="LimitsNotSaved"),
+    Case("the journal hangs", {DROPPED: "0x3 50x12"}, "10m", ("LogDropped warning",)),
+    Case("the journal hung before", {DROPPED: "50x30"}, "20m", about="LogDropped"),
+    Case("the clock lost its battery", {KEY_CLOCK: "-400x90"}, "80m", ("KeyClockOff warning",)),
+    Case("the clock is far ahead", {KEY_CLOCK: "90000x90"}, "80m", ("KeyClockOff warning",)),
+    Case("a host was off for two days", {KEY_CLOCK: "172800x60 0x30"}, "85m", about="KeyClockOff"),
     Case("a model is gone", {SERVES: "1 0x5"}, "4m", ("ModelUnavailable critical",)),
     Case("a model is loaded", {SERVES: "0 1x5"}, "4m", about="ModelUnavailable"),
     Case(
