@@ -417,7 +417,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                     "name": "rack10",
                     "kind": "openai",
                     "url": "https://10.2.0.9/llm",
-                    "models": [{"name": "100%$HOME", "slots": 4}],
+                    "models": [{"name": "more", "slots": 4}],
                 },
             ],
             "gateway_service_keys": SERVICE_KEYS,
@@ -428,13 +428,13 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 allowed=["10.2.0.1", "10.2.0.2"],
             ),
             **canary(
-                *("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "100%$HOME"),
+                *("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "more"),
                 allowed=["10.2.0.3"],
             ),
             **canary(
                 "https://10.2.0.3:18000",
                 "127.0.0.1:19464",
-                *("smollm2:135m", "llama3.2:3b", "other", "100%$HOME"),
+                *("smollm2:135m", "llama3.2:3b", "other", "more"),
                 ca_file=SYSTEM_CAS,
                 allowed=["10.2.0.3"],
             ),
@@ -469,7 +469,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_gateway_host": "front",
             "dashboard_gateway_metrics_url": "http://127.0.0.1:19464",
             "dashboard_scrape_seconds": 15,
-            "dashboard_other_models": ["other", "100%$HOME"],
+            "dashboard_other_models": ["other", "more"],
             "dashboard_node_exporters": [
                 {"name": "gpu1", "url": "http://10.2.0.1:19100"},
                 {"name": "gpu2", "url": "http://10.2.0.2:19100"},

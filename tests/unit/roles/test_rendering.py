@@ -225,14 +225,6 @@ def test_each_writer_of_host_metrics_may_write_its_own_only(stack: Stack) -> Non
                 assert "SupplementaryGroups" not in unit
 
 
-@pytest.mark.parametrize("stack", ["two-engines"], indirect=True)
-def test_a_models_name_reaches_the_canary_unchanged(stack: Stack, verify: Verify) -> None:
-    """Systemd expands % and $ in a unit's commands."""
-    units = stack.hosts["front"].units
-    assert '\n  "--model=100%%$$HOME" \\\n' in units["traffic-canary.service"]
-    assert verify({"traffic-canary.service": units["traffic-canary.service"]}) == ""
-
-
 def test_nothing_is_left_unrendered(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         for name, text in {**rendered.units, **rendered.files}.items():
