@@ -7,7 +7,9 @@ import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 URL = "https://127.0.0.1:14000"
-DIRECTORY = {name: f"{URL}/{name}" for name in ("newNonce", "newAccount", "newOrder", "revokeCert", "keyChange")}
+DIRECTORY = {
+    name: f"{URL}/{name}" for name in ("newNonce", "newAccount", "newOrder", "revokeCert", "keyChange")
+}
 LIMITED = {"type": "urn:ietf:params:acme:error:rateLimited", "detail": "too many certificates already issued"}
 
 
@@ -28,7 +30,9 @@ class Directory(BaseHTTPRequestHandler):
         """Answer with the directory."""
         self.answer(200, "<html>garbage" if sys.argv[1] == "garbage" else json.dumps(DIRECTORY))
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        """Answer with a nonce."""
+        self.answer(200, "")
 
     def do_POST(self) -> None:
         """Refuse the order."""

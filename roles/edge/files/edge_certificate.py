@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Orders the edge's certificate from an ACME directory with lego, and gives it to HAProxy (edge-certificate.timer)."""
+"""Orders the edge's certificate from an ACME directory with lego for HAProxy (edge-certificate.timer)."""
 
 import argparse
 import os
@@ -44,7 +44,7 @@ def validity(certificate: Path) -> tuple[int, int]:
 
 
 def is_due(order: str, now: float) -> bool:
-    """Return whether a certificate is missing or for something else, or has less than a third of its life left."""
+    """Return whether the certificate is missing, was ordered for others, or is in its last third."""
     try:
         begin, end = validity(CERTIFICATE)
         return ORDERED.read_text() != order or end - now < (end - begin) / 3
@@ -94,7 +94,7 @@ def obtain(options: argparse.Namespace) -> str:
 
 
 def check(pem: Path, names: list[str], authority: str) -> None:
-    """Make a TLS connection in memory for each name, as a client that trusts the CA; raises CertificateError."""
+    """Make a TLS connection in memory for each name, as a client does; raises CertificateError."""
     try:
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server.load_cert_chain(pem)
@@ -112,9 +112,9 @@ def check(pem: Path, names: list[str], authority: str) -> None:
                 with suppress(ssl.SSLWantReadError):
                     end.do_handshake()
     except ssl.SSLCertVerificationError as error:
-        raise CertificateError(f"the directory's certificate is refused: {error.verify_message}") from None
+        raise CertificateError(f"the new certificate is refused by OpenSSL: {error.verify_message}") from None
     except ssl.SSLError as error:
-        raise CertificateError(f"the directory's certificate cannot be used: {error.reason}") from None
+        raise CertificateError(f"the new certificate cannot be used by OpenSSL: {error.reason}") from None
 
 
 def ask_haproxy(command: str, expected: str) -> None:
@@ -135,7 +135,7 @@ def ask_haproxy(command: str, expected: str) -> None:
 
 
 def give_to_haproxy(text: str) -> None:
-    """Let HAProxy read a certificate, with which it goes on only after the commit; raises CertificateError."""
+    """Let HAProxy read a certificate, which it serves after the commit; raises CertificateError."""
     ask_haproxy(f"set ssl cert {CERTIFICATE} <<\n{text}\n", "Transaction ")
 
 
@@ -149,15 +149,15 @@ def is_served(address: str, text: str) -> bool:
     """Return whether the edge serves this certificate; raises CertificateError if it serves none."""
     host, _, port = address.rpartition(":")
     try:
-        return first_certificate(ssl.get_server_certificate((host, int(port)), timeout=10)) == first_certificate(
-            text
-        )
+        return first_certificate(
+            ssl.get_server_certificate((host, int(port)), timeout=10)
+        ) == first_certificate(text)
     except OSError as error:
         raise CertificateError(f"{address} serves no certificate: {error}") from None
 
 
 def put_in_place(text: str, order: str, options: argparse.Namespace) -> None:
-    """Check a new certificate, give it to HAProxy and replace the file; the old one stays until the last step."""
+    """Check a new certificate, give it to HAProxy and replace the file; a failure leaves the old one."""
     new = CERTIFICATE.with_suffix(".new")
     try:
         with new.open("w") as file:
@@ -210,7 +210,9 @@ def main() -> None:
         until = ""
         with suppress(CertificateError):
             until = f", which ends on {day(validity(CERTIFICATE)[1])}"
-        sys.exit(f"{error}. HAProxy serves the previous certificate{until}. Next: systemctl start edge-certificate")
+        sys.exit(
+            f"{error}. HAProxy serves the previous certificate{until}. Next: systemctl start edge-certificate"
+        )
 
 
 if __name__ == "__main__":

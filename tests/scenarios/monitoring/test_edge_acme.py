@@ -1,10 +1,9 @@
-"""Certificates from an ACME directory: real orders from pebble, renewals under load, and a directory that fails."""
+"""Certificates from an ACME directory: real orders from pebble, a renewal under load, and faults."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +20,7 @@ ORDER = f"rm {STATE}/ordered; systemctl start edge-certificate"
 
 
 @pytest.fixture(scope="module")
-def acme(
-    stack: Stack, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
+def acme(stack: Stack, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The host with a certificate from pebble; afterwards it has its own CA again."""
     authorities = tmp_path_factory.mktemp("acme") / "ca.crt"
     authorities.write_text(stack((SUPPORT / "pebble.sh").read_text()))
@@ -68,7 +65,7 @@ def test_a_renewal_costs_no_request(acme: Stack) -> None:
     assert shown.split()[-2:] == [f"DNS:{NAMES[0]},", f"DNS:{NAMES[1]}"]
     acme("systemctl start host-facts")
     metric = acme("grep ^bedplate_host_served /var/lib/node-exporter/textfile/host.prom")
-    end = acme(f"date +%s --date=\"$(openssl x509 -noout -enddate -in {STATE}/server.pem | cut -d= -f2)\"")
+    end = acme(f'date +%s --date="$(openssl x509 -noout -enddate -in {STATE}/server.pem | cut -d= -f2)"')
     assert f'_expiry_timestamp_seconds{{address="{acme.address}:8000"}} {end}' in metric
 
 
@@ -132,7 +129,9 @@ FAULTS = {
 def test_without_an_answer_the_old_certificate_stays(acme: Stack, fault: str) -> None:
     command, reason = FAULTS[fault]
     send_file("one", SUPPORT / "fake_directory.py", "/root/fake_directory.py")
-    acme(f"systemctl stop pebble fake-directory 2>/dev/null || true; {command}; sleep 1; touch {STATE}/ordered")
+    acme(
+        f"systemctl stop pebble fake-directory 2>/dev/null || true; {command}; sleep 1; touch {STATE}/ordered"
+    )
     line = fails(acme)
     assert line.startswith("https://127.0.0.1:14000/dir issued no certificate: ")
     assert reason in line

@@ -100,7 +100,9 @@ def test_openings_are_the_places_and_clients_of_the_ports(services: ModuleType) 
         {"port": 9100, "unit": "host", "address": "127.0.0.1", "clients": []},
     ]
     openings["host_port"]["at"] = "127.0.0.1:0"
-    assert [entry["port"] for entry in services.service_openings(SERVICES, openings, ["inference"])] == [11434]
+    assert [entry["port"] for entry in services.service_openings(SERVICES, openings, ["inference"])] == [
+        11434
+    ]
 
 
 def test_wired_settings_are_not_the_users(services: ModuleType, repo_root: Path) -> None:

@@ -252,7 +252,13 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "three-hosts": {
         "gpu1": {
             **all_hosts("10.1.0.1", ["10.1.0.3", "10.1.0.1"]),
-            **edge("127.0.0.1", "10.1.0.1", *RACK, edge_name="rack", edge_ca_names=["gateway1", "monitor1"]),
+            **edge(
+                "127.0.0.1",
+                "10.1.0.1",
+                *RACK,
+                edge_name="rack",
+                edge_ca_names=["gateway1", "monitor1", "watch.example.org"],
+            ),
             "ollama_listen_address": "10.1.0.1",
             "ollama_allowed_clients": ["10.1.0.2", "10.1.0.1"],
             "ollama_url": "http://10.1.0.1:11434",
@@ -297,7 +303,9 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             ),
         },
         "monitor1": {
-            **all_hosts("127.0.0.1", [], edge_http_port=80, node_exporter_served_certificates=["10.1.0.3:3001"]),
+            **all_hosts(
+                "127.0.0.1", [], edge_http_port=80, node_exporter_served_certificates=["10.1.0.3:3001"]
+            ),
             **edge(
                 "10.1.0.3",
                 "10.1.0.3",
@@ -315,7 +323,12 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 litellm_target("gateway1", "10.1.0.2:9464"),
                 {"job": "ollama", "host": "gpu1", "address": "10.1.0.1:9101"},
                 *(
-                    {"job": job, "host": "monitor1", "address": f"watch.example.org:{port}", "scheme": "https"}
+                    {
+                        "job": job,
+                        "host": "monitor1",
+                        "address": f"watch.example.org:{port}",
+                        "scheme": "https",
+                    }
                     for job, port in (("prometheus", 9090), ("dashboard", 3001))
                 ),
                 {"job": "edge", "host": "gateway1", "address": "10.1.0.2:8405"},
@@ -324,7 +337,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 {"job": "node", "host": "gateway1", "address": "10.1.0.2:9100"},
                 {"job": "node", "host": "monitor1", "address": "127.0.0.1:9100"},
             ],
-            "prometheus_allowed_addresses": ["localhost", "10.1.0.2", "10.1.0.1"],
+            # One target is a name.
+            "prometheus_allowed_addresses": ["any"],
             "dashboard_allowed_addresses": ["localhost", "10.1.0.2", "10.1.0.1"],
             "prometheus_litellm_memory_limits": [{"host": "gateway1", "bytes": 3 * GIB}],
             "prometheus_alertmanagers": [],
