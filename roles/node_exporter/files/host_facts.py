@@ -55,10 +55,13 @@ def served_lines(endpoints: list[str]) -> Iterator[str]:
             served[endpoint] = certificate_validity(ssl.get_server_certificate((host, int(port)), timeout=10))
         except (OSError, ValueError) as error:
             print(f"{endpoint} serves no certificate: {error}", file=sys.stderr)
-    for place, word in enumerate(("start", "expiry")):
-        name = f"bedplate_host_served_certificate_{word}_timestamp_seconds"
+    names = (
+        "bedplate_host_served_certificate_start_timestamp_seconds",
+        "bedplate_host_served_certificate_expiry_timestamp_seconds",
+    )
+    for place, name in enumerate(names):
         if served:
-            yield f"# HELP {name} Unix time of the {word} of the certificate that is served."
+            yield f"# HELP {name} Unix time from which, or until which, the served certificate is valid."
             yield f"# TYPE {name} gauge"
         for endpoint, validity in served.items():
             yield f'{name}{{address="{endpoint}"}} {validity[place]}'
