@@ -99,11 +99,15 @@ def test_a_directory_that_never_answers_ends_with_its_hook(
     program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program, "LEGO_SECONDS", 0.5)
-    lego(tmp_path, monkeypatch, "sleep 60 & wait")
+    lego(tmp_path, monkeypatch, f"sleep 60 & echo $! >{tmp_path}/hook; wait")
     began = time.monotonic()
     with pytest.raises(program.CertificateError, match=r"issued no certificate within 0\.5 s"):
         program.obtain(options(tmp_path))
     assert time.monotonic() - began < 10
+    time.sleep(0.2)
+    hook = Path("/proc", (tmp_path / "hook").read_text().strip(), "cmdline")
+    # A process that has ended but is not yet reaped has an empty one.
+    assert not hook.exists() or hook.read_bytes() == b""
 
 
 @pytest.mark.parametrize(
