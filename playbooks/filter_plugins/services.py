@@ -70,10 +70,11 @@ def service_ports(services: Services, groups: Collection[str]) -> dict[str, str]
 
 
 def with_ports(units: Mapping[str, str], ports: Iterable[Any]) -> dict[str, dict[str, Any]]:
-    """Return the port and the unit of each setting; `ports` are the settings' values."""
+    """Return the port and the unit of each setting; `ports` are the settings' values, 0 for a closed one."""
     return {
         setting: {"port": int(port), "unit": unit}
         for (setting, unit), port in zip(units.items(), ports, strict=True)
+        if int(port)
     }
 
 
@@ -85,6 +86,8 @@ def service_openings(
     for setting, unit in service_ports(services, groups).items():
         at = str(openings[setting]["at"])
         place = urlsplit(at if "//" in at else f"//{at}")
+        if not place.port:
+            continue
         clients = [str(client) for client in openings[setting]["clients"]]
         entry = {"port": place.port, "unit": openings[setting].get("unit", unit)}
         found.append({**entry, "address": place.hostname, "clients": clients})

@@ -46,14 +46,39 @@ def security_updates() -> int | None:
     return len(found) if done.returncode == 0 else None
 
 
-def certificate_expiry(path: Path) -> int:
-    """Return a PEM certificate's expiry as Unix time; raises OSError or ValueError if it cannot be read."""
+def certificate_validity(pem: str) -> list[int]:
+    """Return start and expiry of a certificate in PEM as Unix times; raises ValueError if it is damaged."""
     done = subprocess.run(
-        ["openssl", "x509", "-noout", "-enddate", "-in", path], capture_output=True, text=True, check=False
+        ["openssl", "x509", "-noout", "-startdate", "-enddate"],
+        input=pem,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise ValueError(done.stderr.splitlines()[0] if done.stderr else "openssl printed nothing")
-    return ssl.cert_time_to_seconds(done.stdout.strip().removeprefix("notAfter="))
+    return [ssl.cert_time_to_seconds(line.partition("=")[2]) for line in done.stdout.splitlines()]
+
+
+def served_lines(endpoints: list[str]) -> Iterator[str]:
+    """Yield the metrics' lines of the certificates that TLS servers show; one that shows none is left out."""
+    served = {}
+    for endpoint in endpoints:
+        host, _, port = endpoint.rpartition(":")
+        try:
+            served[endpoint] = certificate_validity(ssl.get_server_certificate((host, int(port)), timeout=10))
+        except (OSError, ValueError) as error:
+            print(f"{endpoint} serves no certificate: {error}", file=sys.stderr)
+    names = (
+        "bedplate_host_served_certificate_start_timestamp_seconds",
+        "bedplate_host_served_certificate_expiry_timestamp_seconds",
+    )
+    for place, name in enumerate(names):
+        if served:
+            yield f"# HELP {name} Unix time from which, or until which, the served certificate is valid."
+            yield f"# TYPE {name} gauge"
+        for endpoint, validity in served.items():
+            yield f'{name}{{address="{endpoint}"}} {validity[place]}'
 
 
 def newest_file_time(folder: Path) -> float:
@@ -61,7 +86,7 @@ def newest_file_time(folder: Path) -> float:
     return max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=0.0)
 
 
-def metric_lines(certificates: list[Path], backups: list[Path]) -> Iterator[str]:
+def metric_lines(certificates: list[Path], served: list[str], backups: list[Path]) -> Iterator[str]:
     """Yield the metrics' lines; an unreadable certificate has the expiry 0, so that its alert fires."""
     name = "bedplate_host_reboot_required"
     yield f"# HELP {name} 1 if the host needs a restart."
@@ -85,11 +110,12 @@ def metric_lines(certificates: list[Path], backups: list[Path]) -> Iterator[str]
         yield f"# TYPE {name} gauge"
     for path in certificates:
         try:
-            expiry = certificate_expiry(path)
+            _, expiry = certificate_validity(path.read_text())
         except (OSError, ValueError) as error:
             print(f"cannot read the certificate {path}: {error}", file=sys.stderr)
             expiry = 0
         yield f'{name}{{path="{path}"}} {expiry}'
+    yield from served_lines(served)
     name = "bedplate_host_backup_timestamp_seconds"
     if backups:
         yield f"# HELP {name} Unix time of the newest file in the backup directory; 0 if there is none."
@@ -99,12 +125,13 @@ def metric_lines(certificates: list[Path], backups: list[Path]) -> Iterator[str]
 
 
 def main() -> None:
-    """Write the file named by the first argument atomically; CERTIFICATES and BACKUPS list the paths."""
+    """Write the file named by the first argument atomically; CERTIFICATES, SERVED and BACKUPS say of what."""
     target = Path(sys.argv[1])
     certificates = [Path(path) for path in os.environ.get("CERTIFICATES", "").split()]
+    served = os.environ.get("SERVED", "").split()
     backups = [Path(path) for path in os.environ.get("BACKUPS", "").split()]
     new = target.with_suffix(".tmp")
-    new.write_text("".join(f"{line}\n" for line in metric_lines(certificates, backups)))
+    new.write_text("".join(f"{line}\n" for line in metric_lines(certificates, served, backups)))
     new.chmod(0o644)
     new.replace(target)
 

@@ -115,6 +115,8 @@ def test_ports_carry_their_setting_and_unit(services: ModuleType) -> None:
         "web_metrics_port": {"port": 3002, "unit": "web"},
         "host_port": {"port": 9100, "unit": "host"},
     }
+    # A closed one.
+    assert services.with_ports({"web_port": "web"}, [0]) == {}
 
 
 def test_openings_are_the_places_and_clients_of_the_ports(services: ModuleType) -> None:
@@ -125,6 +127,10 @@ def test_openings_are_the_places_and_clients_of_the_ports(services: ModuleType) 
     assert services.service_openings(SERVICES, openings, ["inference"]) == [
         {"port": 11434, "unit": "engine", "address": "10.0.0.1", "clients": ["10.0.0.2"]},
         {"port": 9100, "unit": "host", "address": "127.0.0.1", "clients": []},
+    ]
+    openings["host_port"]["at"] = "127.0.0.1:0"
+    assert [entry["port"] for entry in services.service_openings(SERVICES, openings, ["inference"])] == [
+        11434
     ]
 
 

@@ -23,6 +23,7 @@ HOST_NAME = "inventory_hostname"
 
 # A valid value of each kind.
 SAMPLES = {
+    "account_or_empty": "ops@example.org",
     "address": "10.2.0.3",
     "alias": "team-1",
     "alias_or_empty": "team-1",
@@ -31,6 +32,7 @@ SAMPLES = {
     "chip": "GB202",
     "control_file": "/srv/edge files/edge.crt",
     "control_file_or_empty": "edge.crt",
+    "directory": "https://acme.example.org:14000/dir",
     "dns_name": "llm.example.org",
     "engine_duration": "1h30m",
     "engine_keep_alive": "-1",
@@ -121,6 +123,7 @@ MARKS = ("double quote", "single quote", "backslash", "percent", "dollar")
 REST = (*MARKS, "negative", "braces", "unicode", "traversal", "traversal inside")
 # Why a kind may have what looks dangerous.
 HARMLESS: dict[str, dict[str, str]] = {
+    "account_or_empty": {"empty": DEFAULT},
     "alias_or_empty": {"empty": DEFAULT},
     "checksum": {"empty": DEFAULT},
     "chip": {"space": "it only selects a row of the role's table"},

@@ -123,13 +123,14 @@ def prometheus_page(port: int = 9090) -> dict[str, Any]:
 def all_hosts(address: str, clients: list[str], **more: Any) -> dict[str, Any]:
     """Return the variables of every host."""
     return {
+        "edge_http_port": 0,
         "edge_metrics_listen_address": address,
         "edge_metrics_allowed_clients": clients,
         "bedplate_download_environment": {},
         "bedplate_download_proxies": {},
         "node_exporter_listen_address": address,
         "node_exporter_allowed_clients": clients,
-        "node_exporter_own_certificates": [],
+        "node_exporter_served_certificates": [],
         **more,
     }
 
@@ -183,7 +184,7 @@ def canary(
 
 
 # The addresses of the gateway host and the monitoring host of three-hosts.
-RACK = ("10.1.0.2", "10.1.0.3", "127.0.0.1")
+RACK = ("10.1.0.2", "10.1.0.3")
 
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "one-box": {
@@ -254,7 +255,13 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "three-hosts": {
         "gpu1": {
             **all_hosts("10.1.0.1", ["10.1.0.3", "10.1.0.1"]),
-            **edge("127.0.0.1", "10.1.0.1", *RACK, edge_name="rack", edge_ca_names=["gateway1", "monitor1"]),
+            **edge(
+                "127.0.0.1",
+                "10.1.0.1",
+                *RACK,
+                edge_name="rack",
+                edge_ca_names=["gateway1", "monitor1", "watch.example.org"],
+            ),
             "ollama_listen_address": "10.1.0.1",
             "ollama_allowed_clients": ["10.1.0.2", "10.1.0.1"],
             "ollama_url": "http://10.1.0.1:11434",
@@ -269,7 +276,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             **all_hosts(
                 "10.1.0.2",
                 ["10.1.0.3", "10.1.0.2"],
-                node_exporter_own_certificates=["/etc/bedplate/bedplate-edge/server.pem"],
+                node_exporter_served_certificates=["10.1.0.2:8000"],
             ),
             **edge(
                 "10.1.0.2",
@@ -278,7 +285,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                 edge_name="rack",
                 edge_api=api(8000),
                 edge_groups=["bedplate-gateway"],
-                edge_ca_names=["gateway1", "monitor1"],
+                edge_ca_names=["gateway1", "monitor1", "watch.example.org"],
             ),
             "gateway_socket": "/run/bedplate-gateway/http.sock",
             "gateway_url": "https://10.1.0.2:8000",
@@ -299,33 +306,43 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             ),
         },
         "monitor1": {
-            **all_hosts("127.0.0.1", []),
+            **all_hosts(
+                "127.0.0.1", [], edge_http_port=80, node_exporter_served_certificates=["10.1.0.3:3001"]
+            ),
             **edge(
-                "127.0.0.1",
+                "10.1.0.3",
                 "10.1.0.3",
                 *RACK,
                 edge_name="rack",
                 edge_pages=[dashboard_page(), prometheus_page()],
                 edge_groups=["bedplate-dashboard"],
-                edge_ca_names=["gateway1", "monitor1"],
+                edge_ca_names=["gateway1", "monitor1", "watch.example.org"],
             ),
-            "prometheus_url": "http://127.0.0.1:9090",
+            "prometheus_url": "https://watch.example.org:9090",
             **edge_login("bedplate"),
             "prometheus_watchdog": False,
-            "alertmanager_url": "http://127.0.0.1:9093",
+            "alertmanager_url": "https://watch.example.org:9093",
             "prometheus_targets": [
                 {"job": "gateway", "host": "gateway1", "address": "10.1.0.2:9464"},
                 litellm_target("gateway1", "10.1.0.2:9464"),
                 {"job": "ollama", "host": "gpu1", "address": "10.1.0.1:9101"},
-                {"job": "prometheus", "host": "monitor1", "address": "127.0.0.1:9090", "scheme": "http"},
-                {"job": "dashboard", "host": "monitor1", "address": "127.0.0.1:3001", "scheme": "http"},
+                *(
+                    {
+                        "job": job,
+                        "host": "monitor1",
+                        "address": f"watch.example.org:{port}",
+                        "scheme": "https",
+                    }
+                    for job, port in (("prometheus", 9090), ("dashboard", 3001))
+                ),
                 {"job": "edge", "host": "gateway1", "address": "10.1.0.2:8405"},
                 {"job": "edge", "host": "monitor1", "address": "127.0.0.1:8405"},
                 {"job": "node", "host": "gpu1", "address": "10.1.0.1:9100"},
                 {"job": "node", "host": "gateway1", "address": "10.1.0.2:9100"},
                 {"job": "node", "host": "monitor1", "address": "127.0.0.1:9100"},
             ],
-            "prometheus_allowed_addresses": ["localhost", "10.1.0.2", "10.1.0.1"],
+            # One target is a name.
+            "prometheus_allowed_addresses": ["any"],
             "dashboard_allowed_addresses": ["localhost", "10.1.0.2", "10.1.0.1"],
             "prometheus_litellm_memory_limits": [{"host": "gateway1", "bytes": 3 * GIB}],
             "prometheus_alertmanagers": [],
@@ -373,9 +390,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             )
         },
         "front": {
-            **all_hosts(
-                "127.0.0.1", [], node_exporter_own_certificates=["/etc/bedplate/bedplate-edge/server.pem"]
-            ),
+            **all_hosts("127.0.0.1", [], node_exporter_served_certificates=["10.2.0.3:18000"]),
             **edge(
                 "10.2.0.3",
                 "10.2.0.3",

@@ -16,6 +16,8 @@ OPENINGS: dict[str, dict[str, Any]] = TABLES["bedplate_openings"]
 DEFAULTS: dict[str, Any] = {}
 for file in ROOT.glob("roles/*/defaults/main.yml"):
     DEFAULTS |= yaml.safe_load(file.read_text()) or {}
+# Wired: an ACME directory connects to no other port.
+DEFAULTS["edge_http_port"] = 80
 PORTS = {setting: DEFAULTS[setting] for row in SERVICES.values() for setting in row.get("ports", ())}
 # What the docs call the listener of each port setting.
 LISTENERS = {
@@ -25,6 +27,7 @@ LISTENERS = {
     "gateway_metrics_port": "the gateway's metrics",
     "litellm_listen_port": "LiteLLM",
     "edge_metrics_port": "the edge's metrics",
+    "edge_http_port": "the edge for an ACME directory",
     "prometheus_port": "Prometheus",
     "prometheus_listen_port": "Prometheus itself",
     "alertmanager_port": "Alertmanager",

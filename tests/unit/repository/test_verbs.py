@@ -26,8 +26,8 @@ def dry_run(*targets: str) -> subprocess.CompletedProcess[str]:
 SERVICES: dict[str, dict[str, str]] = yaml.safe_load((ROOT / "playbooks/services.yml").read_text())[
     "bedplate_services"
 ]
-# One ends when the models are loaded, one checks the firewall, one is a client.
-WITHOUT_HEALTH_URL = {"ollama-preload", "ollama-guard", "traffic-canary"}
+# One ends when the models are loaded, one checks the firewall, one orders a certificate, one is a client.
+WITHOUT_HEALTH_URL = {"ollama-preload", "ollama-guard", "edge-certificate", "traffic-canary"}
 
 
 @pytest.mark.parametrize(

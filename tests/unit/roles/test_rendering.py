@@ -209,6 +209,7 @@ def test_every_unit_is_marked_as_managed_and_belongs_to_the_target(stack: Stack)
                 "ollama-preload.service",
                 "ollama-guard.service",
                 "ollama-guard.timer",
+                "edge-certificate.service",
                 "host-facts.service",
                 "traffic-canary.service",
             ):
@@ -479,7 +480,7 @@ def test_only_targets_behind_an_edge_get_the_password(stack: Stack) -> None:
     jobs = yaml.safe_load(rendered.files["prometheus.yml"])["scrape_configs"]
     assert {job["job_name"] for job in jobs if "basic_auth" in job} == {"prometheus", "dashboard"}
     schemes = {config["labels"].get("__scheme__") for job in jobs for config in job["static_configs"]}
-    assert schemes == {None, "https" if stack.name == "two-engines" else "http"}
+    assert schemes == {None, "http" if stack.name == "one-box" else "https"}
 
 
 @pytest.mark.parametrize("stack", ["two-engines"], indirect=True)

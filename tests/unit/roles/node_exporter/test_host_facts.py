@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -70,6 +74,20 @@ def test_a_package_requires_a_restart(facts: ModuleType, tmp_path: Path) -> None
     assert facts.reboot_required(time.time(), 50)
 
 
+def served(certificate: Path, key: Path) -> str:
+    """Serve a certificate to one client; returns the address and port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener, suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True):
+            pass
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
 def test_the_file_is_complete_and_readable(
     facts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +105,9 @@ def test_the_file_is_complete_and_readable(
         (backups / name).touch()
         os.utime(backups / name, (second, second))
     target = tmp_path / "host.prom"
+    server = served(certificate, tmp_path / "key.pem")
+    # Nothing listens on port 9, so the metric is absent.
+    monkeypatch.setenv("SERVED", f"{server} 127.0.0.1:9")
     monkeypatch.setenv("CERTIFICATES", f"{certificate} {broken}")
     monkeypatch.setenv("BACKUPS", f"{backups} {tmp_path / 'none'}")
     monkeypatch.setattr("sys.argv", ["host-facts", str(target)])
@@ -96,6 +117,9 @@ def test_the_file_is_complete_and_readable(
     )
     ends = float(metrics.pop(f'bedplate_host_certificate_expiry_timestamp_seconds{{path="{certificate}"}}'))
     assert 9.9 < (ends - time.time()) / 86400 < 10.1
+    for name, value in (("expiry", ends), ("start", ends - 10 * 86400)):
+        served_name = f"bedplate_host_served_certificate_{name}_timestamp_seconds"
+        assert float(metrics.pop(f'{served_name}{{address="{server}"}}')) == value
     assert metrics == {
         "bedplate_host_reboot_required": "0",
         "bedplate_host_security_updates": "0",
@@ -103,7 +127,9 @@ def test_the_file_is_complete_and_readable(
         f'bedplate_host_backup_timestamp_seconds{{path="{backups}"}}': "2000",
         f'bedplate_host_backup_timestamp_seconds{{path="{tmp_path / "none"}"}}': "0",
     }
-    assert "b.pem: " in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "b.pem: " in printed
+    assert "127.0.0.1:9 serves no certificate" in printed
     assert target.stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.glob("host.*")] == ["host.prom"]
 
@@ -117,4 +143,4 @@ def test_security_updates_are_counted(facts: ModuleType, tmp_path: Path) -> None
 def test_a_broken_apt_reports_no_number(facts: ModuleType, tmp_path: Path) -> None:
     fake_apt(tmp_path / "bin", UPDATES, status=100)
     assert facts.security_updates() is None
-    assert not any("security" in line for line in facts.metric_lines([], []))
+    assert not any("security" in line for line in facts.metric_lines([], [], []))

@@ -68,6 +68,8 @@ FREE = 'node_memory_MemAvailable_bytes{host="box"}'
 MEMORY = 'node_memory_MemTotal_bytes{host="box"}'
 CLOCK = 'node_time_seconds{host="box"}'
 CERTIFICATE = 'bedplate_host_certificate_expiry_timestamp_seconds{host="box", path="/a.pem"}'
+SERVED_START = 'bedplate_host_served_certificate_start_timestamp_seconds{host="box", address="10.0.0.1:8000"}'
+SERVED_END = 'bedplate_host_served_certificate_expiry_timestamp_seconds{host="box", address="10.0.0.1:8000"}'
 VERIFY = 'bedplate_dashboard_verify_ok{host="box"}'
 LITELLM_UP = 'bedplate_gateway_litellm_up{host="box"}'
 LITELLM_TARGET = 'up{job="litellm", host="box"}'
@@ -269,6 +271,31 @@ CASES = [
     ),
     Case("a certificate cannot be read", {CERTIFICATE: "0x5"}, "1m", ("CertificateEnds warning",)),
     Case("a certificate ends in a month", {CERTIFICATE: f"{30 * 86400}x5"}, "1m", about="CertificateEnds"),
+    # The first with a life of 825 days, the others with one of 90 days.
+    Case(
+        "the edge's certificate ends in 59 days",
+        {SERVED_START: f"{-766 * 86400}x5", SERVED_END: f"{59 * 86400}x5"},
+        "1m",
+        ("EdgeCertificateEnds warning",),
+    ),
+    Case(
+        "the edge's certificate was not renewed for a week",
+        {SERVED_START: f"{-68 * 86400}x5", SERVED_END: f"{22 * 86400}x5"},
+        "1m",
+        ("EdgeCertificateEnds warning",),
+    ),
+    Case(
+        "the edge's certificate ends in eleven days",
+        {SERVED_START: f"{-79 * 86400}x5", SERVED_END: f"{11 * 86400}x5"},
+        "1m",
+        ("EdgeCertificateEnds warning", "EdgeCertificateEnds critical"),
+    ),
+    Case(
+        "the edge's certificate is due for renewal today",
+        {SERVED_START: f"{-60 * 86400}x5", SERVED_END: f"{30 * 86400}x5"},
+        "1m",
+        about="EdgeCertificateEnds",
+    ),
     Case("verify failed", {VERIFY: "1 0x5"}, "2m", ("VerifyFailed warning",)),
     Case("verify passed", {VERIFY: "0 1x5"}, "2m", about="VerifyFailed"),
     Case("the canary gets no answer", {CANARY: "1 0x30"}, "25m", ("CanaryFailing critical",)),
