@@ -10,7 +10,6 @@ from tests.support.stack import Stack
 # What docs/reference/alerts.md promises: the third question, and its answer's time.
 DETECTED_SECONDS = 60.0
 STARTED_SECONDS = 30.0
-HEALED = ("ollama", "bedplate-edge", "alertmanager", "node-exporter", "prometheus")
 
 
 def main_pids(stack: Stack, names: tuple[str, ...]) -> dict[str, str]:
@@ -24,21 +23,37 @@ def main_pids(stack: Stack, names: tuple[str, ...]) -> dict[str, str]:
     }
 
 
-def test_services_that_hang_are_restarted(stack: Stack, alerts: AlertWatch) -> None:
-    before = main_pids(stack, HEALED)
-    assert before.keys() == set(HEALED)
-    stack(f"systemctl kill --signal=STOP {' '.join(HEALED)}")
+def hang(stack: Stack, names: tuple[str, ...]) -> None:
+    """Stop the services' processes and wait until systemd has started new ones."""
+    before = main_pids(stack, names)
+    assert before.keys() == set(names)
+    stack(f"systemctl kill --signal=STOP {' '.join(names)}")
     started = time.monotonic()
 
     def left() -> set[str]:
-        return {name for name in HEALED if main_pids(stack, HEALED).get(name, before[name]) == before[name]}
+        return {name for name in names if main_pids(stack, names).get(name, before[name]) == before[name]}
 
     wait_until(lambda: not left(), DETECTED_SECONDS + STARTED_SECONDS, lambda: f"{left()} still hang")
-    print(f"\nfive services that hung were restarted after {time.monotonic() - started:.0f} s")
-    hung = {f"ServiceHung {name}.service" for name in HEALED}
-    wait_until(lambda: hung <= alerts.firing(), 90, lambda: f"only {alerts.firing()} fire")
+    print(f"\n{', '.join(names)} hung and ran again after {time.monotonic() - started:.0f} s")
+
+
+def test_services_that_hang_are_restarted(stack: Stack, alerts: AlertWatch) -> None:
+    names = ("ollama", "bedplate-edge", "alertmanager")
+    try:
+        hang(stack, names)
+        hung = {f"ServiceHung {name}.service" for name in names}
+        wait_until(lambda: hung <= alerts.firing(), 30, lambda: f"only {alerts.firing()} fire")
+    finally:
+        # It may have failed meanwhile.
+        stack("systemctl start traffic-canary")
+
+
+# The alert's window, which is short here, is over when they return.
+def test_services_of_the_alert_itself_are_restarted(stack: Stack) -> None:
+    hang(stack, ("node-exporter", "prometheus"))
     lines = stack("journalctl --no-pager --output=cat --unit='bedplate-heal@*' --identifier=bedplate-heal")
-    assert len([line for line in lines.splitlines() if "was killed, so that systemd starts it" in line]) == 5
+    for name in ("node-exporter", "prometheus"):
+        assert f"{name}.service did not answer at " in lines
 
 
 def test_a_service_that_is_stopped_stays_stopped(stack: Stack) -> None:

@@ -186,6 +186,15 @@ def test_nothing_stays_down_for_good(stack: Stack) -> None:
 HEALED = {"ollama", "bedplate-edge", "prometheus", "alertmanager", "node-exporter"}
 
 
+def test_each_service_has_a_watchdog_or_is_asked(stack: Stack) -> None:
+    for rendered in stack.hosts.values():
+        for name, text in rendered.units.items():
+            unit = directives(text)
+            if unit.get("Restart") == "always":
+                watched = (unit.get("WatchdogSec"), unit.get("WatchdogSignal")) == ("30", "SIGKILL")
+                assert watched != (name.removesuffix(".service") in rendered.wiring["bedplate_healed"]), name
+
+
 def test_services_without_a_watchdog_are_asked(stack: Stack) -> None:
     for rendered in stack.hosts.values():
         services = {name.removesuffix(".service") for name in rendered.units if name.endswith(".service")}
