@@ -37,6 +37,7 @@ CONTROL_SIDE = {
     "meta",
     "pause",
     "set_fact",
+    "settings_check",
     "validate_argument_spec",
 }
 
