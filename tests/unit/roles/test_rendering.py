@@ -81,7 +81,7 @@ def test_a_misspelt_directive_is_detected_in_every_unit(stack: Stack, verify: Ve
     ("right", "wrong"),
     [
         ("ProtectSystem=strict", "ProtectSystem=strictly"),
-        ("RestartSec=2", "RestartSteps=3"),  # only systemd 254 and later know it
+        ("RestartSec=1", "RestartSteps=3"),  # only systemd 254 and later know it
         ("SystemCallFilter=@system-service", "SystemCallFilter=@system-services"),
         ("PartOf=bedplate.target", "PartOf=bedplate.targt"),
         ("ExecStart=/opt", "ExecStart=opt"),

@@ -1,0 +1,101 @@
+"""Each fault of the table: the client's answer, the dashboard's sentence, the alert, and the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.scenarios.faults.matrix import TABLE, Fault
+from tests.support.alerts import AlertWatch, wait_until
+from tests.support.stack import Stack
+
+ROWS = [fault for fault in TABLE if fault.quick or os.environ.get("FAULTS") == "all"]
+SENTENCE_SECONDS = 10.0
+"""From the fault: a poll each 2 s, its time-out, and the 5 s within which the page shows it."""
+ALERT_SECONDS = 30.0
+"""For the longest `for` of the scenario, two scrapes and an evaluation."""
+
+
+class Request(threading.Thread):
+    """One chat request that is sent while a fault lasts."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(daemon=True)
+        self._stack = stack
+        self.outcome = ""
+
+    def run(self) -> None:
+        """Note the status, or the name of the client's error."""
+        with self._stack.client(self._stack.key("bench")) as client:
+            try:
+                self.outcome = str(self._stack.chat(client).status_code)
+            except httpx.HTTPError as error:
+                self.outcome = type(error).__name__
+
+
+@pytest.fixture(scope="module")
+def alerts(stack: Stack) -> AlertWatch:
+    """The alerts in Prometheus."""
+    return AlertWatch(stack)
+
+
+@pytest.fixture(scope="module")
+def times() -> Iterator[list[str]]:
+    """The rows of the table of times, which is printed at the end."""
+    rows: list[str] = []
+    yield rows
+    head = "| fault | a request meanwhile | told after | alert after | well again after |"
+    print("", head, "|---|---|---|---|---|", *rows, sep="\n")
+
+
+def told(stack: Stack, sentence: str) -> bool:
+    """Return whether the dashboard says it."""
+    try:
+        return re.search(sentence, json.dumps(stack.status()["faults"])) is not None
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+def is_well(stack: Stack) -> bool:
+    """Return whether the dashboard says healthy and a chat is answered."""
+    try:
+        with stack.client(stack.key("bench")) as client:
+            return stack.status()["state"] == "healthy" and stack.chat(client).status_code == 200
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+@pytest.mark.parametrize("fault", ROWS, ids=[fault.name for fault in ROWS])
+def test_fault(stack: Stack, alerts: AlertWatch, times: list[str], fault: Fault) -> None:
+    wait_until(lambda: is_well(stack), 60, lambda: str(stack.status()["reason"]))
+    shown = fires = ""
+    began = time.monotonic()
+    stack(fault.inject)
+    request = Request(stack)
+    request.start()
+    try:
+        if fault.sentence:
+            sentence = fault.sentence
+            shown = f"{wait_until(lambda: told(stack, sentence), SENTENCE_SECONDS):.1f} s"
+        if fault.alert:
+            alert = fault.alert
+            wait_until(lambda: alert in alerts.firing(), ALERT_SECONDS, lambda: f"only {alerts.firing()}")
+            fires = f"{time.monotonic() - began:.0f} s"
+        if fault.repair:
+            request.join(timeout=60)
+    finally:
+        if fault.repair:
+            stack(fault.repair)
+            began = time.monotonic()
+    wait_until(lambda: is_well(stack), fault.seconds, lambda: "not well again")
+    well = time.monotonic() - began
+    request.join(timeout=60)
+    assert re.fullmatch(fault.meanwhile, request.outcome), request.outcome
+    times.append(f"| {fault.name} | {request.outcome} | {shown} | {fires} | {well:.0f} s |")
