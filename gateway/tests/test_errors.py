@@ -38,7 +38,7 @@ EVERY = [
     errors.empty_stream(),
     errors.litellm_unavailable(),
     errors.engine_unavailable("m"),
-    errors.not_ready(["one", "two"]),
+    errors.not_ready(),
     errors.queue_timeout("m", 20.0, 3.0),
     errors.restarting(),
     errors.engine_timeout(120.0),

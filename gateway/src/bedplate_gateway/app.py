@@ -196,7 +196,7 @@ class Gateway:
 
     def _check_ready(self) -> None:
         if not any(map(self.local.scheduler.can_be_served, self._models)):
-            raise errors.not_ready(engine.name for engine in self.settings.engines)
+            raise errors.not_ready()
 
     def _list_models(self, key: Key, model: str) -> dict[str, Any]:
         """Return the models that the key may use and an engine serves now, or the one named `model`."""

@@ -45,7 +45,7 @@ Source: platform.openai.com/docs/guides/error-codes.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -360,12 +360,12 @@ def engine_unavailable(model: str) -> ApiError:
     )
 
 
-def not_ready(engines: Iterable[str]) -> ApiError:
-    """Return the 503 of the readiness check where none of the engines serves a model."""
+def not_ready() -> ApiError:
+    """Return the 503 of the readiness check, which needs no key, where no engine serves a model."""
     return ApiError(
         503,
         "engine_unavailable",
-        f"No engine serves a model now, of {', '.join(engines)}: the operator sees why with: make health",
+        "No engine serves a model now: the operator sees why with: make health",
         type="server_error",
     )
 

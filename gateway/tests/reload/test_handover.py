@@ -368,6 +368,24 @@ def test_a_message_that_is_not_understood_leaves_nobody_waiting(tmp_path: Path) 
     run(scenario)
 
 
+def test_a_reply_that_is_not_understood_leaves_nobody_waiting() -> None:
+    async def scenario() -> None:
+        writer = Mock(spec=asyncio.StreamWriter)
+        writer.is_closing.return_value = False
+        successor = Successor(writer)
+        successor.adopt({}, {})
+        refused: list[ApiError] = []
+        successor.submit(
+            AdmissionRequest(Key(alias="a", secrets=()), "normal", "m", 1), print, refused.append
+        )
+        reader = asyncio.StreamReader()
+        reader.feed_data(b'{"number": 1, "do": "grant", "engine": {}}\n')
+        await asyncio.wait_for(successor.listen(reader), 2)
+        assert [error.code for error in refused] == ["restarting"]
+
+    run(scenario)
+
+
 def test_a_process_of_another_version_is_left_as_it_is(tmp_path: Path) -> None:
     async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"0 api")

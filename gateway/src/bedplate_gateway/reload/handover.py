@@ -172,18 +172,27 @@ class Successor:
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
         """Pass grants and refusals on until the new process ends."""
-        async for line in reader:
-            message = json.loads(line)
-            # It may have been cancelled while the reply was on its way; the cancellation frees the slot.
-            if queued := self._queued.pop(message["number"], None):
-                if message["do"] == "grant":
-                    queued.on_grant(self._lease(queued, message))
-                else:
-                    queued.on_refuse(ApiError(**message["error"]))
+        try:
+            async for line in reader:
+                self._handle(json.loads(line))
+        except Exception:
+            log.exception("A message of the process that took over cannot be handled.")
         self._gone = True
         for queued in list(self._queued.values()):
             queued.on_refuse(errors.restarting())
         self._queued.clear()
+
+    def _handle(self, message: Message) -> None:
+        # It may have been cancelled while the reply was on its way; the cancellation frees the slot.
+        if queued := self._queued.get(message["number"]):
+            if message["do"] == "grant":
+                lease = self._lease(queued, message)
+                del self._queued[message["number"]]
+                queued.on_grant(lease)
+            else:
+                error = ApiError(**message["error"])
+                del self._queued[message["number"]]
+                queued.on_refuse(error)
 
     def _lease(self, queued: QueuedRequest, message: Message) -> Lease:
         # The settings of the new process describe the engine: it may be new.
@@ -280,8 +289,10 @@ class Predecessor:
         try:
             async for line in reader:
                 self._handle(json.loads(line))
+        except Exception:
+            log.exception("A message of the process before cannot be handled.")
         finally:
-            # Also after a failure here: the old process must not wait for replies that never come.
+            # The old process must not wait for replies that never come.
             self._writer.close()
             for number in list(self._held):
                 self._free(number)
