@@ -114,6 +114,11 @@ class Stack:
         }
         return client.post("/v1/chat/completions", json=body | fields)
 
+    def limited_keys(self) -> list[dict[str, Any]]:
+        """Return the host's keys that have a limit of requests per minute."""
+        keys = json.loads(self("cat /etc/bedplate/bedplate-gateway/keys.json"))["keys"]
+        return [key for key in keys if key.get("rpm")]
+
     def key_status(self, secret: str) -> str:
         """Return "ok" if the gateway accepts a key, else the error message of its 401."""
         with self.client(secret) as client:

@@ -102,5 +102,32 @@ def test_limits_survive_a_restart_and_a_kill(stack: Stack) -> None:
     stack("systemctl kill --kill-who=main --signal=KILL bedplate-gateway")
     with stack.client(stack.key("ratelimit")) as client:
         assert int(stack.chat(client).headers["x-ratelimit-remaining-requests"]) == left - 2
+        # The journal then shows a used-up limit across both.
+        while stack.chat(client).status_code == 200:
+            pass
     # A manual restart resets NRestarts, so that verify reports no crash.
     stack("systemctl restart bedplate-gateway")
+
+
+def arrivals(stack: Stack, alias: str) -> list[float]:
+    """Return when each request of a key arrived that an engine served, as the journal shows it."""
+    found = re.findall(
+        rf"^(\d+\.\d+) .*: id=\S+ status=\d+ alias={alias} .*engine=[^- ]\S* .*seconds=([\d.]+)s",
+        stack("journalctl --unit=bedplate-gateway --output=short-unix --no-pager"),
+        re.MULTILINE,
+    )
+    return sorted(float(written) - float(seconds) for written, seconds in found)
+
+
+def test_no_minute_of_the_journal_has_more_requests_than_a_limit(stack: Stack) -> None:
+    """Over all restarts, reloads and kills of this scenario."""
+    limits = {key["alias"]: key["rpm"] for key in stack.limited_keys()}
+    assert len(limits) > 1
+    counted = 0
+    for alias, rpm in limits.items():
+        times = arrivals(stack, alias)
+        counted += len(times)
+        # A line is written up to half a second after its request has ended.
+        most = max((sum(at <= other < at + 59.5 for other in times) for at in times), default=0)
+        assert most <= rpm, f"{most} requests of {alias} in a minute"
+    assert counted > 100

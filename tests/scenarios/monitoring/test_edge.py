@@ -103,6 +103,45 @@ def test_tls_is_at_least_1_2_and_verified(stack: Stack) -> None:
         plain.get(f"http://{stack.address}:8000/health/liveliness")
 
 
+def test_one_port_serves_all_by_path_and_name(client: httpx.Client, stack: Stack) -> None:
+    def get(path: str, host: str = "one", **options: Any) -> httpx.Response:
+        return client.get(f"https://{stack.address}{path}", headers={"host": host}, **options)
+
+    assert get("/health/liveliness").json() == {"status": "alive"}
+    assert get("/v1/models").json()["error"]["code"] == "invalid_api_key"
+    key = {"authorization": f"Bearer {stack.key('bench')}"}
+    models = client.get(f"https://{stack.address}/v1/models", headers=key)
+    assert [model["id"] for model in models.json()["data"]] == [stack.model]
+    assert get("/").status_code == 401
+    assert "Bedplate" in get("/", auth=stack.login).text
+    assert get("/", host="evil.example", auth=stack.login).status_code == 421
+    ready = get("/-/ready", host="prometheus.one")
+    assert (ready.status_code, "Prometheus" in ready.text) == (200, True)
+    # The client's own address is counted, not the edge's.
+    since = stack("date +%s").strip()
+    assert get("/", auth=("bedplate", "wrong-password")).status_code == 401
+    line = stack(f"journalctl -u bedplate-edge --since @{since} --output=cat --grep 'wrong user'")
+    local, _ = socket.create_connection((stack.address, 443)).getsockname()
+    assert line.startswith(f"{local} dashboard ")
+
+
+def test_a_wrong_name_and_none_get_the_same_certificate(stack: Stack) -> None:
+    """The name in TLS (SNI) chooses nothing: whoever asks verifies the one certificate."""
+    seen = set()
+    for name in (None, "one", "evil.example"):
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        plain = socket.create_connection((stack.address, 8000), timeout=5)
+        with context.wrap_socket(plain, server_hostname=name) as connection:
+            seen.add(connection.getpeercert(binary_form=True))
+    assert len(seen) == 1
+    with (
+        pytest.raises(ssl.SSLCertVerificationError),
+        socket.create_connection((stack.address, 8000)) as plain,
+    ):
+        stack.trusted().wrap_socket(plain, server_hostname="evil.example")
+
+
 def test_300_unfinished_headers_stop_no_page(client: httpx.Client, stack: Stack) -> None:
     halves = []
     for _ in range(300):

@@ -18,6 +18,8 @@ for file in ROOT.glob("roles/*/defaults/main.yml"):
     DEFAULTS |= yaml.safe_load(file.read_text()) or {}
 # Wired: an ACME directory connects to no other port.
 DEFAULTS["edge_http_port"] = 80
+# Off by default.
+DEFAULTS["edge_https_port"] = 443
 PORTS = {setting: DEFAULTS[setting] for row in SERVICES.values() for setting in row.get("ports", ())}
 # What the docs call the listener of each port setting.
 LISTENERS = {
@@ -27,6 +29,7 @@ LISTENERS = {
     "gateway_metrics_port": "the gateway's metrics",
     "litellm_listen_port": "LiteLLM",
     "edge_metrics_port": "the edge's metrics",
+    "edge_https_port": "the edge's port for all",
     "edge_http_port": "the edge for an ACME directory",
     "prometheus_port": "Prometheus",
     "prometheus_listen_port": "Prometheus itself",
