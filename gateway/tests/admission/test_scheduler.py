@@ -56,7 +56,7 @@ class Table:
         return grant
 
     def end(self, name: str) -> None:
-        self.scheduler.release(self.slots.pop(name))
+        self.scheduler.release(self.slots.pop(name), self.now)
         self.scheduler.dispatch(self.now)
 
     def end_all(self) -> list[str]:
@@ -204,10 +204,10 @@ def test_a_swap_moves_the_slot_to_an_engine_that_has_one_free() -> None:
     table.ask("a")
     slot = table.slots["a"]
     assert slot.engine.name == "one"
-    assert table.scheduler.swap(slot)
+    assert table.scheduler.swap(slot, table.now)
     assert slot.engine.name == "two"
     table.down.add("one")
-    assert not table.scheduler.swap(slot)
+    assert not table.scheduler.swap(slot, table.now)
     table.end("a")
     assert all(not slots.running for slots in table.scheduler.engine_slots())
 
@@ -215,15 +215,15 @@ def test_a_swap_moves_the_slot_to_an_engine_that_has_one_free() -> None:
 def test_a_slot_held_from_before_counts_even_where_it_is_one_too_many() -> None:
     table = Table(engine())
     key = Key.model_validate({"alias": "a", "secrets": []})
-    first = table.scheduler.restore(key, "m", "one")
-    second = table.scheduler.restore(key, "m", "one")
+    first = table.scheduler.restore(key, "m", "one", table.now)
+    second = table.scheduler.restore(key, "m", "one", table.now)
     assert first is not None
     assert second is not None
-    assert table.scheduler.restore(key, "m", "gone") is None
+    assert table.scheduler.restore(key, "m", "gone", table.now) is None
     table.ask("x")
-    table.scheduler.release(first)
+    table.scheduler.release(first, table.now)
     table.scheduler.dispatch(0.0)
     assert table.started == []
-    table.scheduler.release(second)
+    table.scheduler.release(second, table.now)
     table.scheduler.dispatch(0.0)
     assert table.started == ["x"]

@@ -100,9 +100,10 @@ class LocalAdmission:
 
     def swap(self, lease: Lease) -> bool:
         """Move a lease to another engine."""
-        if not self.scheduler.swap(lease.slot):
+        now = self.clock()
+        if not self.scheduler.swap(lease.slot, now):
             return False
-        self.scheduler.dispatch(self.clock())
+        self.scheduler.dispatch(now)
         return True
 
     def release(self, lease: Lease) -> None:
@@ -110,7 +111,7 @@ class LocalAdmission:
         if self._leases.pop(lease.number, None) is None:
             return
         now = self.clock()
-        self.scheduler.release(lease.slot)
+        self.scheduler.release(lease.slot, now)
         self._learn(lease, now)
         self.scheduler.dispatch(now)
 
@@ -199,7 +200,7 @@ class LocalAdmission:
 
     def restore_lease(self, request: AdmissionRequest, engine_name: str, charged: int) -> Lease | None:
         """Return a lease that a predecessor already holds; None where its engine or model is gone."""
-        slot = self.scheduler.restore(request.key, request.model, engine_name)
+        slot = self.scheduler.restore(request.key, request.model, engine_name, self.clock())
         if slot is None:
             return None
         lease = self._new_lease(next(self._numbers), request, slot, 0.0)

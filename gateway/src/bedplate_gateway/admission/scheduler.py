@@ -4,6 +4,7 @@ A pure state machine: the caller reports events and gets callbacks. It uses no c
 """
 
 import itertools
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,12 @@ from bedplate_gateway.settings import PRIORITY_CLASSES, Engine, EngineModel, Pri
 
 PATIENCE_SECONDS = 10.0
 """How long requests for a loaded model go before those of their class that need another model loaded."""
+
+USAGE_SECONDS = 60.0
+"""How fast it is forgotten what a key has used: after this time a third of it counts."""
+FORGET_SECONDS = 5 * USAGE_SECONDS
+GREEDY_RATIO = 1.5
+"""A key that held so many times its fair part of the busy slots goes after the others of its class."""
 
 
 @dataclass(eq=False, slots=True)
@@ -34,6 +41,24 @@ class Slot:
     key: Key
     model: EngineModel
     engine: Engine
+
+
+@dataclass(eq=False, slots=True)
+class Usage:
+    """The slots that are held, and how many were held lately, as a mean that forgets."""
+
+    running: int = 0
+    mean: float = 0.0
+    at: float = 0.0
+
+    def held(self, now: float) -> float:
+        """Return the mean number of slots held, the last seconds counting most."""
+        return self.running + (self.mean - self.running) * math.exp((self.at - now) / USAGE_SECONDS)
+
+    def change(self, slots: int, now: float) -> None:
+        """Hold more slots from now on, or fewer."""
+        self.mean, self.at = self.held(now), now
+        self.running += slots
 
 
 @dataclass(eq=False, slots=True)
@@ -87,7 +112,8 @@ class Scheduler:
         self._loaded = loaded
         self._may_start = may_start
         self._lanes: dict[PriorityClass, dict[str, Lane]] = {name: {} for name in PRIORITY_CLASSES}
-        self._running_of_key: dict[str, int] = {}
+        self._usage: OrderedDict[str, Usage] = OrderedDict()
+        self._usage_of_all = Usage()
         self._dispatching = False
 
     # Events
@@ -110,30 +136,28 @@ class Scheduler:
         if not lane:
             del lanes[ticket.model]
 
-    def restore(self, key: Key, model: str, engine_name: str) -> Slot | None:
+    def restore(self, key: Key, model: str, engine_name: str, now: float) -> Slot | None:
         """Return a slot that a predecessor held, even where that is one too many; None where it is gone."""
         slots = self._slots.get(engine_name)
         if slots is None or model not in slots.models:
             return None
-        return self._occupy(key, model, slots)
+        return self._occupy(key, model, slots, now)
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: Slot, now: float) -> None:
         """Free a slot; call it once."""
         running = self._slots[slot.engine.name].running
         running[slot.model.name] -= 1
         if not running[slot.model.name]:
             del running[slot.model.name]
-        self._running_of_key[slot.key.alias] -= 1
-        if not self._running_of_key[slot.key.alias]:
-            del self._running_of_key[slot.key.alias]
+        self._use(slot.key, -1, now)
 
-    def swap(self, slot: Slot) -> bool:
+    def swap(self, slot: Slot, now: float) -> bool:
         """Move to a free slot of the model on another engine; False where there is none."""
         model = slot.model.name
         for slots in sorted(self._slots.values(), key=EngineSlots.load):
             if slots.engine is not slot.engine and self._can_start(slots, model):
-                self.release(slot)
-                new = self._occupy(slot.key, model, slots)
+                self.release(slot, now)
+                new = self._occupy(slot.key, model, slots, now)
                 slot.engine, slot.model = new.engine, new.model
                 return True
         return False
@@ -186,7 +210,7 @@ class Scheduler:
             lane = self._lanes[ticket.priority_class].get(ticket.model)
             if lane and ticket.key.alias in lane:
                 lane.move_to_end(ticket.key.alias)
-            ticket.on_grant(self._occupy(ticket.key, ticket.model, best))
+            ticket.on_grant(self._occupy(ticket.key, ticket.model, best, now))
             return True
         return False
 
@@ -222,7 +246,8 @@ class Scheduler:
                 if model in slots.models and slots.has_free_slot(model) and self._serves(slots.engine, model)
             ]
             for _, _, lane in sorted(lanes, key=lambda entry: entry[0]):
-                for queued in lane.values():
+                # The others take turns: a lane has the key that was served last at its end.
+                for queued in sorted(lane.values(), key=lambda queued: self._is_greedy(queued[0].key, now)):
                     if self._may_start(queued[0]) and not self._at_max_parallel(queued[0].key):
                         yield queued[0]
 
@@ -245,10 +270,26 @@ class Scheduler:
             and self._serves(slots.engine, model)
         )
 
-    def _at_max_parallel(self, key: Key) -> bool:
-        return key.max_parallel is not None and self._running_of_key.get(key.alias, 0) >= key.max_parallel
+    def _is_greedy(self, key: Key, now: float) -> bool:
+        """Return whether the key held clearly more slots lately than each would if all held the same."""
+        usage = self._usage.get(key.alias)
+        if usage is None:
+            return False
+        return usage.held(now) > GREEDY_RATIO * self._usage_of_all.held(now) / len(self._usage)
 
-    def _occupy(self, key: Key, model: str, slots: EngineSlots) -> Slot:
+    def _use(self, key: Key, slots: int, now: float) -> None:
+        self._usage.setdefault(key.alias, Usage()).change(slots, now)
+        self._usage_of_all.change(slots, now)
+        self._usage.move_to_end(key.alias)
+        oldest, usage = next(iter(self._usage.items()))
+        if not usage.running and now - usage.at > FORGET_SECONDS:
+            del self._usage[oldest]
+
+    def _at_max_parallel(self, key: Key) -> bool:
+        usage = self._usage.get(key.alias)
+        return key.max_parallel is not None and usage is not None and usage.running >= key.max_parallel
+
+    def _occupy(self, key: Key, model: str, slots: EngineSlots, now: float) -> Slot:
         slots.running[model] = slots.running.get(model, 0) + 1
-        self._running_of_key[key.alias] = self._running_of_key.get(key.alias, 0) + 1
+        self._use(key, 1, now)
         return Slot(key, slots.models[model], slots.engine)
