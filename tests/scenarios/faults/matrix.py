@@ -52,7 +52,7 @@ KILLED = (
     # Clients wait at the gateway's socket, which systemd keeps.
     Fault(name="gateway killed", inject=_kill("bedplate-gateway"), quick=True),
     Fault(name="edge killed", inject=_kill("bedplate-edge"), meanwhile="ConnectError|ReadError", quick=True),
-    Fault(name="LiteLLM killed", inject=_kill("litellm"), quick=True),
+    Fault(name="LiteLLM killed", inject=_kill("litellm"), seconds=90),
     Fault(name="Ollama killed", inject=_kill("ollama"), meanwhile="200|503"),
     Fault(name="exporter killed", inject=_kill("bedplate-exporter")),
     Fault(name="node exporter killed", inject=_kill("node-exporter")),
@@ -81,8 +81,7 @@ HUNG = (
         sentence="LiteLLM does not answer|LiteLLM did not answer",
         alert="LitellmBypassed gateway",
         meanwhile="200|504",
-        seconds=HEAL_SECONDS + RESTART_SECONDS,
-        quick=True,
+        seconds=HEAL_SECONDS + 90,
     ),
     Fault(
         name="Ollama hung",
@@ -143,8 +142,12 @@ RESOURCES = (
     ),
     Fault(
         name="/run full",
-        inject="cat /dev/zero >/run/fill 2>/dev/null; test $(df --output=avail /run | tail -n 1) = 0",
-        repair="rm /run/fill",
+        inject=(
+            "mount -o remount,size=$(( $(df --output=used --block-size=1K /run | tail -n 1) + 64 ))K /run;"
+            " cat /dev/zero >/run/fill 2>/dev/null || true"
+        ),
+        repair="rm /run/fill; mount -o remount,size=20% /run",
+        alert="LimitsNotSaved gateway",
         quick=True,
     ),
     Fault(
