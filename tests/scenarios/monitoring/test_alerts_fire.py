@@ -239,7 +239,7 @@ def test_an_invalid_rule_file_is_refused_and_the_old_rules_stay(
         stack.play("--tags=prometheus", settings={**settings, "prometheus_extra_rule_files": [str(bad)]})
     # Written directly, bypassing the role's checks.
     rules = "/etc/bedplate/prometheus/alerts.rules.yml"
-    stack(f"cp -a {rules} /root/kept; sed -i 's/expr: up == 0/expr: up ==/' {rules}")
+    stack(f"cp -a {rules} /root/kept; sed -i '0,/expr: /s/expr: .*/expr: up ==/' {rules}")
     stack("systemctl reload prometheus", fails=True)
     assert stack("systemctl is-active prometheus").strip() == "active"
     assert len(alerts.query("rules")["groups"]) == groups
