@@ -13,6 +13,7 @@ class PrometheusApi:
     """Queries to the Prometheus of one host."""
 
     def __init__(self, stack: Stack) -> None:
+        self._stack = stack
         self._client = httpx.Client(
             base_url=stack.prometheus_url,
             auth=stack.login,

@@ -8,6 +8,8 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -42,10 +44,19 @@ class Request(threading.Thread):
                 self.outcome = type(error).__name__
 
 
+class AlertsOnTheHost(AlertWatch):
+    """The alerts as Prometheus itself returns them: the edge may be what is broken."""
+
+    def query(self, path: str, **parameters: str) -> Any:
+        """Return the data of one response of the API."""
+        url = f"http://127.0.0.1:19090/api/v1/{path}?{urlencode(parameters)}"
+        return json.loads(self._stack(f"curl --silent --fail --max-time 5 '{url}'"))["data"]
+
+
 @pytest.fixture(scope="module")
 def alerts(stack: Stack) -> AlertWatch:
     """The alerts in Prometheus."""
-    return AlertWatch(stack)
+    return AlertsOnTheHost(stack)
 
 
 @pytest.fixture(scope="module")
