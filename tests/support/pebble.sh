@@ -1,9 +1,10 @@
+#!/bin/bash
 # Starts pebble, an ACME directory for tests, with names that lead to this host. It rejects nonces, checks each name anew and slowly.
 export DEBIAN_FRONTEND=noninteractive
 # playbooks/hosts.yml, which the test leaves out, would install lego.
 { command -v pebble && command -v lego; } >/dev/null || { apt-get update -q; apt-get install -y -q --no-install-recommends pebble lego; } >/dev/null 2>&1
 mkdir -p /srv/pebble
-cd /srv/pebble
+cd /srv/pebble || exit
 grep -q acme.test /etc/hosts || echo "$(hostname -I | cut -d' ' -f1) llm.acme.test chat.acme.test" >>/etc/hosts
 new=(openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 9)
 "${new[@]}" -subj "/CN=CA of the directory" -keyout ca.key -out ca.crt 2>/dev/null

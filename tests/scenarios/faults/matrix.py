@@ -152,7 +152,7 @@ RESOURCES = (
     ),
     Fault(
         name="disk full",
-        inject="mount -t tmpfs -o size=4m fault /srv; cat /dev/zero >/srv/fill 2>/dev/null; true",
+        inject="mount -t tmpfs -o size=4m fault /srv; cat /dev/zero >/srv/fill 2>/dev/null || true",
         repair="umount -l /srv",
         sentence="/srv on one is full",
         alert="DiskFull /srv",

@@ -92,10 +92,10 @@ def test_fault(stack: Stack, alerts: AlertWatch, times: list[str], fault: Fault)
     wait_until(lambda: is_well(stack), 60, lambda: str(stack.status()["reason"]))
     shown = fires = ""
     began = time.monotonic()
-    stack(fault.inject)
     request = Request(stack)
-    request.start()
     try:
+        stack(fault.inject)
+        request.start()
         if fault.sentence:
             sentence = fault.sentence
             shown = f"{wait_until(lambda: told(stack, sentence), SENTENCE_SECONDS):.1f} s"
