@@ -72,7 +72,7 @@ HUNG = (
         name="edge hung",
         inject=_hang("bedplate-edge"),
         alert="TargetDown edge",
-        meanwhile="200|ReadTimeout|ReadError|RemoteProtocolError",
+        meanwhile="ConnectError|ConnectTimeout",
         seconds=HEAL_SECONDS + RESTART_SECONDS,
     ),
     Fault(
@@ -144,7 +144,7 @@ RESOURCES = (
         name="/run full",
         inject=(
             "mount -o remount,size=$(( $(df --output=used --block-size=1K /run | tail -n 1) + 64 ))K /run;"
-            " cat /dev/zero >/run/fill 2>/dev/null || true"
+            " cat /dev/zero >/run/fill 2>/dev/null || true; systemctl reload bedplate-gateway"
         ),
         repair="rm /run/fill; mount -o remount,size=20% /run",
         alert="LimitsNotSaved gateway",
@@ -166,7 +166,8 @@ RESOURCES = (
         name="engine cut off",
         inject=CUT % "meta skuid { bedplate-gateway, litellm }",
         repair=HEAL_NETWORK,
-        meanwhile="50[34]",
+        # The request was sent before the gateway noticed.
+        meanwhile="50[34]|ReadTimeout",
         alert=f"ModelUnavailable {MODEL}",
     ),
     Fault(
