@@ -142,11 +142,14 @@ RESOURCES = (
     ),
     Fault(
         name="/run full",
+        # What others free is taken at once.
         inject=(
             "mount -o remount,size=$(( $(df --output=used --block-size=1K /run | tail -n 1) + 64 ))K /run;"
-            " cat /dev/zero >/run/fill 2>/dev/null || true; systemctl reload bedplate-gateway"
+            " systemd-run --quiet --unit=fake-filler sh -c"
+            " 'while :; do cat /dev/zero >>/run/fill; sleep 0.1; done' 2>/dev/null;"
+            " sleep 1; systemctl reload bedplate-gateway"
         ),
-        repair="rm /run/fill; mount -o remount,size=20% /run",
+        repair="systemctl stop fake-filler; rm /run/fill; mount -o remount,size=20% /run",
         alert="LimitsNotSaved gateway",
         quick=True,
     ),
