@@ -28,6 +28,7 @@ class Checker:
         self.running: dict[int, str] = {}
         self.counted: defaultdict[str, list[float]] = defaultdict(list)
         self.charged: defaultdict[str, list[Entry]] = defaultdict(list)
+        self.under_way: list[tuple[str, Entry]] = []
         self.submitted_at: dict[int, float] = {}
         self.forgot_at = 0.0
         self.known: set[int] = set()
@@ -49,6 +50,7 @@ class Checker:
                 self._occupy(entry, request)
             elif entry.event == "charged":
                 self.charged[request.key.alias].append(entry)
+                self.under_way.append((request.key.alias, entry))
             else:
                 self._end(entry)
         assert not self.waiting
@@ -58,14 +60,20 @@ class Checker:
         match entry.event:
             case "delivered":
                 self.known |= self.waiting.keys()
+                self.under_way.clear()
             case "alone":
                 self.skipped = 0
+                # What one process had told the other, and the other had not read, is lost with it.
+                for alias, lost in self.under_way:
+                    self.charged[alias].remove(lost)
+                self.under_way.clear()
             case "took over":
                 # Replies to the process before come late, so the order of grants cannot be seen.
                 self.skipped = None
             case "forgot":
                 self.counted.clear()
                 self.charged.clear()
+                self.under_way.clear()
                 self.forgot_at = entry.at
 
     def _end(self, entry: Entry) -> None:
