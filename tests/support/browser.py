@@ -31,6 +31,8 @@ PHONE: ViewportSize = {"width": 390, "height": 844}
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 DETECTED_SECONDS = 5.0
 HEALTHY_AGAIN_SECONDS = 20.0
+NETWORK_CHANGED = "net::ERR_NETWORK_CHANGED"
+"""Chromium ends all connections when an interface of this machine comes or goes, such as other hosts'."""
 VIOLATIONS = """
 window.violations = [];
 addEventListener("securitypolicyviolation", (event) =>
@@ -61,7 +63,7 @@ class WatchedPage:
         self.page.on("request", self._request)
 
     def _console(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
+        if message.type in ("error", "warning") and NETWORK_CHANGED not in message.text:
             self.problems.append(f"console: {message.text}")
 
     def _error(self, error: Error) -> None:
@@ -77,7 +79,12 @@ class WatchedPage:
 
     def open(self, query: str = "") -> Self:
         """Open the page and wait for its sentence."""
-        self.page.goto(f"{self.url}/{query}")
+        try:
+            self.page.goto(f"{self.url}/{query}")
+        except Error as error:
+            if NETWORK_CHANGED not in error.message:
+                raise
+            self.page.goto(f"{self.url}/{query}")
         self.sentence.wait_for()
         return self
 
