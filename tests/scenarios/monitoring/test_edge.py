@@ -65,6 +65,28 @@ def test_prometheus_cannot_be_changed_through_the_edge(client: httpx.Client, sta
         assert client.post(url(stack, "prometheus", path), auth=stack.login).status_code == 404
 
 
+def test_one_port_serves_all_by_path_and_name(client: httpx.Client, stack: Stack) -> None:
+    def get(path: str, host: str = "one", **options: Any) -> httpx.Response:
+        return client.get(f"https://{stack.address}{path}", headers={"host": host}, **options)
+
+    assert get("/health/liveliness").json() == {"status": "alive"}
+    assert get("/v1/models").json()["error"]["code"] == "invalid_api_key"
+    key = {"authorization": f"Bearer {stack.key('bench')}"}
+    models = client.get(f"https://{stack.address}/v1/models", headers=key)
+    assert [model["id"] for model in models.json()["data"]] == [stack.model]
+    assert get("/").status_code == 401
+    assert "Bedplate" in get("/", auth=stack.login).text
+    assert get("/", host="evil.example", auth=stack.login).status_code == 421
+    ready = get("/-/ready", host="prometheus.one")
+    assert (ready.status_code, "Prometheus" in ready.text) == (200, True)
+    # The client's own address is counted, not the edge's.
+    since = stack("date +%s").strip()
+    assert get("/", auth=("bedplate", "wrong-password")).status_code == 401
+    line = stack(f"journalctl -u bedplate-edge --since @{since} --output=cat --grep 'wrong user'")
+    local, _ = socket.create_connection((stack.address, 443)).getsockname()
+    assert line.startswith(f"{local} dashboard ")
+
+
 def test_wrong_passwords_are_slowed_down_and_logged(client: httpx.Client, stack: Stack) -> None:
     since = stack("date +%s").strip()
     seconds = []
@@ -101,28 +123,6 @@ def test_tls_is_at_least_1_2_and_verified(stack: Stack) -> None:
     plain = httpx.Client(trust_env=False, timeout=5)
     with pytest.raises(httpx.HTTPError):
         plain.get(f"http://{stack.address}:8000/health/liveliness")
-
-
-def test_one_port_serves_all_by_path_and_name(client: httpx.Client, stack: Stack) -> None:
-    def get(path: str, host: str = "one", **options: Any) -> httpx.Response:
-        return client.get(f"https://{stack.address}{path}", headers={"host": host}, **options)
-
-    assert get("/health/liveliness").json() == {"status": "alive"}
-    assert get("/v1/models").json()["error"]["code"] == "invalid_api_key"
-    key = {"authorization": f"Bearer {stack.key('bench')}"}
-    models = client.get(f"https://{stack.address}/v1/models", headers=key)
-    assert [model["id"] for model in models.json()["data"]] == [stack.model]
-    assert get("/").status_code == 401
-    assert "Bedplate" in get("/", auth=stack.login).text
-    assert get("/", host="evil.example", auth=stack.login).status_code == 421
-    ready = get("/-/ready", host="prometheus.one")
-    assert (ready.status_code, "Prometheus" in ready.text) == (200, True)
-    # The client's own address is counted, not the edge's.
-    since = stack("date +%s").strip()
-    assert get("/", auth=("bedplate", "wrong-password")).status_code == 401
-    line = stack(f"journalctl -u bedplate-edge --since @{since} --output=cat --grep 'wrong user'")
-    local, _ = socket.create_connection((stack.address, 443)).getsockname()
-    assert line.startswith(f"{local} dashboard ")
 
 
 def test_a_wrong_name_and_none_get_the_same_certificate(stack: Stack) -> None:
@@ -180,6 +180,8 @@ def test_a_new_certificate_costs_no_request(
     )
     given = {
         "edge_tls": "given",
+        # The certificate names the address only.
+        "edge_names": [],
         **{f"edge_{name}": str(path) for name, path in (("certificate", crt), ("key", key), ("ca", ca))},
     }
     process, own = main_pid(stack), served(stack.address, 8000)
