@@ -177,6 +177,16 @@ def test_a_stopped_gateway(stack: Stack, prometheus: PrometheusApi) -> None:
         )
 
 
+@pytest.fixture
+def nobody_heals(stack: Stack) -> Iterator[None]:
+    """Let a service hang: neither the watchdog nor bedplate-heal restarts it."""
+    heal = "bedplate-heal@bedplate-edge"
+    stack(f"systemctl service-watchdogs off; systemctl stop {heal}.timer {heal}.service")
+    yield
+    stack(f"systemctl service-watchdogs on; systemctl start {heal}.timer")
+
+
+@pytest.mark.usefixtures("nobody_heals")
 @pytest.mark.parametrize("service", ["bedplate-gateway", "bedplate-edge"])
 def test_a_hung_service_is_not_waited_for(stack: Stack, service: str) -> None:
     stack(f"systemctl kill --signal=STOP {service}")
