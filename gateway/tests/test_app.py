@@ -512,6 +512,8 @@ def test_a_key_over_its_limit_is_refused_before_its_body_is_read(tmp_path: Path)
         refused = await stack.ask("limited", body={"model": "m", "no": "chat"})
         assert error_of(refused) == (429, "rate_limit_exceeded")
         assert refused.headers["x-ratelimit-limit-requests"] == "2"
+        # Told from requests without a key, which pages and alerts do not count.
+        assert stack.metric('bedplate_gateway_requests_total{alias="limited",model="(unread)"')
 
     run(scenario)
 

@@ -11,6 +11,8 @@ log = logging.getLogger("bedplate_gateway.request")
 KEYLESS_SECONDS = 1.0
 NONE = "-"
 """Placeholder for a missing value, and for what a client chooses and the settings do not declare."""
+UNREAD = "(unread)"
+"""The model of a request whose key was refused before the body, which names the model, was read."""
 
 
 @dataclass(slots=True)

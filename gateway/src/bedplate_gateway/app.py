@@ -12,7 +12,7 @@ from typing import Any, Never
 from urllib.parse import unquote
 
 from bedplate_gateway import background, errors
-from bedplate_gateway.access_log import NONE, AccessRecord, KeylessRefusals
+from bedplate_gateway.access_log import NONE, UNREAD, AccessRecord, KeylessRefusals
 from bedplate_gateway.admission.body_memory import BodyMemory
 from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire
 from bedplate_gateway.admission.local import LocalAdmission
@@ -214,13 +214,18 @@ class Gateway:
     async def _infer(self, client: ClientRequest, record: AccessRecord) -> None:
         key = self.keys.authenticate(client.header("authorization"))
         record.alias = key.alias
-        # What is refused anyway is refused before its body costs anything.
-        self.local.check_limits(key)
         with self._body_memory.hold(key.alias) as grow:
             adapter = self._adapter(record.path)
-            # Nothing else keeps the body once the request has it packed.
-            request = adapter.decode_request(await client.body(self.settings.max_body_bytes, grow))
-            grow(request.held_bytes)
+            try:
+                # What is refused anyway is refused before its body costs anything.
+                self.local.check_limits(key)
+                # Nothing else keeps the body once the request has it packed.
+                request = adapter.decode_request(await client.body(self.settings.max_body_bytes, grow))
+                grow(request.held_bytes)
+            except ApiError as error:
+                if error.status == 429:
+                    record.model = UNREAD
+                raise
             await self._answer(client, record, key, request, adapter)
 
     async def _answer(
