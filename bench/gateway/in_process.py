@@ -17,6 +17,7 @@ from typing import Any
 import uvloop
 from bedplate_gateway.admission.interface import AdmissionRequest
 from bedplate_gateway.app import Gateway
+from bedplate_gateway.engines.litellm import Lane
 from bedplate_gateway.engines.request import Answer
 from bedplate_gateway.keys import Keys, KeysFile
 from bedplate_gateway.settings import Engine, Settings
@@ -47,6 +48,14 @@ WAITING = 1000
 ROUNDS = 5
 
 
+class NoErrors(logging.Handler):
+    """Ends the bench at an error: the app logs it after its answer, so the status is 200."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the error."""
+        raise SystemExit(self.format(record))
+
+
 class StubEngines:
     """Engines that always serve."""
 
@@ -74,6 +83,7 @@ class StubEngineRequest:
     """A call of the engine that has its answer at once."""
 
     prompt_tokens, completion_tokens, estimated, retries, truncated, error = 4, 1, False, 0, False, None
+    lane = Lane.DIRECT
 
     async def answer(self) -> Answer:
         """Return the answer."""
@@ -186,6 +196,7 @@ async def main(count: int) -> dict[str, list[list[tuple[float, float]]]]:
         gateway = make_gateway(Path(name))
         # The journal's lines are made and written, as in the service, but to nowhere.
         logging.basicConfig(filename="/dev/null", level=logging.INFO)
+        logging.getLogger().addHandler(NoErrors(logging.ERROR))
         found = {"no-op app": await times(no_op, count), "gateway": await times(gateway, count)}
         other = gateway.keys.by_alias["other"]
         for _ in range(WAITING + 1):
