@@ -6,7 +6,7 @@ A pure state machine: the caller reports events and gets callbacks. It uses no c
 import itertools
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bedplate_gateway.keys import Key
@@ -44,7 +44,7 @@ class Slot:
 
 
 @dataclass(eq=False, slots=True)
-class Usage:
+class SlotUsage:
     """The slots that are held, and how many were held lately, as a mean that forgets."""
 
     running: int = 0
@@ -112,8 +112,8 @@ class Scheduler:
         self._loaded = loaded
         self._may_start = may_start
         self._lanes: dict[PriorityClass, dict[str, Lane]] = {name: {} for name in PRIORITY_CLASSES}
-        self._usage: OrderedDict[str, Usage] = OrderedDict()
-        self._usage_of_all = Usage()
+        self._usage: OrderedDict[str, SlotUsage] = OrderedDict()
+        self._usage_of_all = SlotUsage()
         self._dispatching = False
 
     # Events
@@ -246,8 +246,7 @@ class Scheduler:
                 if model in slots.models and slots.has_free_slot(model) and self._serves(slots.engine, model)
             ]
             for _, _, lane in sorted(lanes, key=lambda entry: entry[0]):
-                # The others take turns: a lane has the key that was served last at its end.
-                for queued in sorted(lane.values(), key=lambda queued: self._is_greedy(queued[0].key, now)):
+                for queued in self._in_turn(lane, now):
                     if self._may_start(queued[0]) and not self._at_max_parallel(queued[0].key):
                         yield queued[0]
 
@@ -270,15 +269,21 @@ class Scheduler:
             and self._serves(slots.engine, model)
         )
 
-    def _is_greedy(self, key: Key, now: float) -> bool:
-        """Return whether the key held clearly more slots lately than each would if all held the same."""
-        usage = self._usage.get(key.alias)
-        if usage is None:
-            return False
-        return usage.held(now) > GREEDY_RATIO * self._usage_of_all.held(now) / len(self._usage)
+    def _in_turn(self, lane: Lane, now: float) -> Iterable[deque[Ticket]]:
+        """Return the requests by key: keys take turns, but those that held more than their part go last."""
+        if len(lane) == 1:
+            return lane.values()
+        most = GREEDY_RATIO * self._usage_of_all.held(now) / max(len(self._usage), 1)
+
+        def is_greedy(queued: deque[Ticket]) -> bool:
+            usage = self._usage.get(queued[0].key.alias)
+            return usage is not None and usage.held(now) > most
+
+        # The sort is stable, and a lane has the key that was served last at its end.
+        return sorted(lane.values(), key=is_greedy)
 
     def _use(self, key: Key, slots: int, now: float) -> None:
-        self._usage.setdefault(key.alias, Usage()).change(slots, now)
+        self._usage.setdefault(key.alias, SlotUsage()).change(slots, now)
         self._usage_of_all.change(slots, now)
         self._usage.move_to_end(key.alias)
         oldest, usage = next(iter(self._usage.items()))
