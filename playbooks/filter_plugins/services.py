@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -57,10 +58,12 @@ def healing_timers(healed: Iterable[str]) -> list[str]:
 def load_seconds(timeout: object) -> int:
     """Return Ollama's load time-out in seconds, at most half an hour; 0 and less mean no time-out there."""
     text = str(timeout)
-    if not text or not re.fullmatch(r"-?\d+|(\d+h)?(\d+m)?(\d+s)?", text):
+    # What settings.yml accepts as engine_duration, and what Ollama reads.
+    if not re.fullmatch(r"-?\d+|(\d+(ms|[hms]))+", text):
         raise ValueError(f"ollama_load_timeout is '{text}': use a duration such as 5m or 1h30m.")
-    factors = {"h": 3600, "m": 60, "s": 1, "": 1}
-    seconds = sum(int(number) * factors[unit] for number, unit in re.findall(r"(-?\d+)([hms]?)", text))
+    factors = {"h": 3600, "m": 60, "s": 1, "ms": 0.001, "": 1}
+    parts = re.findall(r"(-?\d+)(ms|[hms]?)", text)
+    seconds = math.ceil(sum(int(number) * factors[unit] for number, unit in parts))
     return min(seconds, LONGEST_LOAD_SECONDS) if seconds > 0 else LONGEST_LOAD_SECONDS
 
 

@@ -49,7 +49,11 @@ def test_services_that_are_asked_have_a_url_and_the_time_that_they_may_be_silent
 
 @pytest.mark.parametrize(
     ("timeout", "seconds"),
-    [("5m", 300), ("1m30s", 90), (45, 45), ("2h", 1800), ("0", 1800), ("-1", 1800), ("1h", 1800)],
+    [
+        *(("5m", 300), ("1m30s", 90), (45, 45), ("2h", 1800), ("0", 1800), ("-1", 1800), ("1h", 1800)),
+        # Preflight accepts these, too.
+        *(("90000ms", 90), ("30s1m", 90), ("1500ms", 2)),
+    ],
 )
 def test_ollamas_load_timeout_in_seconds(services: ModuleType, timeout: object, seconds: int) -> None:
     assert services.load_seconds(timeout) == seconds
