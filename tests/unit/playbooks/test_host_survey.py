@@ -301,7 +301,8 @@ def test_the_whole_module_here(
         }
         result = run_module(survey, params, check=True)
     assert result["changed"] is False
-    assert sorted(item["port"] for item in result["listeners"]) == sorted(ports)
+    # The two families may get one number, which the survey lists once.
+    assert [item["port"] for item in result["listeners"]] == sorted(set(ports))
     assert {item["pid"] for item in result["listeners"]} == {os.getpid()}
     assert not any(item["ours"] for item in result["listeners"])
     assert result["disk_bytes"].keys() == result["free_bytes"].keys()
