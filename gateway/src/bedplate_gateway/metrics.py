@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.metadata import version
 from itertools import chain, islice
 from typing import TypeVar
@@ -28,7 +29,7 @@ from bedplate_gateway.settings import PRIORITY_CLASSES
 # They would double the series, and nothing reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-Labelled = TypeVar("Labelled", Counter, Gauge)
+Family = TypeVar("Family", Counter, Gauge, Histogram)
 VERSION = version("bedplate-gateway")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -155,22 +156,26 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._counters = {
-            name: Counter(name, text, labels, registry=registry) for name, text, labels in COUNTERS
+            name: _series(Counter(name, text, labels, registry=registry), labels)
+            for name, text, labels in COUNTERS
         }
-        self._gauges = {name: Gauge(name, text, labels, registry=registry) for name, text, labels in GAUGES}
+        self._gauges = {
+            name: _series(Gauge(name, text, labels, registry=registry), labels)
+            for name, text, labels in GAUGES
+        }
         self._histograms = {
-            name: Histogram(name, text, labels, buckets=buckets, registry=registry)
+            name: _series(Histogram(name, text, labels, buckets=buckets, registry=registry), labels)
             for name, text, labels, buckets in HISTOGRAMS
         }
         # Series that exist from the start, so that their first burst counts as an increase.
         for reason, status in KNOWN_REFUSALS.items():
-            self._counters["bedplate_gateway_refusals_total"].labels(reason, str(status))
+            self._counters["bedplate_gateway_refusals_total"](reason, str(status))
         for lane in Lane:
-            self._counters["bedplate_gateway_lane_requests_total"].labels(lane)
+            self._counters["bedplate_gateway_lane_requests_total"](lane)
         for slots in admission.scheduler.engine_slots():
             for model in slots.models:
-                self._counters["bedplate_gateway_retries_total"].labels(model)
-                self._counters["bedplate_gateway_truncations_total"].labels(model)
+                self._counters["bedplate_gateway_retries_total"](model)
+                self._counters["bedplate_gateway_truncations_total"](model)
 
     def count(self, record: AccessRecord) -> None:
         """Count a request that has ended."""
@@ -180,36 +185,36 @@ class Metrics:
             counters, "bedplate_gateway_requests_total", alias, model, record.path, str(record.status)
         ).inc()
         if record.reason != NONE:
-            counters["bedplate_gateway_refusals_total"].labels(record.reason, str(record.status)).inc()
+            counters["bedplate_gateway_refusals_total"](record.reason, str(record.status)).inc()
         if record.lane != NONE:
-            counters["bedplate_gateway_lane_requests_total"].labels(record.lane).inc()
+            counters["bedplate_gateway_lane_requests_total"](record.lane).inc()
         if record.wait is None:
             return
         if result := _result(record):
             self._of_key(gauges, "bedplate_gateway_last_request_timestamp_seconds", alias, model, result).set(
                 time.time()
             )
-        histograms["bedplate_gateway_wait_seconds"].labels(priority_class).observe(record.wait)
+        histograms["bedplate_gateway_wait_seconds"](priority_class).observe(record.wait)
         self._of_key(counters, "bedplate_gateway_prompt_tokens_total", alias, model).inc(record.prompt_tokens)
         self._of_key(counters, "bedplate_gateway_completion_tokens_total", alias, model).inc(
             record.completion_tokens
         )
         if record.estimated:
-            counters["bedplate_gateway_estimated_requests_total"].inc()
+            counters["bedplate_gateway_estimated_requests_total"]().inc()
         if record.retries:
-            counters["bedplate_gateway_retries_total"].labels(model).inc(record.retries)
+            counters["bedplate_gateway_retries_total"](model).inc(record.retries)
         if record.truncated:
-            counters["bedplate_gateway_truncations_total"].labels(model).inc()
+            counters["bedplate_gateway_truncations_total"](model).inc()
         if record.service is not None:
-            histograms["bedplate_gateway_service_seconds"].labels(model).observe(record.service)
+            histograms["bedplate_gateway_service_seconds"](model).observe(record.service)
             if record.completion_tokens and not record.estimated and record.service > 0:
                 speed = record.completion_tokens / record.service
-                gauges["bedplate_gateway_last_answer_tokens_per_second"].labels(model).set(speed)
+                gauges["bedplate_gateway_last_answer_tokens_per_second"](model).set(speed)
         if record.stream and record.first_byte is not None:
-            histograms["bedplate_gateway_time_to_first_token_seconds"].labels(priority_class, model).observe(
+            histograms["bedplate_gateway_time_to_first_token_seconds"](priority_class, model).observe(
                 record.first_byte
             )
-        histograms["bedplate_gateway_request_seconds"].labels(priority_class, model).observe(record.seconds)
+        histograms["bedplate_gateway_request_seconds"](priority_class, model).observe(record.seconds)
 
     def read(self) -> list[Metric]:
         """Return the metrics that are computed at scrape time; call it in the event loop's thread."""
@@ -281,7 +286,9 @@ class Metrics:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._renderer, self.render, self.read())
 
-    def _of_key(self, families: Mapping[str, Labelled], name: str, alias: str, *labels: str) -> Labelled:
+    def _of_key(
+        self, families: Mapping[str, Callable[..., Family]], name: str, alias: str, *labels: str
+    ) -> Family:
         """Return the series of a key, or that of all others where too many keys have one."""
         series = (name, alias, *labels)
         if alias != NONE and series not in self._key_series:
@@ -289,7 +296,7 @@ class Metrics:
                 alias = OTHER_KEYS
             else:
                 self._key_series.add(series)
-        return families[name].labels(alias, *labels)
+        return families[name](alias, *labels)
 
 
 class _Families(Collector):
@@ -301,6 +308,11 @@ class _Families(Collector):
     def collect(self) -> Iterable[Metric]:
         """Iterate over the families."""
         return chain(*self._parts)
+
+
+def _series(family: Family, labels: tuple[str, ...]) -> Callable[..., Family]:
+    """Return the function from label values to the series; it keeps each, since `labels` is slow."""
+    return cache(family.labels) if labels else lambda: family
 
 
 def _shown(budgets: Iterable[Budget]) -> list[Budget]:

@@ -169,7 +169,7 @@ class Scheduler:
             return
         self._dispatching = True
         try:
-            while self._grant_next(now):
+            while any(self._lanes.values()) and self._grant_next(now):
                 pass
         finally:
             self._dispatching = False
