@@ -50,16 +50,31 @@ def test_the_usage_log_forgets_half_a_line(tmp_path: Path) -> None:
     assert len(after.export()) == 1
 
 
-def test_the_usage_log_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bedplate_gateway.admission.usage_log.REWRITE_BYTES", 2000)
+def test_the_files_stay_small_and_keep_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bedplate_gateway.admission.usage_log.ROTATE_BYTES", 2000)
     path = tmp_path / "limits"
     usage_log, limits = open_usage_log(path, rpm=1000)
+    # Whatever counts is written once: a file of that many lines would keep the event loop.
+    usage_log.export = lambda: pytest.fail("the file was written anew")
     for number in range(500):
         now = number * 10.0
         limits.exceeded("a", "m", "requests", now)
         limits.count_request("a", "m", now)
-    assert path.stat().st_size < 3000
-    assert len(usage_log.read()) < 60
+        assert [usage for usage in usage_log.read() if usage.at > now - 60] == limits.export()
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 5000
+    usage_log.export = limits.export
+    usage_log.rewrite()
+    assert usage_log.read() == limits.export()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_large_file_is_kept_while_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bedplate_gateway.admission.usage_log.ROTATE_BYTES", 2000)
+    _, limits = open_usage_log(tmp_path / "limits", rpm=1000)
+    for number in range(500):
+        limits.count_request("a", "m", 90.0 + number / 50)
+    _, after = open_usage_log(tmp_path / "limits", rpm=1000)
+    assert len(after.export()) == 500
 
 
 @contextmanager

@@ -7,57 +7,49 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from bedplate_gateway.admission.limits import Usage
+from bedplate_gateway.admission.limits import TOKEN_STEP_SECONDS, WINDOW_SECONDS, Usage
 
 log = logging.getLogger(__name__)
 
-REWRITE_BYTES = 4 * 1024 * 1024
+ROTATE_BYTES = 4 * 1024 * 1024
+ROTATE_SECONDS = WINDOW_SECONDS + TOKEN_STEP_SECONDS
 
 
 class UsageLog:
     """A file with one line of JSON per usage. Its times are valid for one boot, so it is in /run.
 
-    Call `read` first, then `rewrite`, which opens it for appending.
+    Call `read` first, then `rewrite`, which opens it for appending. A file that is large and as long as the
+    window is kept as the older one, in place of a file whose usages count no more: that takes no time.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._older = path.with_suffix(".older")
         self._descriptor = -1
         self._written = 0
+        self._began = self._newest = float("-inf")
         self.failed = False
         """Whether the file cannot be written, so that the usage is only in memory."""
         self.export: Callable[[], Iterable[Usage]] = lambda: ()
 
     def read(self) -> list[Usage]:
-        """Return the content up to the first incomplete line, which a kill can leave."""
-        try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-        except (FileNotFoundError, UnicodeDecodeError):
-            return []
-        usages = []
-        for line in lines:
-            try:
-                usages.append(Usage(*json.loads(line)))
-            except (ValueError, TypeError):
-                break
-        return usages
+        """Return the content, of each file up to the first incomplete line, which a kill can leave."""
+        return [*_read(self._older), *_read(self._path)]
 
     def rewrite(self) -> None:
-        """Replace the file by one that holds only what counts now, and append to that."""
+        """Replace the files by one that holds only what counts now, and append to that."""
         temporary = self._path.with_suffix(".new")
         content = "".join(json.dumps(usage) + "\n" for usage in self.export())
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-            self._close_file()
-            self._descriptor = descriptor
+            self._open(temporary)
             self._write(content)
             temporary.replace(self._path)
+            self._older.unlink(missing_ok=True)
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink()
             self._fail(error)
             return
-        self._written = 0
         if self.failed:
             self.failed = False
             log.warning("%s is written again.", self._path)
@@ -66,14 +58,15 @@ class UsageLog:
         """Write one usage; does nothing where the file is not open."""
         if self._descriptor < 0:
             return
+        self._newest = max(self._newest, usage.at)
         try:
+            if self._written > ROTATE_BYTES and self._newest - self._began > ROTATE_SECONDS:
+                self._path.replace(self._older)
+                self._open(self._path)
             # Written through at once, so that only a power cut can lose it.
             self._write(json.dumps(usage) + "\n")
         except OSError as error:
             self._fail(error)
-            return
-        if self._written > REWRITE_BYTES:
-            self.rewrite()
 
     def retry(self) -> None:
         """Write the file anew if it could not be written; call it every few seconds."""
@@ -84,6 +77,11 @@ class UsageLog:
         """Stop writing, for instance since another process continues the file."""
         self.failed = False
         self._close_file()
+
+    def _open(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        self._close_file()
+        self._descriptor, self._written, self._began = descriptor, 0, self._newest
 
     def _close_file(self) -> None:
         if self._descriptor >= 0:
@@ -106,3 +104,17 @@ class UsageLog:
                 self._path,
                 error.strerror,
             )
+
+
+def _read(path: Path) -> list[Usage]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []
+    usages = []
+    for line in lines:
+        try:
+            usages.append(Usage(*json.loads(line)))
+        except (ValueError, TypeError):
+            break
+    return usages
