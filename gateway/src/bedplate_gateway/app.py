@@ -116,9 +116,8 @@ class Gateway:
         """Handle one request on the API's port."""
         client = ClientRequest(scope, receive, send)
         record = AccessRecord(f"req_{secrets.token_hex(12)}", time.monotonic())
-        client.extra_headers = {"x-request-id": record.id}
-        if _is_anthropic(client):
-            client.extra_headers["request-id"] = record.id
+        # OpenAI's name for it, and Anthropic's.
+        client.extra_headers = {"x-request-id": record.id, "request-id": record.id}
         self.in_flight += 1
         try:
             await self._route(client, record)
@@ -213,7 +212,9 @@ class Gateway:
         await client.respond(record.status, body, error.all_headers())
 
     def _authenticate(self, client: ClientRequest, record: AccessRecord) -> Key:
-        key = self.keys.authenticate(client.header("authorization"), api_key=client.header("x-api-key"))
+        authorization = client.header("authorization")
+        api_key = client.header("x-api-key") if authorization is None else None
+        key = self.keys.authenticate(authorization, api_key=api_key)
         record.alias = key.alias
         return key
 
