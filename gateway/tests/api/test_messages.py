@@ -287,6 +287,14 @@ def test_arguments_that_are_no_object_are_an_empty_one(arguments: str) -> None:
     assert block["id"].startswith("toolu_")
 
 
+def test_an_empty_answer_is_an_empty_text() -> None:
+    empty = [{"type": "text", "text": ""}]
+    assert json.loads(adapter().encode_response(chat_answer({"content": ""})))["content"] == empty
+    events = written(adapter(), delta("stop"), COUNTED, "[DONE]")
+    assert [event["content_block"] for event in events if event["type"] == "content_block_start"] == empty
+    assert [event["index"] for event in events if event["type"] == "content_block_stop"] == [0]
+
+
 # Streams
 
 

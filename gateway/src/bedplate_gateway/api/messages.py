@@ -117,9 +117,11 @@ class MessagesAdapter:
         if self._thinks and (thoughts := message.get("reasoning")):
             content.append(_thinking(thoughts))
         if text := message.get("content"):
-            content.append({"type": "text", "text": text})
+            content.append(_text(text))
         calls = message.get("tool_calls") or []
         content += [_Call.read(call).block() for call in calls]
+        # Clients read the first block of an empty answer too.
+        content = content or [_text("")]
         reason = _stop_reason(choice.get("finish_reason"), called=bool(calls))
         usage = _usage(answer["usage"])
         return json.dumps(_message(self._request.model, content, reason, usage)).encode()
@@ -144,6 +146,10 @@ def _message(
         "stop_sequence": None,
         "usage": usage,
     }
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 def _thinking(text: str) -> dict[str, Any]:
@@ -282,7 +288,7 @@ class _Writer:
             yield from self._begin("thinking", _thinking(""))
             yield self._part("thinking_delta", thinking=thoughts)
         if text := delta.get("content"):
-            yield from self._begin("text", {"type": "text", "text": ""})
+            yield from self._begin("text", _text(""))
             yield self._part("text_delta", text=text)
         for given in delta.get("tool_calls") or ():
             call, place = _Call.read(given), given.get("index", given.get("id"))
@@ -311,6 +317,8 @@ class _Writer:
             self._blocks += 1
 
     def _end(self) -> Iterator[bytes]:
+        if not (self._open or self._blocks):
+            yield from self._begin("text", _text(""))
         yield from self._close()
         self.ended = True
         reason = _stop_reason(self._finish_reason, called=self._called)
