@@ -14,12 +14,14 @@ MAX_BODY = 256 * 1024
 # Bodies
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-RESPONSES = "/v1/responses"
+RESPONSES, MESSAGES, COUNT_TOKENS = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 MINIMAL: dict[str, dict[str, Any]] = {
     CHAT: {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]},
     COMPLETIONS: {"model": MODEL, "prompt": "hi"},
     EMBEDDINGS: {"model": MODEL, "input": "hi"},
     RESPONSES: {"model": MODEL, "input": "hi"},
+    MESSAGES: {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]},
+    COUNT_TOKENS: {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]},
 }
 PNG = "data:image/png;base64,iVBORw0KGgo="
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
@@ -67,6 +69,11 @@ FIELDS = [
     "previous_response_id",
     "background",
     "store",
+    "system",
+    "stop_sequences",
+    "thinking",
+    "output_config",
+    "mcp_servers",
     "truncation",
     "user",
 ]
@@ -79,7 +86,22 @@ anything = st.recursive(
 parts = st.fixed_dictionaries(
     {},
     optional={
-        "type": st.sampled_from(["text", "image_url", "input_audio", "input_text", "input_image"]) | anything,
+        "type": st.sampled_from(
+            [
+                *("text", "image_url", "input_audio", "input_text", "input_image"),
+                *("image", "tool_use", "tool_result", "thinking", "redacted_thinking"),
+            ]
+        )
+        | anything,
+        "source": st.fixed_dictionaries(
+            {"type": st.just("base64"), "media_type": st.just("image/png"), "data": st.just("iVBORw0KGgo=")}
+        )
+        | anything,
+        "tool_use_id": st.text(max_size=5),
+        "id": st.text(max_size=5),
+        "name": st.text(max_size=5),
+        "input": st.dictionaries(st.text(max_size=5), anything, max_size=2) | anything,
+        "content": st.text(max_size=5) | anything,
         "text": st.text(max_size=10) | anything,
         "image_url": st.fixed_dictionaries({"url": st.sampled_from([PNG, "x"]) | anything}) | anything,
     },

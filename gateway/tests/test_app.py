@@ -627,6 +627,138 @@ def test_a_model_that_cannot_think_gets_no_reasoning_effort(
     run(scenario)
 
 
+# /v1/messages
+
+MESSAGE = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
+
+
+def anthropic_error_of(response: httpx.Response) -> tuple[int, str]:
+    body = response.json()
+    assert set(body) == {"type", "error", "request_id"}
+    assert body["request_id"] == response.headers["request-id"] == response.headers["x-request-id"]
+    return response.status_code, body["error"]["type"]
+
+
+async def answers_a_chat(_: StubEngineRequest) -> Answer:
+    usage = {"prompt_tokens": 11, "completion_tokens": 3}
+    choice = {"message": {"content": "Hello"}, "finish_reason": "stop"}
+    body = json.dumps({"choices": [choice], "usage": usage}).encode()
+    events = b'data: {"choices":[{"delta":{"content":"Hello"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    whole = None if _.request.stream else body
+    return Answer(200, {}, whole, lambda: chunks(events))
+
+
+def test_a_message_is_answered_by_a_chat_of_the_engine(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        stack.act = answers_a_chat
+        headers = {"x-api-key": "sk-all", "anthropic-version": "2023-06-01"}
+        whole = await stack.client.post(f"{MESSAGES}?beta=true", json=MESSAGE, headers=headers)
+        assert whole.json()["content"] == [{"type": "text", "text": "Hello"}]
+        assert whole.headers["request-id"] == whole.headers["x-request-id"]
+        streamed = await stack.ask(body=MESSAGE | {"stream": True}, path=MESSAGES)
+        assert "event: message_stop" in streamed.text
+        assert [asked.request.path for asked in stack.engine_requests] == ["/v1/chat/completions"] * 2
+        counted = 'requests_total{alias="all",model="m",path="/v1/messages",status="200"} 2.0'
+        assert stack.metric("bedplate_gateway_requests_total") == [f"bedplate_gateway_{counted}"]
+
+    run(scenario)
+
+
+def test_a_model_that_cannot_think_is_not_asked_to(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        stack.act = answers_a_chat
+        await stack.ask(body=MESSAGE | {"thinking": {"type": "adaptive"}}, path=MESSAGES)
+        assert "reasoning_effort" not in stack.engine_requests[0].request.body
+
+    run(scenario)
+
+
+def test_errors_of_messages_have_anthropics_shape(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path, queues={"normal": {"seconds": 0.01}}, max_body_bytes=1000)
+        stack.act = answers_a_chat
+        for response, status, kind in (
+            (await stack.ask("wrong", MESSAGE, MESSAGES), 401, "authentication_error"),
+            (await stack.ask(body={}, path=MESSAGES), 400, "invalid_request_error"),
+            (await stack.ask(body=MESSAGE | {"model": "x"}, path=MESSAGES), 404, "not_found_error"),
+            (await stack.ask(body="x" * 1000, path=MESSAGES), 413, "request_too_large"),
+            (await stack.client.get(MESSAGES), 405, "invalid_request_error"),
+        ):
+            assert anthropic_error_of(response) == (status, kind)
+        await stack.ask("limited", MESSAGE, MESSAGES)
+        await stack.ask("limited", MESSAGE, MESSAGES)
+        refused = await stack.ask("limited", MESSAGE, MESSAGES)
+        assert anthropic_error_of(refused) == (429, "rate_limit_error")
+        assert int(refused.headers["retry-after"]) >= 1
+        stack.set_engine(up=False)
+        assert anthropic_error_of(await stack.ask(body=MESSAGE, path=MESSAGES)) == (503, "overloaded_error")
+
+    run(scenario)
+
+
+def test_no_free_slot_is_529_to_anthropics_clients(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path, queues={"normal": {"seconds": 0.01}})
+        go_on = asyncio.Event()
+
+        async def act(request: StubEngineRequest) -> Answer:
+            await go_on.wait()
+            return await answers_a_chat(request)
+
+        stack.act = act
+        first = asyncio.create_task(stack.ask(body=MESSAGE, path=MESSAGES))
+        await asyncio.sleep(0.05)
+        second = asyncio.create_task(stack.ask(body=MESSAGE, path=MESSAGES))
+        await asyncio.sleep(0.05)
+        stack.gateway.local.tick()
+        refused = await second
+        assert anthropic_error_of(refused) == (529, "overloaded_error")
+        assert "retry-after" in refused.headers
+        go_on.set()
+        assert (await first).status_code == 200
+        assert stack.metric('bedplate_gateway_refusals_total{reason="queue_timeout",status="529"}')
+
+    run(scenario)
+
+
+def test_tokens_are_counted_without_an_engine_and_without_the_limits(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        asked = {name: value for name, value in MESSAGE.items() if name != "max_tokens"}
+        asked["messages"] = [{"role": "user", "content": "x" * 400}]
+        for _ in range(5):
+            response = await stack.ask("limited", asked, COUNT_TOKENS)
+            assert response.json() == {"input_tokens": 100}
+        assert not stack.engine_requests
+        stack.gateway.upstream.speed("one", "m").bytes_per_token = 2.0
+        assert (await stack.ask(body=asked, path=COUNT_TOKENS)).json() == {"input_tokens": 200}
+        unknown = await stack.ask("one-model", asked, COUNT_TOKENS)
+        assert anthropic_error_of(unknown) == (404, "not_found_error")
+        assert anthropic_error_of(await stack.ask("wrong", asked, COUNT_TOKENS))[0] == 401
+
+    run(scenario)
+
+
+def test_anthropics_clients_get_models_and_unknown_paths_in_its_shape(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        headers = {"x-api-key": "sk-all", "anthropic-version": "2023-06-01"}
+        listed = (await stack.client.get("/v1/models", headers=headers)).json()
+        assert (listed["first_id"], listed["last_id"], listed["has_more"]) == ("m", "other", False)
+        one = (await stack.client.get("/v1/models/m", headers=headers)).json()
+        assert one == listed["data"][0]
+        assert (one["type"], one["id"]) == ("model", "m")
+        lost = await stack.client.post("/v1/v1/messages", headers=headers)
+        assert anthropic_error_of(lost) == (404, "not_found_error")
+        assert "use /v1/messages." in lost.json()["error"]["message"]
+        assert "must end without /v1" in lost.json()["error"]["message"]
+
+    run(scenario)
+
+
 # The ticker, the log and the metrics
 
 

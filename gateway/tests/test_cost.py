@@ -11,7 +11,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import pytest
-from bedplate_gateway.api import responses
+from bedplate_gateway.api import messages, responses
 from bedplate_gateway.api.responses import ResponsesContext
 from bedplate_gateway.api.schema import Request, parse_request
 from bedplate_gateway.engines.context import could_overflow, fit_check
@@ -20,7 +20,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic_core import to_json
 
-from gateway.tests.odd_requests import CALL, CHAT, COMPLETIONS, EMBEDDINGS, PNG, RESPONSES, anything
+from gateway.tests.odd_requests import (
+    CALL,
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    MESSAGES,
+    PNG,
+    RESPONSES,
+    anything,
+)
 
 KIB, MIB = 1024, 1024 * 1024
 SECONDS = 0.25
@@ -38,6 +47,13 @@ TURN = (
 NAMED_CALL = '{"type":"function_call","call_id":"c1","name":"f","arguments":"{}"}'
 OUTPUT = '{"type":"function_call_output","call_id":"c1","output":"1"}'
 THOUGHT = '{"type":"reasoning","summary":[{"type":"summary_text","text":"' + "hm" * 100 + '"}]}'
+USE = '{"type":"tool_use","id":"c1","name":"f","input":{"a":1}}'
+RESULT = '{"type":"tool_result","tool_use_id":"c1","content":[{"type":"text","text":"1"}]}'
+ANTHROPIC_IMAGE = (
+    '{"type":"image","source":{"type":"base64","media_type":"image/png","data":"'
+    + PNG.partition(",")[2]
+    + '"}}'
+)
 IMAGE = '{"type":"image_url","image_url":{"url":"' + PNG + '"}}'
 
 
@@ -84,6 +100,24 @@ PLACES = {
     "instructions": (RESPONSES, '{"model":"m","input":"x","instructions":[', "]}"),
     "metadata": (RESPONSES, '{"model":"m","input":"x","metadata":{', "}}"),
     "response tools": (RESPONSES, '{"model":"m","input":"x","tools":[', "]}"),
+    "turns": (MESSAGES, '{"model":"m","max_tokens":9,"messages":[', "]}"),
+    "blocks": (
+        MESSAGES,
+        '{"model":"m","max_tokens":9,"messages":[{"role":"user","content":[',
+        "]}]}",
+    ),
+    "uses": (
+        MESSAGES,
+        '{"model":"m","max_tokens":9,"messages":[{"role":"assistant","content":[',
+        "]}]}",
+    ),
+    "input": (
+        MESSAGES,
+        '{"model":"m","max_tokens":9,"messages":[{"role":"assistant","content":['
+        '{"type":"tool_use","id":"c","name":"f","input":{"a":[',
+        "]}}]}]}",
+    ),
+    "message tools": (MESSAGES, '{"model":"m","max_tokens":9,"messages":[' + USER + '],"tools":[', "]}"),
     "texts": (EMBEDDINGS, '{"model":"m","input":[', "]}"),
     "prompt": (COMPLETIONS, '{"model":"m","prompt":[', "]}"),
 }
@@ -93,6 +127,10 @@ RIGHT = {
     "calls": (json.dumps(CALL),),
     "tools": ('{"type":"function","function":{"name":"f","parameters":{"a":{}}}}',),
     "items": (USER, NAMED_CALL, OUTPUT, THOUGHT, '{"type":"reasoning"}'),
+    "turns": (USER,),
+    "blocks": (RESULT, ANTHROPIC_IMAGE),
+    "uses": (USE, '{"type":"thinking","thinking":"hm"}'),
+    "message tools": ('{"name":"f","input_schema":{"a":{}}}',),
     "response tools": ('{"type":"function","name":"f","parameters":{"a":{}}}',),
 }
 NUMBERS = ("9" * 4000, "0.1", "1", "-1e300")
@@ -129,6 +167,8 @@ def shapes(draw: st.DrawFn) -> Shape:
 def decode(shape: Shape, raw: bytes) -> tuple[ResponsesContext | None, Request]:
     if shape.path == RESPONSES:
         return responses.decode(raw, default_max_output=lambda _: None)
+    if shape.path == MESSAGES:
+        return None, messages.decode(raw, default_max_output=lambda _: None)[1]
     return None, parse_request(shape.path, raw, default_max_output=lambda _: None)
 
 
@@ -193,6 +233,14 @@ WORST = [
     at("role", "[]"),
     at("unknown", "[]"),
     at("parts", IMAGE),
+    at("turns", USER),
+    at("blocks", RESULT),
+    at("blocks", ANTHROPIC_IMAGE),
+    at("uses", USE),
+    at("uses", '{"type":"thinking","thinking":"hm"}'),
+    at("input", "[]"),
+    at("input", "9" * 4000),
+    at("message tools", '{"name":"f","input_schema":{"a":{}}}'),
     members(100_000),
     text("a"),
     text("\\n"),
@@ -271,13 +319,16 @@ def test_any_body_costs_little(shape: Shape) -> None:
     [
         b'{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"'
         b"data:image/png;base64," + b"A" * (16 * MIB - 400) + b'"}}]}]}',
+        b'{"model":"m","max_tokens":9,"messages":[{"role":"user","content":[{"type":"image","source":{'
+        b'"type":"base64","media_type":"image/png","data":"' + b"A" * (16 * MIB - 400) + b'"}}]}]}',
+        b'"data":"' * (2 * MIB),
         b";base64," * (2 * MIB),
         b'","' * (5 * MIB),
         b'{"unknown":[' + b"[]," * (5 * MIB) + b"[]]}",
     ],
-    ids=["image", "marks", "quotes", "arrays"],
+    ids=["image", "Anthropic's image", "Anthropic's marks", "marks", "quotes", "arrays"],
 )
 def test_the_largest_bodies_cost_little(raw: bytes) -> None:
-    shape = Shape(CHAT, "", ("",), "")
+    shape = Shape(MESSAGES if b'"source"' in raw else CHAT, "", ("",), "")
     for step in steps(shape, raw):
         assert within(step, SECONDS)

@@ -22,7 +22,7 @@ EVERY = [
     errors.expired_api_key(AT),
     errors.replaced_api_key(AT),
     errors.metrics_forbidden(),
-    errors.unknown_url("GET", "/" + "x" * 500, "/v1/models"),
+    errors.unknown_url("GET", "/" + "x" * 500, "/v1/models", "with /v1"),
     errors.unknown_metrics_url(),
     errors.model_not_found("m"),
     errors.method_not_supported("/v1/models", "GET", "PUT"),

@@ -52,6 +52,15 @@ def test_a_key_is_found_with_all_that_is_said_of_it(tmp_path: Path) -> None:
     assert other.may_use("anything")
 
 
+def test_a_key_in_x_api_key_counts_where_no_bearer_is_sent(tmp_path: Path) -> None:
+    keys = read_keys(write(tmp_path, entry(), entry("b", "sk-b")))
+    assert keys.authenticate(None, NOW, api_key="sk-b").alias == "b"
+    assert keys.authenticate("Bearer sk-app", NOW, api_key="sk-b").alias == "app"
+    with pytest.raises(ApiError) as caught:
+        keys.authenticate(None, NOW, api_key=" ")
+    assert caught.value.reason == "no_key"
+
+
 @pytest.mark.parametrize(
     "authorization",
     [None, "", "Bearer", "Bearer ", "sk-app", "Basic sk-app", "Bearer sk-wrong", "Bearer sk-app x"],

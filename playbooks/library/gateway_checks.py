@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,10 +19,16 @@ description:
   - Requests the list of models, also without a key and with a wrong one, and paths that must not exist.
   - Sends chat requests of one token each, all at once, until the limit of requests per minute is used up, and
     one more, which must be refused. Earlier requests of the same minute count, so it never has to wait.
+  - Requests a streamed message and a streamed response of one token each, and compares the tokens that the
+    gateway has counted for the key before and after.
   - Returns entries for verify's report and never fails because of a failed check.
 options:
   url:
     description: The gateway's URL without /v1.
+    type: str
+    required: true
+  metrics_url:
+    description: The URL of the gateway's metrics port.
     type: str
     required: true
   ca_file:
@@ -51,6 +58,7 @@ EXAMPLES = r"""
 - name: Check the gateway
   gateway_checks:
     url: http://127.0.0.1:8000
+    metrics_url: http://127.0.0.1:9464
     key: "{{ verify_key }}"
     limit_key: "{{ verify_limit_key }}"
     models: ["llama3.2:3b"]
@@ -78,6 +86,24 @@ CLOSED_PATHS = (
     ("POST", "/v1/audio/speech"),
     ("POST", "/key/generate"),
 )
+# Two APIs whose answers the gateway writes itself: a request of one token, and the events at its end.
+STREAMS: tuple[tuple[str, dict[str, object], re.Pattern[bytes]], ...] = (
+    (
+        "/v1/messages",
+        {"max_tokens": 1, "messages": [{"role": "user", "content": "Count to ten."}]},
+        re.compile(rb"^event: message_stop$", re.MULTILINE),
+    ),
+    (
+        "/v1/responses",
+        {"max_output_tokens": 1, "input": "Count to ten."},
+        re.compile(rb"^event: response\.(completed|incomplete)$", re.MULTILINE),
+    ),
+)
+# The gateway has no series of its own for a key beyond the first thousands.
+COUNTED = re.compile(
+    r'^bedplate_gateway_completion_tokens_total{alias="(?:verify|\(other\))",.*} (\S+)$', re.MULTILINE
+)
+COUNT_SECONDS = 2.0
 UPDATE_KEYS_COMMAND = "ansible-playbook site.yml --tags keys"
 
 
@@ -177,12 +203,16 @@ def check_headers(gateway: Gateway, answers: list[Answer]) -> Check:
     return check(name, not missing, seen, JOURNAL_COMMAND)
 
 
+def without_model(gateway: Gateway, listed: Answer) -> str:
+    """Return why there is no model, from the response to the list of them."""
+    return "there is no model to send requests to" if listed.status != -1 else gateway.describe(listed)
+
+
 def check_limits(gateway: Gateway, limit_key: str, listed: Answer, models: list[str]) -> list[Check]:
     """Check limits and headers; without a model they cannot be checked."""
     if not models:
-        reason = "there is no model to send requests to" if listed.status != -1 else gateway.describe(listed)
         return [
-            check(name, None, reason, JOURNAL_COMMAND)
+            check(name, None, without_model(gateway, listed), JOURNAL_COMMAND)
             for name in ("the request over the limit is refused", "responses report the remaining limits")
         ]
     answers = use_up_limit(gateway, limit_key, models)
@@ -190,9 +220,46 @@ def check_limits(gateway: Gateway, limit_key: str, listed: Answer, models: list[
     return [check_limit(gateway, answers), check_headers(gateway, limited or answers)]
 
 
-def gateway_checks(gateway: Gateway, key: str, limit_key: str, declared: list[str]) -> list[Check]:
+def counted_tokens(metrics: Gateway) -> float:
+    """Return how many tokens of answers the gateway has counted for the key `verify`."""
+    text = metrics.request("GET", "/metrics").body.decode(errors="replace")
+    return sum(map(float, COUNTED.findall(text)))
+
+
+def check_streams(gateway: Gateway, metrics: Gateway, key: str, listed: Answer, models: list[str]) -> Check:
+    """Check that each of STREAMS is answered to its end, and that its tokens are counted on the key."""
+    name = "messages and responses are answered and counted on the key"
+    before, seen, answered = counted_tokens(metrics), [without_model(gateway, listed)], False
+    for model in models:
+        fields = {"model": model, "stream": True}
+        answers = [
+            (path, end, gateway.request("POST", path, key, fields | more)) for path, more, end in STREAMS
+        ]
+        seen = [f"{path}: {gateway.describe(answer)}" for path, _, answer in answers]
+        if all(answer.status == 400 for *_, answer in answers):
+            # The model has embeddings only.
+            continue
+        cut = [path for path, end, answer in answers if answer.status == 200 and not end.search(answer.body)]
+        seen += [f"{path}: its stream did not end" for path in cut]
+        answered = not cut and all(answer.status == 200 for *_, answer in answers)
+        break
+    else:
+        return check(name, None, ", ".join(seen), JOURNAL_COMMAND)
+    if not answered:
+        return check(name, False, ", ".join(seen), JOURNAL_COMMAND)
+    until = time.monotonic() + COUNT_SECONDS
+    while (tokens := counted_tokens(metrics) - before) < len(STREAMS) and time.monotonic() < until:
+        time.sleep(0.1)
+    seen.append(f"{tokens:.0f} tokens counted")
+    return check(name, tokens >= len(STREAMS), ", ".join(seen), JOURNAL_COMMAND)
+
+
+def gateway_checks(
+    gateway: Gateway, metrics: Gateway, key: str, limit_key: str, declared: list[str]
+) -> list[Check]:
     """Run all checks; `declared` are the names of the declared models."""
     listed = gateway.models(key)
+    models = [model for model in declared if model in model_names(listed)]
     ready = gateway.request("GET", "/health/readiness")
     return [
         check_models(gateway, listed, key, declared),
@@ -200,9 +267,8 @@ def gateway_checks(gateway: Gateway, key: str, limit_key: str, declared: list[st
         check_refused(gateway, "without a key", None),
         check_refused(gateway, "with a wrong key", "sk-wrong"),
         check_closed(gateway, key),
-        *check_limits(
-            gateway, limit_key, listed, [model for model in declared if model in model_names(listed)]
-        ),
+        *check_limits(gateway, limit_key, listed, models),
+        check_streams(gateway, metrics, key, listed, models),
     ]
 
 
@@ -211,6 +277,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "url": {"type": "str", "required": True},
+            "metrics_url": {"type": "str", "required": True},
             "key": {"type": "str", "required": True, "no_log": True},
             "limit_key": {"type": "str", "required": True, "no_log": True},
             "models": {"type": "list", "elements": "str", "required": True},
@@ -222,7 +289,8 @@ def main() -> None:
     params = module.params
     deadline = time.monotonic() + params["seconds"]
     gateway = Gateway(params["url"], ca_file=params["ca_file"], deadline=deadline)
-    checks = gateway_checks(gateway, params["key"], params["limit_key"], params["models"])
+    metrics = Gateway(params["metrics_url"], deadline=deadline)
+    checks = gateway_checks(gateway, metrics, params["key"], params["limit_key"], params["models"])
     module.exit_json(changed=False, checks=checks)
 
 

@@ -53,7 +53,7 @@ def faulty() -> Iterator[Faulty]:
     faults = ["error@broken", "cut@cut", "garbage@garbage", "silent@silent"]
     keys: list[dict[str, Any]] = [
         {"alias": "any"},
-        *[{"alias": f"once-{client}", "rpm": 1} for client in ("python", "npm", "langchain")],
+        *[{"alias": f"once-{client}", "rpm": 1} for client in ("python", "npm", "langchain", "anthropic")],
         {"alias": "expired", "expires": "2020-01-01T00:00:00Z"},
         {"alias": "good-only", "models": ["good"]},
     ]

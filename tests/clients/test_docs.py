@@ -38,7 +38,7 @@ def run(command: list[str], endpoint: Endpoint, folder: Path, **environment: str
     return process.stdout
 
 
-@pytest.mark.parametrize("title", ["openai for Python", "LangChain"])
+@pytest.mark.parametrize("title", ["openai for Python", "anthropic for Python", "LangChain"])
 def test_python(title: str, endpoint: Endpoint, tmp_path: Path) -> None:
     code = block(title, "python").replace(MODEL, endpoint.model)
     assert run([sys.executable, "-c", code], endpoint, tmp_path).strip()

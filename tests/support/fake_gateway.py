@@ -31,6 +31,9 @@ class FakeGateway(ThreadingHTTPServer):
         self.headers = True
         self.chat_status = 200
         self.ready = 200
+        self.stream_ends = {"/v1/messages": "message_stop", "/v1/responses": "response.incomplete"}
+        self.tokens = 0
+        self.tokens_of_a_stream = 1
         self.edge_only = False
         """Whether only an edge answers, with its own error."""
 
@@ -66,7 +69,11 @@ class FakeHandler(BaseHTTPRequestHandler):
 
     def reply(self, status: int, document: dict[str, Any], headers: dict[str, str]) -> None:
         """Send a response."""
-        body = json.dumps(document).encode()
+        self.reply_with(status, json.dumps(document), headers)
+
+    def reply_with(self, status: int, text: str, headers: dict[str, str]) -> None:
+        """Send a response that is no JSON."""
+        body = text.encode()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -84,6 +91,12 @@ class FakeHandler(BaseHTTPRequestHandler):
             self.refuse(503, "service_unavailable")
         elif self.path in self.server.open_paths:
             self.reply(200, {}, {})
+        elif self.path == "/metrics" and not self.key:
+            self.reply_with(
+                200,
+                f'bedplate_gateway_completion_tokens_total{{alias="verify",model="m"}} {self.server.tokens}',
+                {},
+            )
         elif self.path == "/health/readiness":
             self.reply(self.server.ready, {}, {})
         elif self.path != "/v1/models":
@@ -101,7 +114,7 @@ class FakeHandler(BaseHTTPRequestHandler):
             return
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length) or "{}")
-        if self.path != "/v1/chat/completions":
+        if self.path not in {"/v1/chat/completions", *self.server.stream_ends}:
             self.refuse(404, "unknown_url")
         elif self.key not in self.server.keys:
             self.refuse(401, "invalid_api_key")
@@ -109,6 +122,9 @@ class FakeHandler(BaseHTTPRequestHandler):
             self.refuse(503, "engine_unavailable")
         elif self.server.chat_status != 200:
             self.refuse(self.server.chat_status, "engine_error")
+        elif end := self.server.stream_ends.get(self.path):
+            self.server.tokens += self.server.tokens_of_a_stream
+            self.reply_with(200, f"event: begin\ndata: {{}}\n\nevent: {end}\ndata: {{}}\n\n", {})
         else:
             self.complete()
 

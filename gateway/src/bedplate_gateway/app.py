@@ -17,7 +17,9 @@ from bedplate_gateway.admission.body_memory import BodyMemory
 from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.usage_log import UsageLog
+from bedplate_gateway.api import messages
 from bedplate_gateway.api.adapter import Adapter, PassThrough
+from bedplate_gateway.api.messages import COUNT_TOKENS, MESSAGES, MessagesAdapter
 from bedplate_gateway.api.responses import ResponsesAdapter
 from bedplate_gateway.api.schema import RESPONSES, Request
 from bedplate_gateway.clock import ExpiryClock
@@ -36,7 +38,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 """How often the usage log is tried again, the clock is looked at, and a failure that repeats is logged."""
-INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", RESPONSES})
+CHAT = "/v1/chat/completions"
+INFERENCE = frozenset({CHAT, "/v1/completions", "/v1/embeddings", RESPONSES, MESSAGES})
 MODELS = "/v1/models"
 LIVELINESS, READINESS = "/health/liveliness", "/health/readiness"
 MOVED = {"/health": READINESS, "/metrics": "port 9464, from a monitoring host"}
@@ -113,7 +116,8 @@ class Gateway:
         """Handle one request on the API's port."""
         client = ClientRequest(scope, receive, send)
         record = AccessRecord(f"req_{secrets.token_hex(12)}", time.monotonic())
-        client.extra_headers = {"x-request-id": record.id}
+        # OpenAI's name for it, and Anthropic's.
+        client.extra_headers = {"x-request-id": record.id, "request-id": record.id}
         self.in_flight += 1
         try:
             await self._route(client, record)
@@ -121,7 +125,7 @@ class Gateway:
             record.status, record.reason = error.status, error.reason
             if not client.started:
                 await client.discard_body()
-                await client.respond(error.status, error.body(), error.all_headers())
+                await self._respond_error(client, record, error)
         except ClientDisconnected:
             record.status, record.reason = STATUS_CLIENT_DISCONNECTED, "client_left"
         except Exception:
@@ -129,7 +133,7 @@ class Gateway:
             failure = errors.internal_error()
             record.status, record.reason = failure.status, failure.reason
             if not client.started:
-                await client.respond(failure.status, failure.body(), failure.all_headers())
+                await self._respond_error(client, record, failure)
         finally:
             self.in_flight -= 1
             record.seconds = time.monotonic() - record.arrived
@@ -164,14 +168,20 @@ class Gateway:
             _only("POST", client)
             record.path = path
             await self._infer(client, record)
+        elif path == COUNT_TOKENS:
+            _only("POST", client)
+            record.path = path
+            await self._count_tokens(client, record)
         elif path == MODELS or (path.startswith(f"{MODELS}/") and len(path) > len(MODELS) + 1):
             _only("GET", client)
             record.path = MODELS
-            key = self.keys.authenticate(client.header("authorization"))
-            record.alias = key.alias
+            key = self._authenticate(client, record)
             headers = self.local.limits.headers(key.alias, "", time.monotonic())
             model = unquote(path[len(MODELS) + 1 :])
-            await self._respond_json(client, record, self._list_models(key, model), headers)
+            listed = self._list_models(key, model)
+            if _is_anthropic(client):
+                listed = messages.listed_models(listed)
+            await self._respond_json(client, record, listed, headers)
         elif path == LIVELINESS:
             _only("GET", client)
             record.path = path
@@ -194,6 +204,20 @@ class Gateway:
         record.status = 200
         await client.respond(200, json.dumps(document).encode(), headers or {})
 
+    async def _respond_error(self, client: ClientRequest, record: AccessRecord, error: ApiError) -> None:
+        body = error.body()
+        if _is_anthropic(client):
+            record.status = messages.status_of(error)
+            body = json.dumps(messages.error_object(error, record.id)).encode()
+        await client.respond(record.status, body, error.all_headers())
+
+    def _authenticate(self, client: ClientRequest, record: AccessRecord) -> Key:
+        authorization = client.header("authorization")
+        api_key = client.header("x-api-key") if authorization is None else None
+        key = self.keys.authenticate(authorization, api_key=api_key)
+        record.alias = key.alias
+        return key
+
     def _check_ready(self) -> None:
         if not any(map(self.local.scheduler.can_be_served, self._models)):
             raise errors.not_ready()
@@ -212,8 +236,7 @@ class Gateway:
     # Inference
 
     async def _infer(self, client: ClientRequest, record: AccessRecord) -> None:
-        key = self.keys.authenticate(client.header("authorization"))
-        record.alias = key.alias
+        key = self._authenticate(client, record)
         with self._body_memory.hold(key.alias) as grow:
             adapter = self._adapter(record.path)
             try:
@@ -228,11 +251,25 @@ class Gateway:
                 raise
             await self._answer(client, record, key, request, adapter)
 
+    async def _count_tokens(self, client: ClientRequest, record: AccessRecord) -> None:
+        """Answer with an estimate: no engine counts a prompt without a slot and the work on it."""
+        key = self._authenticate(client, record)
+        with self._body_memory.hold(key.alias) as grow:
+            self.local.check_limits(key)
+            request = messages.decode_count(await client.body(self.settings.max_body_bytes, grow))
+        self._check_model(request.model, key)
+        record.model = request.model
+        tokens = self.upstream.tokens(request.model, request.prompt_bytes)
+        await self._respond_json(client, record, {"input_tokens": tokens})
+
+    def _check_model(self, model: str, key: Key) -> None:
+        if model not in self._models or not key.may_use(model):
+            raise errors.model_not_found(model)
+
     async def _answer(
         self, client: ClientRequest, record: AccessRecord, key: Key, request: Request, adapter: Adapter
     ) -> None:
-        if request.model not in self._models or not key.may_use(request.model):
-            raise errors.model_not_found(request.model)
+        self._check_model(request.model, key)
         request = self._for_capabilities(request)
         priority_class = _lowered(key.priority_class, request.lower_to)
         admission_request = AdmissionRequest(key, priority_class, request.model, request.prompt_bytes)
@@ -248,9 +285,11 @@ class Gateway:
             watcher.cancel()
 
     def _adapter(self, path: str) -> Adapter:
-        return (
-            ResponsesAdapter(self._max_output) if path == RESPONSES else PassThrough(path, self._max_output)
-        )
+        if path == RESPONSES:
+            return ResponsesAdapter(self._max_output)
+        if path == MESSAGES:
+            return MessagesAdapter(self._max_output, self.upstream.tokens)
+        return PassThrough(path, self._max_output)
 
     async def _run(
         self,
@@ -334,11 +373,18 @@ def _only(method: str, client: ClientRequest) -> None:
         raise errors.method_not_supported(client.path, method, client.method)
 
 
+def _is_anthropic(client: ClientRequest) -> bool:
+    """Return whether the client is one of Anthropic's API, all of which send the header."""
+    return client.path in {MESSAGES, COUNT_TOKENS} or client.header("anthropic-version") is not None
+
+
 def _unknown_url(client: ClientRequest) -> ApiError:
-    known = {path.removeprefix("/v1") for path in (*INFERENCE, MODELS)}
+    known = {path.removeprefix("/v1") for path in (*INFERENCE, COUNT_TOKENS, MODELS)}
+    path = client.path.removeprefix("/v1/v1")
     suggestion = (
-        f"/v1{client.path}"
-        if client.path in known
-        else MOVED.get(client.path, "/v1/chat/completions or another path of the API")
+        f"/v1{path}"
+        if path in known
+        else MOVED.get(path, f"{MESSAGES if _is_anthropic(client) else CHAT} or another path of the API")
     )
-    return errors.unknown_url(client.method, client.path, suggestion)
+    base_url = "without /v1" if _is_anthropic(client) else "with /v1"
+    return errors.unknown_url(client.method, client.path, suggestion, base_url)

@@ -1,4 +1,4 @@
-"""Every error that a client of the gateway can get, in the shape of OpenAI's API.
+"""Every error that a client of the gateway can get, in OpenAI's shape; `api.messages` has Anthropic's.
 
 The body is `{"error": {"message", "type", "param", "code"}}`; a message has a fact and a remedy. The columns
 are status, code, and reason: the label in metrics and access log, by default the code.
@@ -14,7 +14,7 @@ ApiError
   400 unsupported_parameter                        no engine, or not this model, does what the field requests
   400 unsupported_endpoint                         the model's engine has no /v1/responses
   400 context_length_exceeded                      the prompt does not fit into the model's context
-  401 invalid_api_key            no_key            the Authorization header carries no key
+  401 invalid_api_key            no_key            neither Authorization nor x-api-key has a key
                                  wrong_key         the key is unknown
                                  revoked_key       the key was revoked
                                  expired_key       the key has expired
@@ -35,7 +35,7 @@ ApiError
   502 engine_error                                 the engine failed, or returned an invalid response
   502 litellm_unavailable                          LiteLLM returns no metrics (metrics port only)
   503 engine_unavailable                           no engine serves the model
-  503 queue_timeout                                no slot became free in time
+  503 queue_timeout                                no slot became free in time; Anthropic's clients get a 529
   503 restarting                                   the gateway restarted before the answer had begun
   504 timeout                                      the engine did not answer in time, or too long
 ClientDisconnected               client_left       the client closed the connection; logged as status 499
@@ -170,7 +170,9 @@ def _unauthorized(message: str, reason: str) -> ApiError:
 
 def no_api_key() -> ApiError:
     """Return the 401 for a request without a key."""
-    return _unauthorized('No API key was given: send it as "Authorization: Bearer KEY".', "no_key")
+    return _unauthorized(
+        'No API key was given: send it as "Authorization: Bearer KEY" or as "x-api-key: KEY".', "no_key"
+    )
 
 
 def wrong_api_key() -> ApiError:
@@ -203,13 +205,13 @@ def metrics_forbidden() -> ApiError:
 # 404 and 405: the path
 
 
-def unknown_url(method: str, path: str, suggestion: str) -> ApiError:
-    """Return the 404 for a path of the API's port; `suggestion` is the path to use."""
+def unknown_url(method: str, path: str, suggestion: str, base_url: str) -> ApiError:
+    """Return the 404 for a path of the API's port, with the path to use and how a base URL ends."""
     return ApiError(
         404,
         "unknown_url",
         f"There is no endpoint {method} {path[:100]}: use {suggestion}. "
-        "If the client builds the URL itself, its base URL must end with /v1.",
+        f"If the client builds the URL itself, its base URL must end {base_url}.",
     )
 
 

@@ -66,10 +66,14 @@ class Keys:
                     raise ValueError(f"{key.alias!r} and {other.alias!r} share a secret")
                 self._by_hash[secret.sha256] = key, secret
 
-    def authenticate(self, authorization: str | None, now: datetime | None = None) -> Key:
-        """Return the key in an Authorization header; raises ApiError 401 with the reason."""
+    def authenticate(
+        self, authorization: str | None, now: datetime | None = None, *, api_key: str | None = None
+    ) -> Key:
+        """Return the key in an Authorization header, or else in `api_key`; raises ApiError 401."""
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
+            token = api_key or ""
+        if not token.strip():
             raise errors.no_api_key()
         # The lookup needs no constant time: nobody can choose the hash of a guess.
         match = self._by_hash.get(hashlib.sha256(token.strip().encode()).hexdigest())

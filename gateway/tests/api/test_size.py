@@ -56,6 +56,8 @@ def test_long_numbers_and_long_space_count_as_several_values() -> None:
 
 def test_text_is_bounded_and_images_are_no_text() -> None:
     check_size(IMAGE % (b"A" * 2 * MAX_TEXT_BYTES))
+    for mark in (b'"data":"', b'"data": "'):
+        check_size(b'{%s%s"}' % (mark, b"A" * 2 * MAX_TEXT_BYTES))
     for raw in (
         b'"%s"' % (b"A" * MAX_TEXT_BYTES),
         IMAGE % (b'A", "' + b"A" * MAX_TEXT_BYTES),

@@ -26,7 +26,6 @@ WARM_UP: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"prompt": "warm-up"}),
     ("/v1/embeddings", {"input": "warm-up"}),
     ("/v1/responses", {"input": "warm-up"}),
-    ("/v1/messages", {"messages": MESSAGES, "max_tokens": 8}),
 ]
 
 

@@ -20,6 +20,7 @@ WRONG_KEY = "a request with a wrong key is refused"
 CLOSED = "internal paths return 404"
 OVER_LIMIT = "the request over the limit is refused"
 HEADERS = "responses report the remaining limits"
+STREAMS = "messages and responses are answered and counted on the key"
 
 
 @pytest.fixture
@@ -45,8 +46,9 @@ def checks(
     def run(*models: str, url: str = "", seconds: float = 60) -> dict[str, dict[str, Any]]:
         keys = {"key": KEY, "limit_key": LIMIT_KEY}
         params = {"url": url or gateway.url, **keys, "models": models or [MODEL], "seconds": seconds}
+        params["metrics_url"] = gateway.url
         entries = run_module(module, params)["checks"]
-        assert [sorted(check) for check in entries] == [["name", "next", "ok", "seen"]] * 7
+        assert [sorted(check) for check in entries] == [["name", "next", "ok", "seen"]] * 8
         return {check["name"]: check for check in entries}
 
     return run
@@ -121,6 +123,27 @@ def test_a_dead_engine_is_distinguished_from_an_old_configuration(
 def test_one_of_two_models_is_enough(checks: Checks) -> None:
     results = checks("gone:1b", MODEL)
     assert failed(results) == {LISTED: f"{MODEL}; gone:1b: status 503 engine_unavailable"}
+
+
+def test_streams_are_counted(checks: Checks, gateway: FakeGateway) -> None:
+    seen = checks()[STREAMS]["seen"]
+    assert seen == "/v1/messages: status 200, /v1/responses: status 200, 2 tokens counted"
+    gateway.tokens_of_a_stream = 0
+    assert "0 tokens counted" in failed(checks())[STREAMS]
+
+
+def test_a_stream_without_its_end_and_a_path_that_is_missing_are_detected(
+    checks: Checks, gateway: FakeGateway
+) -> None:
+    gateway.stream_ends["/v1/responses"] = "response.failed"
+    assert "/v1/responses: its stream did not end" in failed(checks())[STREAMS]
+    del gateway.stream_ends["/v1/messages"]
+    assert "/v1/messages: status 404 unknown_url" in failed(checks())[STREAMS]
+
+
+def test_a_model_without_chat_is_no_fault_of_its_own(checks: Checks, gateway: FakeGateway) -> None:
+    gateway.chat_status = 400
+    assert checks()[STREAMS]["ok"] is None
 
 
 def test_open_paths_are_detected(checks: Checks, gateway: FakeGateway) -> None:

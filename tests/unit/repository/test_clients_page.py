@@ -27,6 +27,7 @@ def test_versions() -> None:
     assert documented == {
         "`openai` for Python": versions["openai"],
         "`openai` for npm": versions["npm openai"],
+        "`anthropic` for Python": versions["anthropic"],
         "LangChain, `langchain-openai`": versions["langchain-openai"],
         "aider": versions["aider-chat"],
         "Continue, by its command line `cn`": versions["npm @continuedev/cli"],

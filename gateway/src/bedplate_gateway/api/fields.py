@@ -30,11 +30,19 @@ def _check_image(url: str) -> str:
         raise PydanticCustomError(
             "value", "images are not fetched: send a data: URL with a PNG, JPEG or WebP in base64"
         )
-    start = len(head) + 1
-    # Half the time of a decoder, which would also make a copy.
-    if (len(url) - start) % 4 or not _BASE64.fullmatch(url, start):
-        raise PydanticCustomError("value", "its base64 is not valid: encode the image again")
+    _check_base64(url, len(head) + 1)
     return url
+
+
+def _check_data(text: str) -> str:
+    _check_base64(text, 0)
+    return text
+
+
+def _check_base64(text: str, start: int) -> None:
+    # Half the time of a decoder, which would also make a copy.
+    if (len(text) - start) % 4 or not _BASE64.fullmatch(text, start):
+        raise PydanticCustomError("value", "its base64 is not valid: encode the image again")
 
 
 class _ValuesLeft:
@@ -103,7 +111,7 @@ def text_or_object() -> Discriminator:
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _IMAGE_HEADS: Final = frozenset(f"data:image/{kind};base64" for kind in ("png", "jpeg", "jpg", "webp"))
 NonEmpty = Annotated[str, Field(min_length=1)]
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
@@ -112,6 +120,7 @@ ToolChoice = Literal["auto", "none", "required"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Arguments = Annotated[str, AfterValidator(_check_arguments)]
 ImageUrl = Annotated[str, AfterValidator(_check_image)]
+Base64 = Annotated[str, AfterValidator(_check_data)]
 
 
 class Common(TypedDict, total=False):

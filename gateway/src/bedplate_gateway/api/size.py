@@ -14,12 +14,13 @@ MAX_TEXT_BYTES: Final = 4 * 1024 * 1024
 MAX_VALUES: Final = 32_768
 """JSON values in a body, or in all arguments of its tool calls together."""
 MAX_IMAGES: Final = 256
-"""Images that do not count as text; the data of further ones does."""
+"""Images of an API that do not count as text; the data of further ones does."""
 
 BYTES_PER_VALUE: Final = 16
 """A number, or the space before a value, that is longer than this counts as several values."""
 
-_IMAGE: Final = b";base64,"
+_MARKS: Final = (b";base64,", b'"data":"', b'"data": "')
+"""Before the data of an image: in OpenAI's API, and in Anthropic's."""
 
 
 def check_size(raw: bytes) -> None:
@@ -55,16 +56,18 @@ def _count(text: bytes) -> int:
 
 def _without_images(raw: bytes) -> bytes:
     """Return a body without the data of its first images, each of which ends at its string's quote."""
-    texts: list[bytes] = []
-    start = 0
-    while len(texts) < MAX_IMAGES:
-        image = raw.find(_IMAGE, start)
-        end = raw.find(b'"', image)
-        if image < 0 or end < 0:
-            break
-        texts.append(raw[start:image])
-        start = end
-    return b"".join([*texts, raw[start:]])
+    for mark in _MARKS:
+        texts: list[bytes] = []
+        start = 0
+        while len(texts) < MAX_IMAGES:
+            image = raw.find(mark, start)
+            end = raw.find(b'"', image + len(mark))
+            if image < 0 or end < 0:
+                break
+            texts.append(raw[start : image + len(mark)])
+            start = end
+        raw = b"".join([*texts, raw[start:]])
+    return raw
 
 
 def pack(body: dict[str, Any]) -> bytes:

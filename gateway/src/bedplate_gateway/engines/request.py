@@ -186,6 +186,11 @@ class Upstream:
         """Return the speed estimate of a model on an engine."""
         return self._speeds.setdefault((engine, model), SpeedEstimate())
 
+    def tokens(self, model: str, text_bytes: int) -> int:
+        """Estimate the tokens of a prompt from the model's answers so far, on any engine."""
+        learned = (speed for (_, name), speed in self._speeds.items() if name == model)
+        return next(learned, SpeedEstimate()).tokens(text_bytes)
+
     @contextmanager
     def loading(self, engine: Engine, model: str) -> Iterator[bool]:
         """Yield, while a call waits for its first byte, whether the engine must load the model before."""

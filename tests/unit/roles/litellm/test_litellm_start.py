@@ -92,7 +92,6 @@ def test_systemd_is_notified_after_one_request_of_each_kind(
         ("/v1/completions", False),
         ("/v1/embeddings", False),
         ("/v1/responses", False),
-        ("/v1/messages", False),
     ]
     assert {(key, body["model"]) for _, key, body in warm_up} == {("Bearer sk-master", "warm-up")}
 
