@@ -41,7 +41,7 @@ class Host:
 
 
 class Run(NamedTuple):
-    """Exit status, output and changes of one playbook run; `message` is the first printed error."""
+    """Exit status, output and changes of one playbook run; `message` has all printed errors."""
 
     code: int
     output: str
@@ -100,8 +100,8 @@ class Control:
             check=False,
         )
         output = done.stdout + done.stderr
-        error = re.search(
+        errors = re.findall(
             r"\[ERROR\]: (?:Task failed: )?(?:Action failed: )?(.*?)\n(?:Origin|<<<)", output, re.DOTALL
         )
         changed = sum(int(number) for number in re.findall(r" changed=(\d+)", output))
-        return Run(done.returncode, output, error[1].rstrip() if error else "", changed)
+        return Run(done.returncode, output, "\n".join(error.rstrip() for error in errors), changed)

@@ -55,10 +55,6 @@ def cards(host: Host, *devices: str) -> Iterator[None]:
         host(f"rm -r {TREE}/0000:0[1-9]:00.0; cp -a /root/tree/0000:01:00.0 {TREE}/; rm -r /root/tree")
 
 
-def test_a_valid_host_is_accepted(control: Control, inventory: Path) -> None:
-    control.run(inventory).accepted()
-
-
 def test_a_kernel_without_headers(control: Control, card: Host) -> None:
     release = card("uname --kernel-release").strip()
     run = control.run(control.one_box(card, {"ollama_models": [MODEL]}))
@@ -103,7 +99,8 @@ def test_a_card_that_is_missing(control: Control, inventory: Path) -> None:
     )
 
 
-def test_a_driver_by_a_run_file(control: Control, inventory: Path, card: Host) -> None:
+def test_what_another_installation_left(control: Control, inventory: Path, card: Host) -> None:
+    """In preflight's order: a refusal of the next shows that the remedy of the one before worked."""
     card("touch /usr/bin/nvidia-uninstall")
     try:
         assert control.run(inventory).refused() == (
@@ -112,19 +109,6 @@ def test_a_driver_by_a_run_file(control: Control, inventory: Path, card: Host) -
         )
     finally:
         card("rm /usr/bin/nvidia-uninstall")
-    control.run(inventory).accepted()
-
-
-def test_a_package_on_hold(control: Control, inventory: Path, card: Host) -> None:
-    card("apt-mark hold dkms")
-    assert control.run(inventory).refused() == (
-        f"card: On hold: dkms, so the driver cannot be installed completely. Run apt-mark unhold dkms, {CPU}"
-    )
-    card("apt-mark unhold dkms")
-    control.run(inventory).accepted()
-
-
-def test_a_half_installed_package(control: Control, inventory: Path, card: Host) -> None:
     card(BROKEN)
     try:
         assert control.run(inventory).refused() == (
@@ -133,6 +117,11 @@ def test_a_half_installed_package(control: Control, inventory: Path, card: Host)
         )
     finally:
         card("dpkg --purge nvidia-kernel-dkms; rm -r /root/broken /root/broken.deb")
+    card("apt-mark hold dkms")
+    assert control.run(inventory).refused() == (
+        f"card: On hold: dkms, so the driver cannot be installed completely. Run apt-mark unhold dkms, {CPU}"
+    )
+    card("apt-mark unhold dkms")
     control.run(inventory).accepted()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.hosts import run_script
 
@@ -19,3 +21,11 @@ def connects(client: str, address: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def connecting(attempts: Iterable[tuple[str, str, int]]) -> set[tuple[str, str, int]]:
+    """Return which of these clients, addresses and ports can connect, several tried at once."""
+    wanted = list(attempts)
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda attempt: connects(*attempt), wanted))
+    return {attempt for attempt, answer in zip(wanted, answers, strict=True) if answer}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.scenarios.several_hosts.connecting import connects
+from tests.scenarios.several_hosts.connecting import connecting
 from tests.support.alerts import wait_until
 from tests.support.hosts import run_script
 from tests.support.stack import run_playbook
@@ -29,7 +29,7 @@ def engine() -> str:
 def open_to(addresses: dict[str, str]) -> set[str]:
     """Return the machines that can connect to Ollama."""
     clients = ("gateway1", "monitor1", "localhost")
-    return {client for client in clients if connects(client, addresses["gpu1"], PORT)}
+    return {client for client, *_ in connecting((client, addresses["gpu1"], PORT) for client in clients)}
 
 
 def deploy(**settings: Any) -> None:
