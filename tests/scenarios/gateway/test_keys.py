@@ -23,7 +23,7 @@ def declare(stack: Stack, *keys: dict[str, Any], **settings: Any) -> int:
 
 def test_keys_are_added_during_streams(stack: Stack) -> None:
     before = stack.main_pid()
-    expires = datetime.now(UTC) + timedelta(seconds=60)
+    expires = datetime.now(UTC) + timedelta(seconds=90)
     moment = expires.isoformat(timespec="seconds")
     streams = Load(stack, clients=3, tokens=200, stream=True)
     with streams.running():
