@@ -37,6 +37,12 @@ def _check_image(url: str) -> str:
     return url
 
 
+def _check_provider_url(url: str) -> str:
+    if not _HTTPS_URL.fullmatch(url) and not _DATA_URL.match(url):
+        raise PydanticCustomError("value", "send a data: URL in base64, or an https URL with a public name")
+    return url
+
+
 class _ValuesLeft:
     """How many JSON values the arguments of a request's tool calls may still have."""
 
@@ -102,6 +108,9 @@ def text_or_object() -> Discriminator:
 
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _IMAGE_HEADS: Final = frozenset(f"data:image/{kind};base64" for kind in ("png", "jpeg", "jpg", "webp"))
+_DATA_URL: Final = re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,[A-Za-z0-9+/]+={0,2}\Z")
+# LiteLLM fetches it for some providers, unless its name has a private address. No user, port or address.
+_HTTPS_URL: Final = re.compile(r"https://([a-z0-9-]{1,63}\.)+[a-z]{2,63}(/[!-~]{0,4000})?", re.IGNORECASE)
 NonEmpty = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -112,6 +121,8 @@ ToolChoice = Literal["auto", "none", "required"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Arguments = Annotated[str, AfterValidator(_check_arguments)]
 ImageUrl = Annotated[str, AfterValidator(_check_image)]
+ProviderUrl = Annotated[str, AfterValidator(_check_provider_url)]
+Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
 
 
 class Common(TypedDict, total=False):
