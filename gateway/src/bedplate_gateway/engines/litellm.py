@@ -283,7 +283,8 @@ class LiteLLM:
         if providers.is_litellms_own(response.status, message):
             raise LiteLLMError(sent=False)
         text = engine_text(message) or message
-        return EngineError(providers.failure(response.status, response.headers, text, request, engine))
+        error = providers.failure(response.status, response.headers, text, request, engine)
+        return EngineError(error, again=error.reason == "engine_error")
 
 
 def engine_text(message: str) -> str | None:

@@ -415,7 +415,9 @@ class EngineRequest:
             return await self._post(request.path, to_json(body))
         # One retry in all: LiteLLM asks the same engine again, but only where there is no other one to ask.
         elsewhere = upstream.engines.serves_elsewhere(engine, model.name)
-        retries = 0 if elsewhere else self._settings.retries - self.retries
+        # After a provider's 429 LiteLLM would wait for twice its Retry-After, in the slot.
+        by_gateway = elsewhere or engine.kind == "litellm"
+        retries = 0 if by_gateway else self._settings.retries - self.retries
         response = await upstream.litellm.post(upstream.engines, self._lease, request, retries)
         self.retries += int(response.headers.get("x-litellm-attempted-retries", "0"))
         self._call_id = response.headers.get(CALL_ID, "")
