@@ -264,8 +264,8 @@ def test_other_urls_are_refused(tmp_path: Path, url: str) -> None:
         (fails(402), (502, "engine_error", "provider_key"), "requires payment"),
         (fails(404), (502, "engine_error", "provider_model"), "litellm_model_list"),
         (fails(408), (504, "timeout", "timeout"), "in time"),
-        (fails(500), (502, "engine_error", "engine_error"), "HTTP 500"),
-        (fails(503), (502, "engine_error", "engine_error"), "HTTP 503"),
+        (fails(500), (502, "engine_error", "engine_error"), "(its provider failed)"),
+        (fails(503), (502, "engine_error", "engine_error"), "(its provider failed)"),
         (fails(400, "too hot"), (400, None, "bad_request"), "refused the request: too hot"),
         (
             fails(400, "This model's maximum context length is 10 tokens"),

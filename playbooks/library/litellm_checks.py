@@ -205,8 +205,10 @@ def check_providers(litellm: LiteLLM, models: list[str], keys: list[str], file: 
     name = "each model of a provider is listed and has its key"
     if not models:
         return check(name, None, "litellm_model_list is empty", CONFIGURE)
-    metrics = litellm.metrics.request("GET", "/metrics").body.decode(errors="replace")
-    missing = sorted(set(models) - set(SERVED.findall(metrics)))
+    metrics = litellm.metrics.request("GET", "/metrics")
+    if metrics.status != 200:
+        return check(name, None, litellm.metrics.describe(metrics), JOURNAL)
+    missing = sorted(set(models) - set(SERVED.findall(metrics.body.decode(errors="replace"))))
     try:
         environment = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -44,7 +44,7 @@ def failure(status: int, headers: Mapping[str, str], text: str, request: Request
         return errors.engine_timeout()
     if status == 429:
         return errors.provider_limits_operator(model, _retry_after(headers))
-    return errors.engine_error(f"its provider answers with HTTP {status}")
+    return errors.engine_error("its provider failed")
 
 
 def _refusal(text: str, request: Request, engine: Engine) -> ApiError:
