@@ -77,6 +77,7 @@ def start_second_litellm(stack: Stack) -> None:
     stack(
         "systemd-run --quiet --unit=second-litellm --property=Type=notify --setenv=LITELLM_MODE=PRODUCTION "
         f"--setenv=LITELLM_OFFLINE_MODE=true --setenv=LITELLM_LOG=ERROR {credentials} "
+        "--setenv=GRACEFUL_SHUTDOWN_TIMEOUT=1 "
         "/opt/bedplate/litellm/current/bin/python /opt/bedplate/litellm/start.py "
         f"{LITELLM} {FOLDER}/config.yaml"
     )

@@ -117,7 +117,11 @@ def test_a_local_model_that_is_down_falls_back(second: Stack) -> None:
 
 
 def test_requests_wait_while_litellm_restarts(second: Stack) -> None:
-    second("systemctl kill --signal=KILL second-litellm; systemctl reset-failed second-litellm || true")
+    # The name is free once its former unit is gone.
+    second(
+        "systemctl kill --signal=KILL second-litellm; systemctl stop second-litellm || true; "
+        "systemctl reset-failed second-litellm || true"
+    )
     answers: list[int] = []
     thread = threading.Thread(target=lambda: answers.append(ask_second(second, "cloud")[0]))
     thread.start()
