@@ -14,7 +14,7 @@ from bedplate_gateway.app import Gateway
 from bedplate_gateway.engines import health, litellm
 from bedplate_gateway.engines import request as engine_request
 from bedplate_gateway.keys import Key, Keys
-from bedplate_gateway.settings import Settings
+from bedplate_gateway.settings import Engine, LiteLLMSettings, Settings
 
 from gateway.tests.engines.test_litellm import FakeServer, cut, stream
 
@@ -207,7 +207,7 @@ def test_a_provider_takes_more_fields_than_an_engine(tmp_path: Path) -> None:
         "user": "u-1",
         "thinking": {"type": "enabled", "budget_tokens": 1024},
     }
-    steering = {
+    steering: dict[str, Any] = {
         "api_base": "http://127.0.0.1:9",
         "api_key": "sk-own",
         "fallbacks": ["spare"],
@@ -436,6 +436,6 @@ def test_a_setting_must_name_providers_models(tmp_path: Path) -> None:
 def test_direct_names_no_provider(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("sk-master")
     document = {"url": "http://127.0.0.1:9", "key_file": tmp_path / "key", "direct": ["cloud"]}
-    proxy = litellm.LiteLLM(litellm.LiteLLMSettings.model_validate(document))
+    proxy = litellm.LiteLLM(LiteLLMSettings.model_validate(document))
     engine = {"name": "litellm", "kind": "litellm", "url": "x", "models": []}
-    assert proxy.lane(litellm.Engine.model_validate(engine), "cloud") is litellm.Lane.LITELLM
+    assert proxy.lane(Engine.model_validate(engine), "cloud") is litellm.Lane.LITELLM
