@@ -15,7 +15,7 @@ import yaml
 KNOWN: Mapping[str, list[str]] = yaml.safe_load(
     (Path(__file__).parents[1] / "vars/known.yml").read_text(encoding="utf-8")
 )
-PROVIDERS, PARAMETERS = frozenset(KNOWN["providers"]), frozenset(KNOWN["parameters"])
+PROVIDERS, PARAMETERS = frozenset(KNOWN["__litellm_providers"]), frozenset(KNOWN["__litellm_parameters"])
 """LiteLLM has more parameters, so an unknown one is refused only where it looks like a known one."""
 REFERENCE = re.compile(r"os\.environ/([A-Za-z_][A-Za-z0-9_]*)")
 # LiteLLM knows the provider of these without a prefix.

@@ -243,13 +243,9 @@ class _Generation(Common, total=False):
     stop: _Stop | None
 
 
-class _Chat(_Generation, total=False):
-    messages: Required[
-        Annotated[list[_Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-    ]
+class _ChatOptions(_Generation, total=False):
     max_completion_tokens: Tokens | None
     response_format: _ResponseFormat | None
-    tools: Annotated[list[_Tool], Field(max_length=MAX_PARTS, fail_fast=True)] | None
     tool_choice: (
         Annotated[
             Annotated[ToolChoice, Tag("#text")] | Annotated[_NamedTool, Tag("#object")], text_or_object()
@@ -260,6 +256,13 @@ class _Chat(_Generation, total=False):
     logprobs: bool | None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None
     reasoning_effort: Effort | None
+
+
+class _Chat(_ChatOptions, total=False):
+    messages: Required[
+        Annotated[list[_Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    ]
+    tools: Annotated[list[_Tool], Field(max_length=MAX_PARTS, fail_fast=True)] | None
 
 
 class _Completion(_Generation, total=False):
@@ -394,23 +397,11 @@ class _Audio(TypedDict):
     format: Literal["wav", "mp3", "flac", "opus", "aac", "pcm16"]
 
 
-class _ProviderChat(_Generation, total=False):
+class _ProviderChat(_ChatOptions, total=False):
     messages: Required[
         Annotated[list[_ProviderMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     ]
-    max_completion_tokens: Tokens | None
-    response_format: _ResponseFormat | None
     tools: Annotated[list[_ProviderTool], Field(max_length=MAX_PARTS, fail_fast=True)] | None
-    tool_choice: (
-        Annotated[
-            Annotated[ToolChoice, Tag("#text")] | Annotated[_NamedTool, Tag("#object")], text_or_object()
-        ]
-        | None
-    )
-    parallel_tool_calls: bool | None
-    logprobs: bool | None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None
-    reasoning_effort: Effort | None
     n: Annotated[int, Field(ge=1, le=128)] | None
     logit_bias: (
         Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_PARTS)] | None
