@@ -83,7 +83,7 @@ class StubEngineRequest:
     """A call of the engine that has its answer at once."""
 
     prompt_tokens, completion_tokens, estimated, retries, truncated, error = 4, 1, False, 0, False, None
-    lane = Lane.DIRECT
+    lane, cost = Lane.DIRECT, 0.0
 
     async def answer(self) -> Answer:
         """Return the answer."""

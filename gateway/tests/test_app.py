@@ -52,6 +52,7 @@ class StubEngineRequest:
     act: Callable[["StubEngineRequest"], Awaitable[Answer]]
     prompt_tokens: int = 5
     completion_tokens: int = 7
+    cost: float = 0.0
     estimated: bool = False
     truncated: bool = False
     retries: int = 0

@@ -136,13 +136,16 @@ class Checker:
                 yield f"{path} is empty: set a value, or remove the line for the default."
             return
         choices = spec.get("choices")
-        remedy = type_problem(value, spec)
+        # Its role checks what is raw.
+        remedy = None if spec.get("type") == "raw" else type_problem(value, spec)
         if not remedy and choices and str(value) not in map(str, choices):
             remedy = f"use {', '.join(str(choice) or 'an empty text' for choice in choices)}"
-        if not remedy and spec.get("type", "str") not in ("list", "dict"):
+        if not remedy and spec.get("type", "str") not in ("list", "dict", "raw"):
             remedy = self.table.problem(rule, value)
         if remedy:
             yield f"{path} is {shown(value, has_secret(spec))}: {remedy}."
+        elif spec.get("type") == "raw":
+            return
         elif isinstance(value, list):
             inner = {**spec, "type": spec.get("elements", "str"), "choices": None}
             for number, element in enumerate(value):
@@ -150,7 +153,7 @@ class Checker:
         elif isinstance(value, dict) and "options" in spec:
             yield from self.options(path, rule, value, spec["options"])
         elif isinstance(value, dict):
-            yield from self.entries(path, rule, value)
+            yield from self.entries(path, rule, value, has_secret(spec))
 
     def options(self, path: str, rule: str, value: Mapping[Any, Any], options: Spec) -> Iterator[str]:
         """Iterate over what is wrong with a dictionary that has declared options."""
@@ -163,7 +166,7 @@ class Checker:
             elif option.get("required") and (value or "[" in rule):
                 yield f"{path} has no {name}: add it. {option['description']}"
 
-    def entries(self, path: str, rule: str, value: Mapping[Any, Any]) -> Iterator[str]:
+    def entries(self, path: str, rule: str, value: Mapping[Any, Any], secret: bool) -> Iterator[str]:
         """Iterate over what is wrong with a dictionary of any names."""
         for name, entry in value.items():
             if remedy := self.table.problem(f"{rule}.KEY", name):
@@ -172,9 +175,9 @@ class Checker:
             inner = f"{rule}.{name}" if f"{rule}.{name}" in self.table.rows else f"{rule}.VALUE"
             for part in entry if isinstance(entry, list) and f"{inner}[]" in self.table.rows else [entry]:
                 if not isinstance(part, str | int | float):
-                    yield f"{path}.{name} is {shown(part)}: write a text or a number."
+                    yield f"{path}.{name} is {shown(part, secret)}: write a text or a number."
                 elif remedy := self.table.problem(inner, part):
-                    yield f"{path}.{name} is {shown(part)}: {remedy}."
+                    yield f"{path}.{name} is {shown(part, secret)}: {remedy}."
 
 
 def settings_of(role: str | None) -> dict[str, Spec]:

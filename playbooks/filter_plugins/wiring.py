@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 Groups = Mapping[str, Sequence[str]]
 HostVars = Mapping[str, Mapping[str, Any]]
+PROVIDER_SLOTS = 32
+"""Concurrent requests to a provider's model, unless its item has max_parallel_requests."""
 STACK_GROUPS = ("inference", "gateway", "monitoring")
 
 
@@ -120,6 +122,24 @@ def litellm_deployments(engines: Iterable[Mapping[str, Any]]) -> list[dict[str, 
     ]
 
 
+def provider_models(model_list: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return name and slots of the providers' models; items of one name are a group, with all their slots."""
+    slots: dict[str, int] = {}
+    for item in model_list:
+        # What is no item is refused where the settings are checked, and must not fail here.
+        params = item.get("litellm_params") if isinstance(item, Mapping) else None
+        if isinstance(params, Mapping):
+            name, number = str(item.get("model_name")), params.get("max_parallel_requests", PROVIDER_SLOTS)
+            slots[name] = slots.get(name, 0) + (number if isinstance(number, int) else 1)
+    return [{"name": name, "slots": number} for name, number in slots.items()]
+
+
+def provider_addresses(model_list: Iterable[Any]) -> list[str]:
+    """Return the URLs of the providers; `any` where LiteLLM knows the URL."""
+    params = [item.get("litellm_params") for item in model_list if isinstance(item, Mapping)]
+    return [str(each.get("api_base") or "any") for each in params if isinstance(each, Mapping)]
+
+
 def served_models(models: Iterable[Mapping[str, Any]], slots: int, context: int) -> list[dict[str, Any]]:
     """Return name, slots and context length (tokens) of the declared models; num_ctx overrides `context`."""
     return [
@@ -178,6 +198,8 @@ class FilterModule:
                 litellm_memory_limits,
                 gateway_engines,
                 litellm_deployments,
+                provider_models,
+                provider_addresses,
                 served_models,
                 dashboard_inference_hosts,
                 dashboard_node_exporters,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import time
@@ -21,6 +22,8 @@ description:
   - Checks LiteLLM's version, its address, its key and its list of models.
   - Sends a chat request to the gateway, and compares LiteLLM's own request counter before and after it. For a
     direct model the counter must not change.
+  - Checks that the gateway serves each model of another provider, and that its key is there. Sends it no
+    request, unless told to.
   - Returns entries for verify's report and never fails because of a failed check.
 options:
   gateway_url:
@@ -64,6 +67,23 @@ options:
     type: list
     elements: str
     required: true
+  provider_models:
+    description: The models of other providers.
+    type: list
+    elements: str
+    default: []
+  provider_keys:
+    description: The names of the providers' keys.
+    type: list
+    elements: str
+    default: []
+  environment_file:
+    description: The file with the providers' keys by their names, in JSON.
+    type: path
+  call_providers:
+    description: Whether to send a chat, which may cost something, to each model of a provider.
+    type: bool
+    default: false
   seconds:
     description: How long all requests together may take. Those without an answer until then have failed.
     type: float
@@ -104,6 +124,7 @@ COUNTER = re.compile(
     r'^litellm_proxy_total_requests_metric_total{.*requested_model="([^"]*)".*} (\S+)$', re.M
 )
 UP = re.compile(r"^bedplate_gateway_litellm_up 1", re.MULTILINE)
+SERVED = re.compile(r'^bedplate_gateway_engine_serves{engine="litellm",model="([^"]*)"} 1', re.MULTILINE)
 # What LiteLLM's own clients may set in a request; no client of the gateway may.
 CONTROL_FIELDS: dict[str, object] = {
     "api_base": "http://127.0.0.1:9",
@@ -169,11 +190,41 @@ def check_key(litellm: LiteLLM) -> Check:
 
 
 def check_deployments(litellm: LiteLLM, deployments: list[str]) -> Check:
-    """Check that LiteLLM has exactly the deployments of the inventory."""
+    """Check that LiteLLM has exactly the deployments of the inventory, and the models of providers."""
     listed = litellm.proxy.models(litellm.master_key)
     names = sorted(set(model_names(listed)) - {WARM_UP})
     seen = ", ".join(names) if listed.status == 200 else litellm.proxy.describe(listed)
     return check("LiteLLM has every model of every engine", names == sorted(deployments), seen, CONFIGURE)
+
+
+def check_providers(litellm: LiteLLM, models: list[str], keys: list[str], file: str) -> Check:
+    """Check that the gateway serves each model of a provider, and that LiteLLM's file has each key.
+
+    The gateway's metrics tell it, because no key of the stack's own services may use such a model.
+    """
+    name = "each model of a provider is listed and has its key"
+    if not models:
+        return check(name, None, "litellm_model_list is empty", CONFIGURE)
+    metrics = litellm.metrics.request("GET", "/metrics")
+    if metrics.status != 200:
+        return check(name, None, litellm.metrics.describe(metrics), JOURNAL)
+    missing = sorted(set(models) - set(SERVED.findall(metrics.body.decode(errors="replace"))))
+    try:
+        environment = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        environment = {}
+    absent = [key for key in keys if not environment.get(key)]
+    seen = f"{len(models) - len(missing)} of {len(models)} models are listed"
+    seen += f" without {', '.join(missing)}" if missing else ""
+    seen += f", {file} has no {', '.join(absent)}" if absent else f", with {len(keys)} keys"
+    return check(name, not missing and not absent, seen, CONFIGURE)
+
+
+def call_provider(litellm: LiteLLM, model: str) -> Check:
+    """Send a chat to a provider's model, without the gateway."""
+    answer = litellm.proxy.chat(litellm.master_key, model)
+    seen = litellm.proxy.describe(answer)
+    return check(f"the provider of {model} answers", answer.status == 200, seen, JOURNAL)
 
 
 def models_of(deployments: list[str]) -> list[str]:
@@ -237,9 +288,15 @@ def check_control_fields(litellm: LiteLLM, models: list[str]) -> Check:
 
 
 def litellm_checks(
-    litellm: LiteLLM, version: str, host_address: str, deployments: list[str], direct: list[str]
+    litellm: LiteLLM,
+    version: str,
+    host_address: str,
+    *,
+    deployments: list[str],
+    direct: list[str],
+    provider_models: list[str],
 ) -> list[Check]:
-    """Run all checks."""
+    """Run all checks but those of the providers."""
     lanes: dict[bool, list[str]] = {True: [], False: []}
     for deployment in deployments:
         engine, _, model = deployment.partition("/")
@@ -249,7 +306,7 @@ def litellm_checks(
         check_version(litellm, version),
         check_address(host_address, port),
         check_key(litellm),
-        check_deployments(litellm, deployments),
+        check_deployments(litellm, deployments + provider_models),
         check_lane(litellm, lanes[True], through=True),
         check_lane(litellm, lanes[False], through=False),
         check_control_fields(litellm, models_of(deployments)),
@@ -260,6 +317,7 @@ def main() -> None:
     """Run the module."""
     text = {"type": "str", "required": True}
     texts = {"type": "list", "elements": "str", "required": True}
+    names = {"type": "list", "elements": "str", "default": []}
     module = AnsibleModule(
         argument_spec={
             **dict.fromkeys(("gateway_url", "metrics_url", "url", "host_address", "version"), text),
@@ -268,6 +326,10 @@ def main() -> None:
             "ca_file": {"type": "path"},
             "deployments": texts,
             "direct": texts,
+            "provider_models": names,
+            "provider_keys": names | {"no_log": False},
+            "environment_file": {"type": "path"},
+            "call_providers": {"type": "bool", "default": False},
             "seconds": {"type": "float", "default": 60},
         },
         supports_check_mode=True,
@@ -285,9 +347,18 @@ def main() -> None:
         key=params["key"],
         master_key=master_key,
     )
+    models = params["provider_models"]
     checks = litellm_checks(
-        litellm, params["version"], params["host_address"], params["deployments"], params["direct"]
+        litellm,
+        params["version"],
+        params["host_address"],
+        deployments=params["deployments"],
+        direct=params["direct"],
+        provider_models=models,
     )
+    checks.append(check_providers(litellm, models, params["provider_keys"], params["environment_file"]))
+    if params["call_providers"]:
+        checks += [call_provider(litellm, model) for model in models]
     module.exit_json(changed=False, checks=checks)
 
 

@@ -44,6 +44,10 @@ class AccessRecord:
     reason: str = NONE
     lane: str = NONE
     """The way to the engine: litellm, direct or bypass."""
+    requested: str = NONE
+    """The model that the client requested, where a fallback answered in its place."""
+    cost: float = 0.0
+    """In dollars; 0 for local models."""
 
     def line(self) -> str:
         """Return one line of key=value pairs, always in the same order."""
@@ -65,6 +69,10 @@ class AccessRecord:
             "retries": self.retries,
             "reason": self.reason,
         }
+        if self.requested != NONE:
+            fields["requested"] = self.requested
+        if self.cost:
+            fields["dollars"] = f"{self.cost:.6f}"
         return " ".join(f"{name}={value}" for name, value in fields.items())
 
     def write(self) -> None:

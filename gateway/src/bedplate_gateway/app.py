@@ -43,6 +43,7 @@ INFERENCE = frozenset({CHAT, "/v1/completions", "/v1/embeddings", RESPONSES, MES
 MODELS = "/v1/models"
 LIVELINESS, READINESS = "/health/liveliness", "/health/readiness"
 MOVED = {"/health": READINESS, "/metrics": "port 9464, from a monitoring host"}
+FALLBACK_CODES = frozenset({"engine_unavailable", "engine_error", "queue_full", "queue_timeout", "timeout"})
 STATUS_CLIENT_DISCONNECTED = 499
 """nginx's status for a client that closed the connection; it is only counted and logged."""
 
@@ -75,6 +76,7 @@ class Gateway:
         """Called after each pass of the ticker that did not fail."""
         self._keyless = KeylessRefusals()
         self._models = frozenset(model.name for engine in settings.engines for model in engine.models)
+        self._provider_models = settings.provider_models
         self._ticker: asyncio.Task[Never] | None = None
 
     async def start(self) -> None:
@@ -270,6 +272,22 @@ class Gateway:
         self, client: ClientRequest, record: AccessRecord, key: Key, request: Request, adapter: Adapter
     ) -> None:
         self._check_model(request.model, key)
+        fallbacks = [name for name in self.settings.fallbacks.get(request.model, ()) if key.may_use(name)]
+        own = request.model
+        while True:
+            try:
+                await self._answer_by(client, record, key, request, adapter)
+                return
+            except ApiError as error:
+                if client.started or not fallbacks or not _may_fall_back(error):
+                    raise
+            request = request.for_model(fallbacks.pop(0))
+            record.requested = own
+
+    async def _answer_by(
+        self, client: ClientRequest, record: AccessRecord, key: Key, request: Request, adapter: Adapter
+    ) -> None:
+        """Answer with the request's own model."""
         request = self._for_capabilities(request)
         priority_class = _lowered(key.priority_class, request.lower_to)
         admission_request = AdmissionRequest(key, priority_class, request.model, request.prompt_bytes)
@@ -288,8 +306,8 @@ class Gateway:
         if path == RESPONSES:
             return ResponsesAdapter(self._max_output)
         if path == MESSAGES:
-            return MessagesAdapter(self._max_output, self.upstream.tokens)
-        return PassThrough(path, self._max_output)
+            return MessagesAdapter(self._max_output, self.upstream.tokens, self._provider_models)
+        return PassThrough(path, self._max_output, self._provider_models)
 
     async def _run(
         self,
@@ -310,6 +328,8 @@ class Gateway:
             headers = (
                 answer.headers | lease.headers | {"x-bedplate-queue-ms": str(round(lease.waited * 1000))}
             )
+            if record.requested != NONE:
+                headers["x-bedplate-fallback"] = request.model
             if answer.body is not None:
                 await client.respond(answer.status, adapter.encode_response(answer.body), headers)
             else:
@@ -325,7 +345,7 @@ class Gateway:
                 engine_request.completion_tokens,
             )
             record.estimated, record.retries = engine_request.estimated, engine_request.retries
-            record.truncated = engine_request.truncated
+            record.truncated, record.cost = engine_request.truncated, engine_request.cost
         if engine_request.error is not None:
             record.reason = engine_request.error.reason
 
@@ -362,6 +382,11 @@ def _lowered(own: PriorityClass, requested: PriorityClass | None) -> PriorityCla
     if requested is None:
         return own
     return PRIORITY_CLASSES[max(PRIORITY_CLASSES.index(own), PRIORITY_CLASSES.index(requested))]
+
+
+def _may_fall_back(error: ApiError) -> bool:
+    """Return whether another model may answer: this one is down, full or failed, and no limit of a key is."""
+    return error.code in FALLBACK_CODES or error.reason == "provider_limit"
 
 
 def _model_object(model: str) -> dict[str, Any]:

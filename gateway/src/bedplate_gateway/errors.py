@@ -29,10 +29,13 @@ ApiError
                                  key_tokens        the key has used its tokens per minute
                                  model_requests    all keys have used the model's requests per minute
                                  model_tokens      all keys have used the model's tokens per minute
+                                 provider_limit    the provider limits the operator's account
   429 queue_full                                   the queue of the class, or the key's part of it, is full
   431 header_too_large                             the header exceeds 64 KiB
   500 internal_error                               a fault in the gateway itself
   502 engine_error                                 the engine failed, or returned an invalid response
+                                 provider_key      the provider refuses the operator's key or account
+                                 provider_model    the provider does not know its model
   502 litellm_unavailable                          LiteLLM returns no metrics (metrics port only)
   503 engine_unavailable                           no engine serves the model
   503 queue_timeout                                no slot became free in time; Anthropic's clients get a 529
@@ -52,6 +55,7 @@ from typing import Any
 
 ENGINE_RETRY_SECONDS = 5.0
 RESTART_RETRY_SECONDS = 1.0
+MAX_PROVIDER_RETRY_SECONDS = 86_400.0
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 
 
@@ -295,6 +299,18 @@ def rate_limit_exceeded(
     )
 
 
+def provider_limits_operator(model: str, seconds: float) -> ApiError:
+    """Return the 429 for a provider's own rate limit; `seconds` is its Retry-After."""
+    return ApiError(
+        429,
+        "rate_limit_exceeded",
+        f"The provider of the model {model!r} limits this gateway's account: try again in {seconds:.0f} s.",
+        type="requests",
+        retry_after=seconds,
+        reason="provider_limit",
+    )
+
+
 def queue_full(fact: str, seconds: float) -> ApiError:
     """Return the 429 for a full queue; `fact` says which, `seconds` estimates when to try again."""
     return ApiError(
@@ -327,6 +343,31 @@ def engine_error(text: str) -> ApiError:
         f"The engine failed ({text}): try again; the operator sees more with: make health",
         type="server_error",
         retry_after=ENGINE_RETRY_SECONDS,
+    )
+
+
+def provider_refuses_operator(model: str, what: str) -> ApiError:
+    """Return the 502 for a provider that refuses the operator's key or account; `what` says which."""
+    return ApiError(
+        502,
+        "engine_error",
+        f"The provider of the model {model!r} {what}: your key is not the reason; "
+        "the operator checks the key in litellm_environment.",
+        type="server_error",
+        headers={"x-should-retry": "false"},
+        reason="provider_key",
+    )
+
+
+def provider_misses_model(model: str) -> ApiError:
+    """Return the 502 for a provider's 404."""
+    return ApiError(
+        502,
+        "engine_error",
+        f"The provider of the model {model!r} does not have it: the operator checks litellm_model_list.",
+        type="server_error",
+        headers={"x-should-retry": "false"},
+        reason="provider_model",
     )
 
 

@@ -58,6 +58,16 @@ COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("bedplate_gateway_prompt_tokens_total", "Total number of prompt tokens.", ("alias", "model")),
     ("bedplate_gateway_completion_tokens_total", "Total number of completion tokens.", ("alias", "model")),
     (
+        "bedplate_gateway_cost_dollars_total",
+        "Total cost of answers in US dollars, at LiteLLM's prices.",
+        ("alias", "model"),
+    ),
+    (
+        "bedplate_gateway_fallbacks_total",
+        "Total number of requests for the model that were sent to a fallback.",
+        ("model",),
+    ),
+    (
         "bedplate_gateway_estimated_requests_total",
         "Total number of requests whose tokens were estimated.",
         (),
@@ -188,6 +198,10 @@ class Metrics:
             counters["bedplate_gateway_refusals_total"](record.reason, str(record.status)).inc()
         if record.lane != NONE:
             counters["bedplate_gateway_lane_requests_total"](record.lane).inc()
+        if record.requested != NONE:
+            counters["bedplate_gateway_fallbacks_total"](record.requested).inc()
+        if record.cost:
+            self._of_key(counters, "bedplate_gateway_cost_dollars_total", alias, model).inc(record.cost)
         if record.wait is None:
             return
         if result := _result(record):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PriorityClass = Literal["high", "normal", "low"]
 PRIORITY_CLASSES: tuple[PriorityClass, ...] = ("high", "normal", "low")
@@ -47,10 +47,13 @@ class EngineModel(Strict):
 
 
 class Engine(Strict):
-    """An inference engine. `url` is its base URL without /v1, `models_at_once` how many models it loads."""
+    """An inference engine. `url` is its base URL without /v1, `models_at_once` how many models it loads.
+
+    The kind `litellm` stands for the models that LiteLLM has of other providers; `url` is LiteLLM's.
+    """
 
     name: str = Field(min_length=1)
-    kind: Literal["ollama", "openai"]
+    kind: Literal["ollama", "openai", "litellm"]
     url: str
     api_key: str | None = None
     models_at_once: Positive | None = None
@@ -92,6 +95,8 @@ class Settings(Strict):
     engines: tuple[Engine, ...]
     litellm: LiteLLMSettings | None = None
     models: dict[str, ModelLimits] = {}
+    fallbacks: dict[str, tuple[str, ...]] = {}
+    """The providers' models that answer, in this order, where no engine of a model does."""
     queues: dict[PriorityClass, Queue] = {}
     share: Positive = 8
     """Every Nth free slot goes to the oldest queued request of a lower class."""
@@ -106,6 +111,20 @@ class Settings(Strict):
     max_body_bytes: Positive = 16 * 1024 * 1024
     keys_file: Path
     state_dir: Path
+
+    @model_validator(mode="after")
+    def _check_providers(self) -> "Settings":
+        if self.provider_models and self.litellm is None:
+            raise ValueError("an engine of the kind litellm needs the settings of LiteLLM")
+        if unknown := {name for names in self.fallbacks.values() for name in names} - self.provider_models:
+            raise ValueError(f"fallbacks names {', '.join(sorted(unknown))}, which no provider serves")
+        return self
+
+    @property
+    def provider_models(self) -> frozenset[str]:
+        """Return the models that other providers serve through LiteLLM."""
+        engines = [engine for engine in self.engines if engine.kind == "litellm"]
+        return frozenset(model.name for engine in engines for model in engine.models)
 
     def queue(self, priority_class: PriorityClass) -> Queue:
         """Return the limits of a class's queue."""

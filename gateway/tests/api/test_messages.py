@@ -91,6 +91,13 @@ def test_a_choice_of_tools_is_passed_on(choice: dict[str, Any], expected: object
     assert translated(tools=[TOOL], tool_choice=choice).body["tool_choice"] == expected
 
 
+def test_a_model_of_a_provider_is_not_told_to_think_less() -> None:
+    raw = json.dumps(MINIMAL | {"model": "cloud"}).encode()
+    for provider_models, sent in ((frozenset({"cloud"}), False), (frozenset({"other"}), True)):
+        request = decode(raw, default_max_output=lambda _: None, provider_models=provider_models)[1]
+        assert ("reasoning_effort" in request.body) is sent
+
+
 def test_no_tools_are_offered_where_the_client_forbids_them() -> None:
     assert not translated(tools=[TOOL], tool_choice={"type": "none"}).has_tools
 
@@ -148,7 +155,7 @@ def test_an_image_is_checked_and_counts_as_no_text() -> None:
     source = IMAGE["source"] | {"data": "?"}  # type: ignore[operator] # a dict
     error = refusal(messages=[{"role": "user", "content": [IMAGE | {"source": source}]}])
     assert error.message == (
-        "Invalid 'messages[0].content[0].source.data': its base64 is not valid: encode the image again."
+        "Invalid 'messages[0].content[0].source.data': its base64 is not valid: encode it again."
     )
 
 

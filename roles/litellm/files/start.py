@@ -1,7 +1,7 @@
 """Starts the LiteLLM proxy for systemd: `start.py PORT CONFIG`.
 
-- LiteLLM reads its master key from the environment. The key is put there after the start, from the unit's
-  credential, so neither the command line nor /proc/PID/environ shows it.
+- LiteLLM reads its master key and the providers' keys from the environment. They are put there after the
+  start, from the unit's credentials, so neither the command line nor /proc/PID/environ shows them.
 - systemd is notified after LiteLLM has answered one request of each kind. The first of each kind loads
   modules, which takes up to 3 s. Afterwards the watchdog is notified as long as LiteLLM answers.
 """
@@ -35,6 +35,18 @@ def master_key() -> str:
     if not key.startswith("sk-"):
         sys.exit("/etc/bedplate/litellm/master-key contains no key: ansible-playbook site.yml --tags litellm")
     return key
+
+
+def read_environment() -> dict[str, str]:
+    """Return the providers' keys by their names, as litellm_environment has them."""
+    path = Path(os.environ["CREDENTIALS_DIRECTORY"], "environment.json")
+    try:
+        document: dict[str, str] = json.loads(path.read_text())
+    except ValueError:
+        sys.exit(
+            "/etc/bedplate/litellm/environment.json is not valid: ansible-playbook site.yml --tags litellm"
+        )
+    return {name: str(value) for name, value in document.items()}
 
 
 def refuse_taken_port(port: int) -> None:
@@ -106,6 +118,7 @@ def notify_watchdog(port: int) -> None:
 def main() -> None:
     """Run the `litellm` command of this interpreter's virtual environment."""
     port, config = int(sys.argv[1]), sys.argv[2]
+    os.environ.update(read_environment())
     key = os.environ["LITELLM_MASTER_KEY"] = master_key()
     refuse_taken_port(port)
     threading.Thread(target=report_state, args=(port, key), daemon=True).start()

@@ -135,6 +135,7 @@ HARMLESS: dict[str, dict[str, str]] = {
     | {"empty": "an empty variable"},
     "line": dict.fromkeys([*REST, "space"], QUOTED),
     "metrics_path": {"traversal inside": "the target's own server reads it"},
+    "model": {"list": "a model has several fallbacks"},
     "model_or_empty": {"empty": DEFAULT},
     "secret": dict.fromkeys([*MARKS, "negative", "traversal", "traversal inside"], HEADER),
     "text": dict.fromkeys(
@@ -190,7 +191,7 @@ def leaves(rule: str, spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[st
             yield from leaves(f"{rule}.{name}", option)
     elif kind == "dict":
         yield from ((f"{rule}.{part}", {"type": "str"}) for part in ("KEY", "VALUE"))
-    else:
+    elif kind != "raw":
         yield rule, spec
 
 

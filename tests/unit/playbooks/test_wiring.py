@@ -12,12 +12,7 @@ import pytest
 
 from tests.support.rendering import ROOT, Stack
 
-SERVICE_KEYS = [
-    {"alias": "verify", "rpm": 60},
-    {"alias": "verify-limit", "rpm": 10},
-    {"alias": "dashboard", "rpm": 120},
-    {"alias": "canary", "rpm": 10},
-]
+SERVICE_KEYS = {"verify": 60, "verify-limit": 10, "dashboard": 120, "canary": 10}
 GIB = 1024**3
 SMALL = {"name": "smollm2:135m", "slots": 2, "context": 8192}
 # These depend on the checkout and the user's home, not on the inventory.
@@ -140,9 +135,18 @@ def engine(name: str, url: str, *models: dict[str, Any], loaded: int = 1) -> dic
     return {"name": name, "kind": "ollama", "url": url, "models_at_once": loaded, "models": list(models)}
 
 
-def litellm(*deployments: tuple[str, str, str], allowed: Sequence[str] = ()) -> dict[str, Any]:
+def service_keys(*models: str) -> list[dict[str, Any]]:
+    """Return the keys of the stack's own services."""
+    return [{"alias": alias, "rpm": rpm, "models": list(models)} for alias, rpm in SERVICE_KEYS.items()]
+
+
+def litellm(
+    *deployments: tuple[str, str, str], allowed: Sequence[str] = (), others: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return LiteLLM's wiring; each deployment is host, model and the engine's URL."""
     return {
+        "litellm_other_models": [*dict.fromkeys(model for _, model, _ in deployments), *others],
+        "gateway_provider_models": [],
         "litellm_allowed_addresses": ["localhost", *allowed],
         "gateway_litellm_url": "http://127.0.0.1:4000",
         "gateway_litellm_key_file": "/etc/bedplate/bedplate-gateway/litellm-key",
@@ -214,7 +218,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_metrics_allowed_clients": ["127.0.0.1"],
             "gateway_allowed_addresses": ["localhost"],
             "gateway_engines": [engine("box", "http://127.0.0.1:11434", SMALL)],
-            "gateway_service_keys": SERVICE_KEYS,
+            "gateway_service_keys": service_keys("smollm2:135m"),
             **litellm(("box", "smollm2:135m", "http://127.0.0.1:11434")),
             **canary("http://127.0.0.1:8000", "127.0.0.1:9464", "smollm2:135m"),
             "prometheus_url": "http://127.0.0.1:9090",
@@ -295,7 +299,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_engines": [
                 engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})
             ],
-            "gateway_service_keys": SERVICE_KEYS,
+            "gateway_service_keys": service_keys("smollm2:135m"),
             **litellm(("gpu1", "smollm2:135m", "http://10.1.0.1:11434"), allowed=["10.1.0.1"]),
             **canary(
                 "https://10.1.0.2:8000",
@@ -435,13 +439,16 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                     "models": [{"name": "more", "slots": 4}],
                 },
             ],
-            "gateway_service_keys": SERVICE_KEYS,
+            "gateway_service_keys": service_keys("smollm2:135m", "llama3.2:3b", "other", "more"),
             **litellm(
                 ("gpu1", "smollm2:135m", "http://10.2.0.1:21434"),
                 ("gpu1", "llama3.2:3b", "http://10.2.0.1:21434"),
                 ("gpu2", "smollm2:135m", "http://10.2.0.2:21434"),
-                allowed=["10.2.0.1", "10.2.0.2"],
+                others=["other", "more"],
             ),
+            # LiteLLM knows the provider's address, so any is allowed.
+            "litellm_allowed_addresses": ["any"],
+            "gateway_provider_models": [{"name": "cloud", "slots": 36}],
             **canary(
                 *("10.2.0.3:18000", "127.0.0.1:19464", "smollm2:135m", "llama3.2:3b", "other", "more"),
                 allowed=["10.2.0.3"],

@@ -22,13 +22,21 @@ class Adapter(Protocol):
 class PassThrough:
     """An endpoint whose answers need no repair beyond the one in `engines`."""
 
-    def __init__(self, path: str, default_max_output: MaxOutput) -> None:
+    def __init__(
+        self, path: str, default_max_output: MaxOutput, provider_models: frozenset[str] = frozenset()
+    ) -> None:
         self._path = path
+        self._provider_models = provider_models
         self._default_max_output = default_max_output
 
     def decode_request(self, raw: bytes) -> Request:
         """Return the checked request in a body; raises ApiError 400."""
-        return parse_request(self._path, raw, default_max_output=self._default_max_output)
+        return parse_request(
+            self._path,
+            raw,
+            default_max_output=self._default_max_output,
+            provider_models=self._provider_models,
+        )
 
     def encode_response(self, body: bytes) -> bytes:
         """Return the engine's answer."""

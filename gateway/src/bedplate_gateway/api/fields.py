@@ -42,7 +42,13 @@ def _check_data(text: str) -> str:
 def _check_base64(text: str, start: int) -> None:
     # Half the time of a decoder, which would also make a copy.
     if (len(text) - start) % 4 or not _BASE64.fullmatch(text, start):
-        raise PydanticCustomError("value", "its base64 is not valid: encode the image again")
+        raise PydanticCustomError("value", "its base64 is not valid: encode it again")
+
+
+def _check_provider_url(url: str) -> str:
+    if not _HTTPS_URL.fullmatch(url) and not _DATA_URL.match(url):
+        raise PydanticCustomError("value", "send a data: URL in base64, or an https URL with a public name")
+    return url
 
 
 class _ValuesLeft:
@@ -110,6 +116,9 @@ def text_or_object() -> Discriminator:
 
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _IMAGE_HEADS: Final = frozenset(f"data:image/{kind};base64" for kind in ("png", "jpeg", "jpg", "webp"))
+_DATA_URL: Final = re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,[A-Za-z0-9+/]+={0,2}\Z")
+# LiteLLM fetches it for some providers, unless its name has a private address. No user, port or address.
+_HTTPS_URL: Final = re.compile(r"https://([a-z0-9-]{1,63}\.)+[a-z]{2,63}(/[!-~]{0,4000})?", re.IGNORECASE)
 NonEmpty = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -120,6 +129,7 @@ ToolChoice = Literal["auto", "none", "required"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Arguments = Annotated[str, AfterValidator(_check_arguments)]
 ImageUrl = Annotated[str, AfterValidator(_check_image)]
+ProviderUrl = Annotated[str, AfterValidator(_check_provider_url)]
 Base64 = Annotated[str, AfterValidator(_check_data)]
 
 

@@ -74,12 +74,18 @@ def listed_models(listed: dict[str, Any]) -> dict[str, Any]:
 # Requests
 
 
-def decode(raw: bytes, *, default_max_output: MaxOutput) -> tuple[bool, Request]:
+def decode(
+    raw: bytes, *, default_max_output: MaxOutput, provider_models: frozenset[str] = frozenset()
+) -> tuple[bool, Request]:
     """Return whether the client reads thoughts, and the checked request; raises ApiError 400."""
     body = read_json(raw)
     refuse(body, messages_schema.REFUSED)
     given = validated(messages_schema.MESSAGES, body)
-    return wants_thinking(given), _chat(given, default_max_output)
+    request, thinks = _chat(given, default_max_output), wants_thinking(given)
+    if request.model in provider_models and not thinks:
+        # Many of them refuse the field; engines ignore it where the model cannot think.
+        request = request.without("reasoning_effort")
+    return thinks, request
 
 
 def decode_count(raw: bytes) -> Request:
@@ -99,13 +105,21 @@ def _chat(given: dict[str, Any], default_max_output: MaxOutput) -> Request:
 class MessagesAdapter:
     """POST /v1/messages; see `Adapter`. Use one per request."""
 
-    def __init__(self, default_max_output: MaxOutput, count_tokens: CountTokens) -> None:
+    def __init__(
+        self,
+        default_max_output: MaxOutput,
+        count_tokens: CountTokens,
+        provider_models: frozenset[str] = frozenset(),
+    ) -> None:
         self._default_max_output = default_max_output
         self._count_tokens = count_tokens
+        self._provider_models = provider_models
 
     def decode_request(self, raw: bytes) -> Request:
         """Return the checked request for a body; raises ApiError 400."""
-        self._thinks, self._request = decode(raw, default_max_output=self._default_max_output)
+        self._thinks, self._request = decode(
+            raw, default_max_output=self._default_max_output, provider_models=self._provider_models
+        )
         return self._request
 
     def encode_response(self, body: bytes) -> bytes:

@@ -16,12 +16,14 @@ from bedplate_gateway.api.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
     Arguments,
+    Base64,
     Common,
     Effort,
     ImageUrl,
     Name,
     NonEmpty,
     PlainFormat,
+    ProviderUrl,
     Refused,
     Temperature,
     Tokens,
@@ -72,6 +74,12 @@ class Request:
     def body(self) -> dict[str, Any]:
         """What `path` takes, but a conversation is always in the form of a chat; unpacked each time."""
         return unpack(self.packed)
+
+    def for_model(self, model: str) -> "Request":
+        """Return the request for another model."""
+        if model == self.model:
+            return self
+        return replace(self, model=model, packed=pack(self.body | {"model": model}))
 
     def without(self, name: str) -> "Request":
         """Return the request without a field."""
@@ -235,13 +243,9 @@ class _Generation(Common, total=False):
     stop: _Stop | None
 
 
-class _Chat(_Generation, total=False):
-    messages: Required[
-        Annotated[list[_Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-    ]
+class _ChatOptions(_Generation, total=False):
     max_completion_tokens: Tokens | None
     response_format: _ResponseFormat | None
-    tools: Annotated[list[_Tool], Field(max_length=MAX_PARTS, fail_fast=True)] | None
     tool_choice: (
         Annotated[
             Annotated[ToolChoice, Tag("#text")] | Annotated[_NamedTool, Tag("#object")], text_or_object()
@@ -254,6 +258,13 @@ class _Chat(_Generation, total=False):
     reasoning_effort: Effort | None
 
 
+class _Chat(_ChatOptions, total=False):
+    messages: Required[
+        Annotated[list[_Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    ]
+    tools: Annotated[list[_Tool], Field(max_length=MAX_PARTS, fail_fast=True)] | None
+
+
 class _Completion(_Generation, total=False):
     prompt: Required[NonEmpty]
     suffix: str | None
@@ -263,6 +274,142 @@ class _Embeddings(Common, total=False):
     input: Required[_Input]
     encoding_format: Literal["float", "base64"] | None
     dimensions: Tokens | None
+
+
+# What a chat with a provider's model may have in addition. Nothing in it steers LiteLLM.
+
+
+class _CacheControl(TypedDict, total=False):
+    type: Required[Literal["ephemeral"]]
+    ttl: Literal["5m", "1h"]
+
+
+class _Cached(TypedDict, total=False):
+    cache_control: _CacheControl
+
+
+class _ProviderTextPart(_Cached, total=False):
+    type: Required[Literal["text"]]
+    text: Required[str]
+
+
+class _ProviderImageUrl(TypedDict, total=False):
+    url: Required[ProviderUrl]
+    detail: Literal["auto", "low", "high"] | None
+
+
+class _ProviderImagePart(_Cached, total=False):
+    type: Required[Literal["image_url"]]
+    image_url: Required[_ProviderImageUrl]
+
+
+class _File(TypedDict, total=False):
+    file_data: ProviderUrl
+    file_id: Name
+    filename: Annotated[str, Field(max_length=256)]
+
+
+class _FilePart(_Cached, total=False):
+    type: Required[Literal["file"]]
+    file: Required[_File]
+
+
+class _InputAudio(TypedDict):
+    data: Base64
+    format: Literal["wav", "mp3"]
+
+
+class _AudioPart(_Cached, total=False):
+    type: Required[Literal["input_audio"]]
+    input_audio: Required[_InputAudio]
+
+
+_ProviderPart = Annotated[
+    Annotated[_ProviderTextPart, Tag("#text")]
+    | Annotated[_ProviderImagePart, Tag("#image_url")]
+    | Annotated[_FilePart, Tag("#file")]
+    | Annotated[_AudioPart, Tag("#input_audio")],
+    by_field("type", "text", "image_url", "file", "input_audio"),
+]
+_ProviderContent = Annotated[
+    Annotated[str, Tag("#text")]
+    | Annotated[list[_ProviderPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag("#list")],
+    text_or("a string or an array of parts"),
+]
+
+
+class _ThinkingBlock(TypedDict, total=False):
+    type: Required[Literal["thinking", "redacted_thinking"]]
+    thinking: str
+    signature: str
+    data: str
+
+
+class _ProviderSystemMessage(_Cached, total=False):
+    role: Required[Literal["system", "developer"]]
+    content: Required[_ProviderContent]
+    name: str | None
+
+
+class _ProviderUserMessage(_Cached, total=False):
+    role: Required[Literal["user"]]
+    content: Required[_ProviderContent]
+    name: str | None
+
+
+class _ProviderAssistantMessage(_Cached, total=False):
+    role: Required[Literal["assistant"]]
+    content: _ProviderContent | None
+    name: str | None
+    tool_calls: Annotated[list[_ToolCall], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None
+    reasoning_content: str | None
+    thinking_blocks: Annotated[list[_ThinkingBlock], Field(max_length=MAX_PARTS, fail_fast=True)] | None
+
+
+class _ProviderToolMessage(_Cached, total=False):
+    role: Required[Literal["tool"]]
+    content: Required[_ProviderContent]
+    tool_call_id: Required[NonEmpty]
+
+
+_ProviderMessage = Annotated[
+    Annotated[_ProviderSystemMessage, Tag("#system")]
+    | Annotated[_ProviderSystemMessage, Tag("#developer")]
+    | Annotated[_ProviderUserMessage, Tag("#user")]
+    | Annotated[_ProviderAssistantMessage, Tag("#assistant")]
+    | Annotated[_ProviderToolMessage, Tag("#tool")],
+    by_field("role", "system", "developer", "user", "assistant", "tool"),
+]
+
+
+class _ProviderTool(_Cached, total=False):
+    type: Required[Literal["function"]]
+    function: Required[_Function]
+
+
+class _Thinking(TypedDict, total=False):
+    type: Required[Literal["enabled", "disabled", "adaptive"]]
+    budget_tokens: Tokens
+
+
+class _Audio(TypedDict):
+    voice: NonEmpty
+    format: Literal["wav", "mp3", "flac", "opus", "aac", "pcm16"]
+
+
+class _ProviderChat(_ChatOptions, total=False):
+    messages: Required[
+        Annotated[list[_ProviderMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    ]
+    tools: Annotated[list[_ProviderTool], Field(max_length=MAX_PARTS, fail_fast=True)] | None
+    n: Annotated[int, Field(ge=1, le=128)] | None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_PARTS)] | None
+    )
+    user: Annotated[str, Field(max_length=256)] | None
+    modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None
+    audio: _Audio | None
+    thinking: _Thinking | None
 
 
 _ONE_ANSWER: Final = "a request gets one answer: send one request per answer."
@@ -286,6 +433,12 @@ _REFUSED: Final[Mapping[str, Refused]] = {
     },
     "/v1/embeddings": {},
 }
+_PROVIDER_REFUSED: Final[Refused] = {
+    name: refused
+    for name, refused in _REFUSED["/v1/chat/completions"].items()
+    if name in {"functions", "function_call", "web_search_options"}
+}
+_PROVIDER_CHAT: Final[TypeAdapter[Any]] = TypeAdapter(_ProviderChat)
 _ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
     "/v1/chat/completions": TypeAdapter(_Chat),
     "/v1/completions": TypeAdapter(_Completion),
@@ -295,9 +448,65 @@ _ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
 _EFFORTS: Final[Mapping[str, str]] = {"minimal": "low", "xhigh": "high"}
 
 
-def parse_request(path: str, raw: bytes, *, default_max_output: MaxOutput) -> Request:
-    """Return the checked request in `raw`; raises ApiError 400. Whether its model exists is not checked."""
-    return build_request(path, read_json(raw), default_max_output=default_max_output)
+def parse_request(
+    path: str,
+    raw: bytes,
+    *,
+    default_max_output: MaxOutput,
+    provider_models: frozenset[str] = frozenset(),
+) -> Request:
+    """Return the checked request in `raw`; raises ApiError 400. Whether its model exists is not checked.
+
+    A chat with one of the `provider_models` may have fields that engines ignore and providers do not.
+    """
+    body = read_json(raw)
+    model = body.get("model")
+    if path == "/v1/chat/completions" and isinstance(model, str) and model in provider_models:
+        return _build_provider_chat(path, body, default_max_output)
+    return build_request(path, body, default_max_output=default_max_output)
+
+
+def _build_provider_chat(path: str, body: dict[str, Any], default_max_output: MaxOutput) -> Request:
+    refuse(body, _PROVIDER_REFUSED)
+    checked = validated(_PROVIDER_CHAT, body)
+    lower_to = _lower_to(checked.pop("service_tier", None), checked.pop("priority", 0))
+    want_usage = _normalise_stream(checked)
+    _limit_output(checked, default_max_output(checked["model"]))
+    _check_top_logprobs(checked)
+    _json_bytes(checked.get("response_format"), "response_format")
+    tools = _json_bytes(checked["tools"], "tools") if "tools" in checked else 0
+    checked["messages"] = messages = [
+        _without_nulls(message, index) for index, message in enumerate(checked["messages"])
+    ]
+    packed = pack(checked)
+    return Request(
+        path=path,
+        model=checked["model"],
+        stream=checked["stream"],
+        want_usage=want_usage,
+        lower_to=lower_to,
+        packed=packed,
+        held_bytes=len(packed),
+        max_tokens=checked.get("max_tokens"),
+        messages=len(messages),
+        prompt_bytes=tools + sum(_message_bytes(message) for message in messages),
+        has_tools="tools" in checked,
+        has_images=any(
+            part["type"] != "text"
+            for message in messages
+            if isinstance(message["content"], list)
+            for part in message["content"]
+        ),
+    )
+
+
+def _without_nulls(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """Return a message as the client sent it; LiteLLM gives it the form that its provider takes."""
+    if message.get("content") is None and not message.get("tool_calls"):
+        raise missing_field(f"messages[{index}].content")
+    return {name: value for name, value in message.items() if value is not None} | {
+        "content": message.get("content")
+    }
 
 
 def build_request(path: str, body: dict[str, Any], *, default_max_output: MaxOutput) -> Request:
@@ -369,16 +578,20 @@ def _normalise_tools(chat: dict[str, Any]) -> None:
 
 def _normalise_chat(chat: dict[str, Any]) -> int:
     """Check and normalise what depends on several fields; return the bytes of the prompt."""
-    if chat.get("top_logprobs") and not chat.get("logprobs"):
-        raise bad_request(
-            "The 'top_logprobs' parameter is only allowed when 'logprobs' is true.", "top_logprobs"
-        )
+    _check_top_logprobs(chat)
     if effort := chat.get("reasoning_effort"):
         chat["reasoning_effort"] = _EFFORTS.get(effort, effort)
     _json_bytes(chat.get("response_format"), "response_format")
     chat["messages"] = [_normalise_message(message, index) for index, message in enumerate(chat["messages"])]
     tools = _json_bytes(chat["tools"], "tools") if "tools" in chat else 0
     return tools + sum(_message_bytes(message) for message in chat["messages"])
+
+
+def _check_top_logprobs(chat: dict[str, Any]) -> None:
+    if chat.get("top_logprobs") and not chat.get("logprobs"):
+        raise bad_request(
+            "The 'top_logprobs' parameter is only allowed when 'logprobs' is true.", "top_logprobs"
+        )
 
 
 def _normalise_message(message: dict[str, Any], index: int) -> dict[str, Any]:
@@ -401,7 +614,8 @@ def _message_bytes(message: dict[str, Any]) -> int:
     content = message["content"]
     texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content or ()]
     texts += [text for call in message.get("tool_calls", ()) for text in call["function"].values()]
-    texts.append(message.get("reasoning", ""))
+    texts += [message.get("reasoning", ""), message.get("reasoning_content", "")]
+    texts += [block.get("thinking", "") for block in message.get("thinking_blocks", ())]
     return sum(len(text.encode()) for text in texts)
 
 

@@ -22,6 +22,8 @@ POLL_SECONDS = 2.0
 POLL_TIMEOUT_SECONDS = 5.0
 MAX_FAILURES = 2
 """Consecutive polls that must fail before an engine counts as down: a busy CPU answers late."""
+HOLD_SECONDS = 60.0
+"""How long LiteLLM may be down, such as for a restart, before its providers' models count as down."""
 MAX_POLL_BYTES = 8 * 1024 * 1024
 NOT_POLLED = "has not been polled yet"
 
@@ -73,7 +75,11 @@ class Engines:
     def __init__(self, settings: Settings) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self._engines = {engine.name: engine for engine in settings.engines}
-        self._states = {name: EngineState() for name in self._engines}
+        self._states = {
+            # Requests to LiteLLM wait while it starts, and so it counts as up until it is known to be down.
+            name: _provider_state(engine, NOT_POLLED) if engine.kind == "litellm" else EngineState()
+            for name, engine in self._engines.items()
+        }
         self._shown: dict[tuple[str, str], _Shown] = {}
         self._pollers: list[asyncio.Task[Never]] = []
 
@@ -148,12 +154,15 @@ class Engines:
 
     async def _poll(self, engine: Engine, failures: int) -> bool:
         """Poll an engine and return whether it worked; `failures` counts this poll as the last failed one."""
-        poll = self._poll_ollama if engine.kind == "ollama" else self._poll_openai
+        polls = {"ollama": self._poll_ollama, "openai": self._poll_openai, "litellm": self._poll_litellm}
+        poll, most = polls[engine.kind], MAX_FAILURES
+        if engine.kind == "litellm":
+            most = round(HOLD_SECONDS / POLL_SECONDS)
         try:
             async with asyncio.timeout(POLL_TIMEOUT_SECONDS):
                 state = await poll(engine)
         except aiohttp.ClientConnectorError:
-            failures, error = MAX_FAILURES, CONNECTION_REFUSED
+            failures, error = max(failures, MAX_FAILURES), CONNECTION_REFUSED
         except aiohttp.ClientResponseError as response_error:
             error = f"answers with HTTP {response_error.status}"
         except (TimeoutError, aiohttp.ClientError, OSError) as connection_error:
@@ -163,7 +172,7 @@ class Engines:
         else:
             self._set(engine.name, state)
             return True
-        if failures >= MAX_FAILURES:
+        if failures >= most:
             self.report_failure(engine.name, error)
         return False
 
@@ -171,6 +180,10 @@ class Engines:
         ids = {model.id for model in _Ids.model_validate_json(await self._get(engine, "/v1/models")).data}
         present = frozenset(model.name for model in engine.models if model.name in ids)
         return EngineState(up=True, present=present, loaded=present, error=None)
+
+    async def _poll_litellm(self, engine: Engine) -> EngineState:
+        await self._get(engine, "/health/liveliness")
+        return _provider_state(engine, None)
 
     async def _poll_ollama(self, engine: Engine) -> EngineState:
         tags = _Models.model_validate_json(await self._get(engine, "/api/tags")).models or []
@@ -210,6 +223,12 @@ class Engines:
             if response.status != 200:
                 raise aiohttp.ClientResponseError(response.request_info, (), status=response.status)
             return await client.read_body(response, MAX_POLL_BYTES)
+
+
+def _provider_state(engine: Engine, error: str | None) -> EngineState:
+    """Return the state of LiteLLM's providers while it is up; none of them is asked before a request is."""
+    declared = frozenset(model.name for model in engine.models)
+    return EngineState(up=True, present=declared, loaded=declared, error=error)
 
 
 def _tagged(model: str) -> str:

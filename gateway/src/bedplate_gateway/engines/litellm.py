@@ -7,6 +7,8 @@ A request reaches its engine in one of three lanes:
               inference host
     BYPASS    without LiteLLM, because it is down or hangs
 
+Requests for the models of other providers always go through LiteLLM; `providers` has what is theirs alone.
+
 LiteLLM changes answers and errors. `LiteLLMEvents`, `restored_answer` and others undo that, so that
 clients cannot tell the lanes apart. Source: answers of LiteLLM 1.110.2 with the prefix hosted_vllm/.
 """
@@ -26,6 +28,7 @@ from pydantic_core import to_json
 from bedplate_gateway import background, errors
 from bedplate_gateway.api.schema import Request
 from bedplate_gateway.engines import errors as engine_errors
+from bedplate_gateway.engines import providers
 from bedplate_gateway.engines.client import (
     CONNECTION_REFUSED,
     MAX_ERROR_BYTES,
@@ -73,7 +76,14 @@ class Lane(StrEnum):
 
 
 class LiteLLMError(Exception):
-    """LiteLLM itself failed before it passed on a byte of an answer: the request can go to the engine."""
+    """LiteLLM itself failed before it passed on a byte of an answer: the request can go to the engine.
+
+    `sent` is whether LiteLLM may have begun to work on it.
+    """
+
+    def __init__(self, *, sent: bool = True) -> None:
+        super().__init__("LiteLLM failed.")
+        self.sent = sent
 
 
 class LiteLLM:
@@ -114,6 +124,8 @@ class LiteLLM:
 
     def lane(self, engine: Engine, model: str) -> Lane:
         """Return the lane of a request that starts now."""
+        if engine.kind == "litellm":
+            return Lane.LITELLM
         if self._settings is None or engine.kind != "ollama" or {engine.name, model} & self._settings.direct:
             return Lane.DIRECT
         return Lane.LITELLM if self.up else Lane.BYPASS
@@ -129,10 +141,12 @@ class LiteLLM:
 
         Raises LiteLLMError, or EngineError for what the engine did.
         """
-        model = f"{lease.engine.name}/{lease.model.name}"
+        of_provider = lease.engine.kind == "litellm"
+        model = lease.model.name if of_provider else f"{lease.engine.name}/{lease.model.name}"
+        headers = {"x-litellm-num-retries": str(retries)} | (providers.COST_HEADERS if of_provider else {})
         body = to_json(request.engine_body(for_ollama=False) | {"model": model})
         try:
-            response = await self._send("POST", request.path, body, {"x-litellm-num-retries": str(retries)})
+            response = await self._send("POST", request.path, body, headers)
             self.note_byte()
             if response.status == 200:
                 return response
@@ -140,9 +154,11 @@ class LiteLLM:
                 error_body = await response.content.read(MAX_ERROR_BYTES)
         except aiohttp.ClientConnectorError:
             self._set(up=False)
-            raise LiteLLMError from None
+            raise LiteLLMError(sent=False) from None
         except (aiohttp.ClientError, OSError):
             raise LiteLLMError from None
+        if of_provider:
+            raise self._provider_error(response, _message(error_body), request, lease.engine)
         failure = self._engine_error(health, lease, request, response.status, error_body)
         # What LiteLLM has tried again is not tried once more.
         raise EngineError(failure.error) if retries else failure
@@ -254,6 +270,22 @@ class LiteLLM:
             health.report_missing(engine.name, model.name)
         return engine_errors.from_response(status, text.encode(), request, engine, model.context)
 
+    def _provider_error(
+        self, response: aiohttp.ClientResponse, message: str, request: Request, engine: Engine
+    ) -> EngineError:
+        """Return the provider's failure from LiteLLM's response; raises LiteLLMError for LiteLLM's own."""
+        log.warning(
+            "LiteLLM answers with HTTP %d for %s: %s",
+            response.status,
+            request.model,
+            engine_errors.redact(providers.RAISED.sub("", message), engine),
+        )
+        if providers.is_litellms_own(response.status, message):
+            raise LiteLLMError(sent=False)
+        text = engine_text(message) or message
+        error = providers.failure(response.status, response.headers, text, request, engine)
+        return EngineError(error, again=error.reason == "engine_error")
+
 
 def engine_text(message: str) -> str | None:
     """Return what the engine sent, from LiteLLM's error message; None where the error is LiteLLM's own."""
@@ -281,7 +313,7 @@ def _message(body: bytes) -> str:
 
 def restored_answer(answer: dict[str, Any]) -> dict[str, Any]:
     """Return a whole answer as the engine sent it."""
-    _restore(answer)
+    restore_fields(answer)
     usage = read_usage(answer)
     if usage is None:
         # Where Ollama ends an answer without usage, it gives no finish reason either; LiteLLM says stop.
@@ -292,7 +324,7 @@ def restored_answer(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _restore(answer: dict[str, Any]) -> None:
+def restore_fields(answer: dict[str, Any]) -> None:
     """Restore the fields that a whole answer and a chunk of a stream share."""
     fields = answer.pop("provider_specific_fields", None) or {}
     answer["id"] = fields.get("original_response_id", answer.get("id"))
@@ -371,7 +403,53 @@ class LiteLLMEvents:
             if not choices:
                 return b""
         self._finished = self._finished or any(choice.get("finish_reason") for choice in choices)
-        _restore(chunk)
+        restore_fields(chunk)
         if usage := read_usage(chunk):
             chunk["usage"] = usage_object(*usage)
         return to_event(chunk)
+
+
+# Answers of providers, whose usage counts more than the tokens, and is kept
+
+
+def provider_answer(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return a provider's whole answer without LiteLLM's additions."""
+    restore_fields(answer)
+    return answer
+
+
+class ProviderEvents:
+    """As LiteLLMEvents, for a provider's stream; `cost` is in dollars, and known at its end."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.cost = 0.0
+        self._engine = engine
+
+    def __call__(self, event: bytes) -> bytes:
+        """Return the event of a chat or a completion with the empty line."""
+        chunk = json_of(event)
+        if chunk is None:
+            return event + b"\n\n"
+        if "error" in chunk:
+            text = engine_errors.redact(error_message(chunk), self._engine)
+            log.warning("A provider failed in a stream: %s", text)
+            return to_event({"error": {"message": providers.FAILED_IN_STREAM}})
+        self._take_cost(chunk.get("usage"))
+        restore_fields(chunk)
+        return to_event(chunk)
+
+    def of_responses(self, event: bytes) -> bytes:
+        """Return the event of a response with the empty line."""
+        chunk = (json_of(event) if b'"error"' in event or b'"usage"' in event else None) or {}
+        response = chunk.get("response")
+        source = response if isinstance(response, dict) else chunk
+        if source.get("error") or chunk.get("type") == "error":
+            return to_event({"type": "response.failed", "error": {"message": providers.FAILED_IN_STREAM}})
+        if not isinstance(response, dict):
+            return event + b"\n\n"
+        self._take_cost(response.get("usage"))
+        return to_event(chunk)
+
+    def _take_cost(self, usage: object) -> None:
+        if isinstance(usage, dict):
+            self.cost = providers.read_cost(usage.pop("cost", None)) or self.cost

@@ -40,16 +40,18 @@ from pydantic_core import to_json
 
 from bedplate_gateway import errors
 from bedplate_gateway.api.schema import RESPONSES, Request
-from bedplate_gateway.engines import context, responses_events
+from bedplate_gateway.engines import context, providers, responses_events
 from bedplate_gateway.engines import errors as engine_errors
 from bedplate_gateway.engines.client import LeaseLike, abort, post, read_answer
 from bedplate_gateway.engines.errors import EngineError
-from bedplate_gateway.engines.health import Engines
+from bedplate_gateway.engines.health import HOLD_SECONDS, Engines
 from bedplate_gateway.engines.litellm import (
     Lane,
     LiteLLM,
     LiteLLMError,
     LiteLLMEvents,
+    ProviderEvents,
+    provider_answer,
     restored_answer,
     restored_embeddings,
     restored_responses_event,
@@ -147,6 +149,8 @@ CHARGE_SECONDS = 0.25
 """How often the tokens of a running stream are charged."""
 STREAM_SECONDS = 3600.0
 """How long a stream may last as a whole, from its first byte."""
+HOLD_POLL_SECONDS = 0.5
+"""How often a request that waits for LiteLLM's restart is sent again."""
 DRAIN_SECONDS = 1.0
 """How long to wait for the end of a stream after its last event, so that its connection can be reused."""
 PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d+)')
@@ -212,6 +216,8 @@ class EngineRequest:
     ) -> None:
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.cost = 0.0
+        """In dollars; 0 for local models."""
         self.estimated = False
         self.truncated = False
         self.ttft: float | None = None
@@ -227,6 +233,7 @@ class EngineRequest:
         self._lease = lease
         self._disconnected = disconnected
         self._speed = upstream.speed(lease.engine.name, lease.model.name)
+        self._provider_events: ProviderEvents | None = None
         self._stream = self._new_stream()
         self._call: asyncio.Task[Answer] | None = None
         self._disconnect_watch: asyncio.Task[None] | None = None
@@ -335,6 +342,8 @@ class EngineRequest:
 
     async def _send(self, engine: Engine, model: EngineModel) -> Answer:
         request = self._request
+        if engine.kind == "litellm":
+            return await self._forward_held(engine, model)
         if (
             engine.kind == "ollama"
             and model.context is not None
@@ -353,6 +362,22 @@ class EngineRequest:
                 # Nothing has reached the client yet, and the engine stops when LiteLLM's connection closes.
                 self.lane = Lane.BYPASS
         return await self._forward(engine, model)
+
+    async def _forward_held(self, engine: Engine, model: EngineModel) -> Answer:
+        """Forward the request as `_forward` does, but wait while LiteLLM restarts."""
+        until = time.monotonic() + HOLD_SECONDS
+        while True:
+            try:
+                return await self._forward(engine, model)
+            except LiteLLMError as failure:
+                if self._abandoned():
+                    raise ClientDisconnected from None
+                # What LiteLLM may have passed on is sent again only as often as any other request.
+                spent = failure.sent and self.retries >= self._settings.retries
+                if spent or time.monotonic() >= until:
+                    raise EngineError(errors.engine_unavailable(self._request.model)) from None
+                self.retries += failure.sent
+            await asyncio.sleep(HOLD_POLL_SECONDS)
 
     async def _forward(self, engine: Engine, model: EngineModel) -> Answer:
         """Send the request in its lane, and return the answer once it has begun; raises LiteLLMError."""
@@ -395,10 +420,14 @@ class EngineRequest:
             return await self._post(request.path, to_json(body))
         # One retry in all: LiteLLM asks the same engine again, but only where there is no other one to ask.
         elsewhere = upstream.engines.serves_elsewhere(engine, model.name)
-        retries = 0 if elsewhere else self._settings.retries - self.retries
+        # After a provider's 429 LiteLLM would wait for twice its Retry-After, in the slot.
+        by_gateway = elsewhere or engine.kind == "litellm"
+        retries = 0 if by_gateway else self._settings.retries - self.retries
         response = await upstream.litellm.post(upstream.engines, self._lease, request, retries)
         self.retries += int(response.headers.get("x-litellm-attempted-retries", "0"))
         self._call_id = response.headers.get(CALL_ID, "")
+        if engine.kind == "litellm":
+            self.cost = providers.read_cost(response.headers.get(providers.COST_HEADER))
         return response
 
     async def _check_fit(self) -> bytes | None:
@@ -430,10 +459,19 @@ class EngineRequest:
     def _new_stream(self) -> EventBuffer:
         """Return what reads the stream of an attempt."""
         request, through_litellm = self._request, self.lane is Lane.LITELLM
+        if self._lease.engine.kind == "litellm":
+            return self._new_provider_stream()
         if request.path == RESPONSES:
             restore = restored_responses_event if through_litellm else None
             return responses_events.ResponsesEvents(limit=self._output_limit(), restore=restore)
         events = LiteLLMEvents() if through_litellm else None
+        return EventStream(request.model, want_usage=request.want_usage, restore=events)
+
+    def _new_provider_stream(self) -> EventBuffer:
+        request, events = self._request, ProviderEvents(self._lease.engine)
+        self._provider_events = events
+        if request.path == RESPONSES:
+            return responses_events.ResponsesEvents(limit=None, restore=events.of_responses)
         return EventStream(request.model, want_usage=request.want_usage, restore=events)
 
     def _output_limit(self) -> int | None:
@@ -467,7 +505,9 @@ class EngineRequest:
             answer = None
         if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
             raise self._invalid(body)
-        if self.lane is Lane.LITELLM:
+        if self._lease.engine.kind == "litellm":
+            answer = provider_answer(answer)
+        elif self.lane is Lane.LITELLM:
             answer = restored_answer(answer)
         named = name_reasoning(answer)
         self._usage = read_usage(answer)
@@ -576,6 +616,8 @@ class EngineRequest:
     def _settle(self) -> None:
         if self._state is State.SETTLED:
             return
+        if self._request.stream and self._provider_events is not None:
+            self.cost = self._provider_events.cost
         if self._usage is None:
             self.prompt_tokens, self.completion_tokens = self._estimate()
             self.estimated = self._state in WORKED

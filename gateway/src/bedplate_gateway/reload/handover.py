@@ -39,7 +39,7 @@ from bedplate_gateway.settings import Engine
 log = logging.getLogger(__name__)
 
 SOCKET = "handover.socket"
-VERSION = "2"
+VERSION = "3"
 """Of this protocol, raised with every change: no release takes over from one with another version."""
 TAKE = b"take\n"
 MAX_LINE_BYTES = 256 * 1024 * 1024

@@ -1,5 +1,6 @@
 """LiteLLM's configuration and unit, as the role renders them."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -47,7 +48,8 @@ def test_each_engine_and_model_has_a_deployment(stack: Stack) -> None:
         if engine["kind"] == "ollama"
         for model in engine["models"]
     ]
-    *deployments, warm_up = config(stack)["model_list"]
+    models = config(stack)["model_list"]
+    deployments, warm_up = models[: len(expected)], models[len(expected)]
     assert deployments == expected
     assert warm_up["model_name"] == "warm-up"
     # No request to it leaves the process.
@@ -59,7 +61,8 @@ def test_the_settings_are_the_ones_ordered(stack: Stack) -> None:
     settings = config(stack)
     assert settings["litellm_settings"]["request_timeout"] == 120
     assert settings["litellm_settings"]["num_retries"] == 1
-    assert settings["litellm_settings"]["callbacks"] == ["prometheus"]
+    own = ["otel"] if stack.name == "two-engines" else []
+    assert settings["litellm_settings"]["callbacks"] == ["prometheus", *own]
     assert settings["router_settings"] == {"enable_pre_call_checks": False, "disable_cooldowns": True}
     assert settings["general_settings"] == {
         "master_key": "os.environ/LITELLM_MASTER_KEY",
@@ -74,11 +77,35 @@ def test_litellm_listens_on_loopback_and_reaches_the_engines_only(stack: Stack) 
     engines = {
         "one-box": [],
         "three-hosts": ["10.1.0.1"],
-        "two-engines": ["10.2.0.1", "10.2.0.2"],
+        "two-engines": None,
     }[stack.name]
+    # A provider has a name, and systemd takes no names.
+    allowed = ["any"] if engines is None else ["localhost", *engines]
     assert "\nIPAddressDeny=any\n" in unit
-    assert re.findall(r"^IPAddressAllow=(.*)$", unit, re.MULTILINE)[0].split() == ["localhost", *engines]
+    assert re.findall(r"^IPAddressAllow=(.*)$", unit, re.MULTILINE)[0].split() == allowed
     assert "--silent --fail --max-time 5 --output /dev/null http://127.0.0.1:4000/health/readiness;" in unit
+
+
+def test_models_of_providers_come_last_and_without_their_keys(stack: Stack) -> None:
+    rendered = gateway(stack)
+    models = [model for model in config(stack)["model_list"] if model["model_name"] == "cloud"]
+    keys = [model["litellm_params"]["api_key"] for model in models]
+    assert keys == (["os.environ/CLOUD_KEY"] * 2 if stack.name == "two-engines" else [])
+    texts = [text for name, text in rendered.files.items() if name != "environment.json"]
+    assert not any("sk-of-a-provider" in text for text in [*texts, *rendered.units.values()])
+    engines = json.loads(rendered.files["gateway.json"])["engines"]
+    ours = [engine for engine in engines if engine["kind"] == "litellm"]
+    if stack.name == "two-engines":
+        assert ours == [
+            {
+                "name": "litellm",
+                "kind": "litellm",
+                "url": "http://127.0.0.1:4000",
+                "models": [{"name": "cloud", "slots": 36}],
+            }
+        ]
+    else:
+        assert ours == []
 
 
 def test_memory_is_limited(stack: Stack) -> None:
