@@ -82,10 +82,7 @@ def unit_check(unit: Mapping[str, str], now: int) -> Check:
         seen += f", restarted {restarts} time{'s' * (restarts != 1)} by systemd, last {age // 60} min ago"
     return check(
         f"{name} runs and starts at boot",
-        active
-        and enabled
-        and unit["SubState"] != "auto-restart"
-        and not (restarts and age < RECENT_SECONDS),
+        active and enabled and unit["SubState"] != "auto-restart" and not (restarts and age < RECENT_SECONDS),
         seen,
         f"journalctl -u {name} -n 50" if active or state == "failed" else f"systemctl start {name}",
     )
