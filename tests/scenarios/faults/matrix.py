@@ -282,7 +282,7 @@ PROCESSES = (
         # Nobody is answered before the reboot has begun.
         inject="systemctl stop bedplate-edge; systemctl reboot",
         meanwhile=CUT_OFF,
-        seconds=120,
+        seconds=150,
     ),
     Fault(
         name="gateway's unit file removed, and killed",
@@ -426,12 +426,8 @@ DISKS = (
         clean_up=f"umount -l {STATE}",
     ),
     Fault(
-        name="gateway killed, its state directory full",
-        inject=(
-            _mount(STATE, "size=4k,nr_inodes=2", "bedplate-gateway")
-            + _fill(STATE)
-            + _kill("bedplate-gateway")
-        ),
+        name="gateway killed, no file can be made in its state directory",
+        inject=_mount(STATE, "nr_inodes=1", "bedplate-gateway") + _kill("bedplate-gateway"),
         clean_up=f"umount -l {STATE}",
     ),
     Fault(
@@ -465,8 +461,9 @@ DISKS = (
         sentence_seconds=SENTENCE_SECONDS + 20,
     ),
     Fault(
-        name="node exporter hung, its directory full",
-        inject=f"mount -t tmpfs -o size=4k fault {TEXTFILES}; {_fill(TEXTFILES)} {_hang('node-exporter')}",
+        # bedplate-heal writes its counter there.
+        name="node exporter hung, no file can be made",
+        inject=f"mount -t tmpfs -o nr_inodes=1 fault {TEXTFILES}; {_hang('node-exporter')}",
         clean_up=f"umount -l {TEXTFILES}",
         sentence=NO_NODE_EXPORTER,
         alert="TargetDown node",
