@@ -87,6 +87,13 @@ def prometheus(outcome: Any, error: str) -> Change:
     return lambda observation: dataclasses.replace(observation, prometheus=answer)
 
 
+def prometheus_stored(seconds: float) -> Change:
+    """Return a change: Prometheus stored its newest sample so long ago."""
+    return lambda observation: dataclasses.replace(
+        observation, prometheus=dataclasses.replace(observation.prometheus, newest_seconds=seconds)
+    )
+
+
 SMALL = {"name": "small:1b"}
 
 

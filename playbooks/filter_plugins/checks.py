@@ -19,6 +19,8 @@ Result = Mapping[str, Any]
 REPORT_SCHEMA = 1
 GPU_COMMANDS = {"nvidia": "nvidia-smi; dmesg | tail -n 30"}
 GATEWAY_JOURNAL = "journalctl -u bedplate-gateway -n 50"
+RECENT_SECONDS = 900
+"""How long a restart by systemd fails verify; the same as the window of the alert ServiceRestarting."""
 
 
 def check(name: str, ok: bool | None, seen: str, next_command: str) -> Check:
@@ -55,16 +57,19 @@ def last_line(result: Result) -> str:
 
 
 def unit_checks(output: str) -> list[Check]:
-    """Check each unit in the output of `systemctl show`: active, enabled and never restarted.
+    """Check each unit: active, enabled and not just restarted by systemd, which a crash or a heal causes.
 
-    A oneshot unit may also be inactive after success.
+    `output` is the host's time in seconds, then what `systemctl show --timestamp=unix` prints. A oneshot unit
+    may also be inactive after success.
     """
+    now, _, shown = output.partition("\n")
     return [
-        unit_check(dict(line.split("=", 1) for line in block.splitlines())) for block in output.split("\n\n")
+        unit_check(dict(line.split("=", 1) for line in block.splitlines()), int(now))
+        for block in shown.split("\n\n")
     ]
 
 
-def unit_check(unit: Mapping[str, str]) -> Check:
+def unit_check(unit: Mapping[str, str], now: int) -> Check:
     """Check one unit, given its properties as `systemctl show` names them."""
     name = unit["Id"].removesuffix(".service")
     state, restarts = unit["ActiveState"], int(unit.get("NRestarts") or 0)
@@ -72,11 +77,12 @@ def unit_check(unit: Mapping[str, str]) -> Check:
     active = state == "active" or finished
     enabled = unit["UnitFileState"] == "enabled"
     seen = f"{state} ({unit['SubState']}), {unit['UnitFileState'] or 'not installed'}"
+    age = now - int(unit.get("ActiveEnterTimestamp", "").removeprefix("@") or now)
     if restarts:
-        seen += f", restarted {restarts} time{'s' * (restarts != 1)} by systemd"
+        seen += f", restarted {restarts} time{'s' * (restarts != 1)} by systemd, last {age // 60} min ago"
     return check(
         f"{name} runs and starts at boot",
-        active and enabled and unit["SubState"] != "auto-restart" and restarts == 0,
+        active and enabled and unit["SubState"] != "auto-restart" and not (restarts and age < RECENT_SECONDS),
         seen,
         f"journalctl -u {name} -n 50" if active or state == "failed" else f"systemctl start {name}",
     )

@@ -31,6 +31,7 @@ from dashboard_app.tests.situations import (
     machine,
     no_metrics,
     prometheus,
+    prometheus_stored,
     requested,
     units,
 )
@@ -298,6 +299,21 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         "so no history is recorded.",
         "journalctl -u prometheus -n 50",
         "the monitoring host",
+    ),
+    "Prometheus stores nothing": (
+        [prometheus_stored(60.5)],
+        "degraded",
+        "All 2 declared models can be served, but Prometheus stores no samples, so no history is recorded "
+        "and no alert is right.",
+        "journalctl -u prometheus -n 50",
+        "the monitoring host",
+    ),
+    "Prometheus stored four intervals ago": (
+        [prometheus_stored(60.0)],
+        "healthy",
+        "All 2 declared models can be served.",
+        None,
+        None,
     ),
     "gateway first of many": (
         [

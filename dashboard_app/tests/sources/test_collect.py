@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import socket
 import threading
 import time
@@ -70,6 +71,7 @@ class FakeStack:
             "/-/ready": send(200, b"ready"),
             "/api/v1/alerts": send(200, {"status": "success", "data": {"alerts": [ALERT]}}),
             "/api/v1/status/buildinfo": send(200, {"status": "success", "data": {"version": "2.53.3"}}),
+            "/api/v1/query": send(200, {"status": "success", "data": {"result": [{"value": [1, "7.5"]}]}}),
             "/metrics": send(200, METRICS),
         }
         stack = self
@@ -138,7 +140,7 @@ def test_every_service_answers(poll_stack: Callable[..., Observation], stack: Fa
     # Every two seconds only the cheap collectors are requested.
     assert any(path.startswith("/metrics?collect[]=filesystem") for path in stack.requested)
     assert (observation.verify, observation.smoke) == (ReportFile(), ReportFile())
-    assert len(stack.requested) == 7
+    assert len(stack.requested) == 8
 
 
 @pytest.fixture
@@ -279,6 +281,24 @@ def test_prometheus_without_alerts_and_version(
     observation = poll_stack()
     assert observation.prometheus.contact.ok
     assert (observation.prometheus.alerts, observation.prometheus.version) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        ({"data": {"result": [{"value": [1, "7.5"]}]}}, 7.5),
+        ({"data": {"result": []}}, math.inf),
+        ({"data": {"result": [{"value": [1, "soon"]}]}}, None),
+        ({}, None),
+    ],
+)
+def test_the_newest_sample_of_prometheus(
+    poll_stack: Callable[..., Observation], stack: FakeStack, body: dict[str, Any], seconds: float | None
+) -> None:
+    stack.answers["/api/v1/query"] = send(200, body)
+    assert poll_stack().prometheus.newest_seconds == seconds
+    stack.answers["/-/ready"] = send(503, b"")
+    assert poll_stack().prometheus.newest_seconds is None
 
 
 def test_verify_report(tmp_path: Path) -> None:

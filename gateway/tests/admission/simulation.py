@@ -164,6 +164,7 @@ class Simulation:
         self.settings = Settings.model_validate(document | {"engines": engines, "share": SHARE})
         self.links: list[Link] = []
         self._numbers = 0
+        self._usage_logs: list[UsageLog] = []
         self.process = self._new_process()
         self.process.local.open_usage_log()
 
@@ -206,6 +207,8 @@ class Simulation:
                     await self.deliver()
                 step()
             await self._settle()
+        for usage_log in self._usage_logs:
+            usage_log.close()
         return self.history
 
     async def deliver(self) -> None:
@@ -395,7 +398,9 @@ class Simulation:
 
     def _new_process(self) -> Process:
         self._numbers += 1
-        local = LocalAdmission(self.settings, KEYS, self, lambda: self.now, UsageLog(self.path))
+        usage_log = UsageLog(self.path)
+        self._usage_logs.append(usage_log)
+        local = LocalAdmission(self.settings, KEYS, self, lambda: self.now, usage_log)
         return Process(self._numbers, local)
 
     def _links(self) -> list[Link]:

@@ -113,6 +113,11 @@ def wait_left(restarts: list[float], now: float) -> float:
     return recent[-1] + BACKOFF_SECONDS * 2 ** (len(recent) - 1) - now if recent else 0.0
 
 
+def warn(text: str) -> None:
+    """Write a warning to the journal, as sd-daemon(3) says."""
+    print(f"<4>{text}", file=sys.stderr)
+
+
 def write_metric(service: str, restarts: int) -> None:
     """Write the counter for the node exporter."""
     name = "bedplate_heal_restarts_total"
@@ -121,11 +126,15 @@ def write_metric(service: str, restarts: int) -> None:
         f'# TYPE {name} counter\n{name}{{unit="{service}.service"}} {restarts}\n'
     )
     target = TEXTFILES / f"heal-{service}.prom"
-    if not target.exists() or target.read_text() != text:
-        new = target.with_suffix(".tmp")
-        new.write_text(text)
-        new.chmod(0o644)
-        new.replace(target)
+    try:
+        if not target.exists() or target.read_text() != text:
+            new = target.with_suffix(".tmp")
+            new.write_text(text)
+            new.chmod(0o644)
+            new.replace(target)
+    except OSError as error:
+        # A disk that is full or read-only must not keep a service from being healed.
+        warn(f"{target} cannot be written ({error.strerror}); make room.")
 
 
 def heal(service: str, settings: Mapping[str, object]) -> str:
@@ -142,8 +151,12 @@ def heal(service: str, settings: Mapping[str, object]) -> str:
         return f"{unit} hangs again, and may be killed in {left:.0f} s: {journal}"
     # Stopping a process that hangs takes its whole TimeoutStopSec. A kill never starts a stopped unit.
     systemctl("kill", "--signal=SIGKILL", unit)
-    with (RESTARTS / service).open("a") as file:
-        file.write(f"{now:.0f}\n")
+    try:
+        with (RESTARTS / service).open("a") as file:
+            file.write(f"{now:.0f}\n")
+    except OSError as error:
+        # The next restart then does not wait longer.
+        warn(f"{RESTARTS / service} cannot be written ({error.strerror}); make room.")
     write_metric(service, len(restarts) + 1)
     return f"{unit} did not answer at {url} and was killed, so that systemd starts it again: {journal}"
 
@@ -153,8 +166,7 @@ def main() -> None:
     service = sys.argv[1]
     said = heal(service, json.loads(SETTINGS.read_text())[service])
     if said:
-        # sd-daemon(3): a warning.
-        print(f"<4>{said}", file=sys.stderr)
+        warn(said)
 
 
 if __name__ == "__main__":

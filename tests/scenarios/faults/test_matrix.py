@@ -20,8 +20,6 @@ from tests.support.services import daemons
 from tests.support.stack import Stack
 
 ROWS = [fault for fault in TABLE if fault.quick or os.environ.get("FAULTS") == "all"]
-SENTENCE_SECONDS = 10.0
-"""From the fault: a poll each 2 s, its time-out, and the 5 s within which the page shows it."""
 ALERT_SECONDS = 30.0
 """For the longest `for` of the scenario, two scrapes and an evaluation."""
 
@@ -79,17 +77,19 @@ def told(stack: Stack, sentence: str) -> bool:
 
 
 def is_well(stack: Stack) -> bool:
-    """Return whether the dashboard says healthy and a chat is answered."""
+    """Return whether a chat is answered and the dashboard says healthy."""
     try:
         with stack.client(stack.key("bench")) as client:
-            return stack.status()["state"] == "healthy" and stack.chat(client).status_code == 200
+            # A model whose last request failed counts as degraded until another succeeds.
+            return stack.chat(client).status_code == 200 and bool(stack.status()["state"] == "healthy")
     except (httpx.HTTPError, ValueError):
         return False
 
 
 @pytest.mark.parametrize("fault", ROWS, ids=[fault.name for fault in ROWS])
 def test_fault(stack: Stack, alerts: AlertWatch, times: list[str], fault: Fault) -> None:
-    wait_until(lambda: is_well(stack), 60, lambda: str(stack.status()["reason"]))
+    # LiteLLM, which the row before may have killed, needs more than a minute on a busy machine.
+    wait_until(lambda: is_well(stack), 120, lambda: str(stack.status()["reason"]))
     shown = fires = ""
     began = time.monotonic()
     request = Request(stack)
@@ -98,7 +98,7 @@ def test_fault(stack: Stack, alerts: AlertWatch, times: list[str], fault: Fault)
         request.start()
         if fault.sentence:
             sentence = fault.sentence
-            shown = f"{wait_until(lambda: told(stack, sentence), SENTENCE_SECONDS):.1f} s"
+            shown = f"{wait_until(lambda: told(stack, sentence), fault.sentence_seconds):.1f} s"
         if fault.alert:
             alert = fault.alert
             wait_until(lambda: alert in alerts.firing(), ALERT_SECONDS, lambda: f"only {alerts.firing()}")
@@ -109,8 +109,12 @@ def test_fault(stack: Stack, alerts: AlertWatch, times: list[str], fault: Fault)
         if fault.repair:
             stack(fault.repair)
             began = time.monotonic()
-    wait_until(lambda: is_well(stack), fault.seconds, lambda: "not well again")
-    well = time.monotonic() - began
+    try:
+        wait_until(lambda: is_well(stack), fault.seconds, lambda: "not well again")
+        well = time.monotonic() - began
+    finally:
+        if fault.clean_up:
+            stack(fault.clean_up)
     request.join(timeout=60)
     assert re.fullmatch(fault.meanwhile, request.outcome), request.outcome
     times.append(f"| {fault.name} | {request.outcome} | {shown} | {fires} | {well:.0f} s |")

@@ -269,3 +269,10 @@ def test_every_used_metric_is_exposed(alerts: AlertWatch) -> None:
         return missing(alerts.query("label/__name__/values"))
 
     wait_until(lambda: not left(), 20, lambda: f"not exposed: {left()}")
+
+
+@pytest.mark.parametrize("metric", ["process_open_fds", "process_resident_memory_bytes"])
+def test_the_services_expose_the_metrics_of_their_process(alerts: AlertWatch, metric: str) -> None:
+    """The sandbox can hide what they are read from."""
+    jobs = {series["metric"]["job"] for series in alerts.query("query", query=metric)["result"]}
+    assert jobs >= {"gateway", "litellm", "node", "prometheus"}

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+NOW = 1_800_000_000
 URL = "http://10.1.0.1:9"
 UNIT = {
     "Type": "exec",
     "Id": "ollama.service",
     "ActiveState": "active",
+    "ActiveEnterTimestamp": f"@{NOW - 200}",
     "SubState": "running",
     "UnitFileState": "enabled",
     "NRestarts": "0",
@@ -27,8 +29,8 @@ def checks(load_source: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def shown(*units: dict[str, str]) -> str:
-    """Return the output of `systemctl show` for UNIT with changed properties."""
-    return "\n\n".join(
+    """Return the time and the output of `systemctl show` for UNIT with changed properties."""
+    return f"{NOW}\n" + "\n\n".join(
         "\n".join(f"{name}={value}" for name, value in {**UNIT, **unit}.items()) for unit in units
     )
 
@@ -71,17 +73,29 @@ def shown(*units: dict[str, str]) -> str:
         (
             {"NRestarts": "1"},
             False,
-            "active (running), enabled, restarted 1 time by systemd",
+            "active (running), enabled, restarted 1 time by systemd, last 3 min ago",
             "journalctl -u ollama -n 50",
         ),
         (
             {"NRestarts": "12"},
             False,
-            "active (running), enabled, restarted 12 times by systemd",
+            "active (running), enabled, restarted 12 times by systemd, last 3 min ago",
             "journalctl -u ollama -n 50",
         ),
         (
-            {"ActiveState": "activating", "SubState": "auto-restart"},
+            {"NRestarts": "1", "ActiveEnterTimestamp": f"@{NOW - 899}"},
+            False,
+            "active (running), enabled, restarted 1 time by systemd, last 14 min ago",
+            "journalctl -u ollama -n 50",
+        ),
+        (
+            {"NRestarts": "2", "ActiveEnterTimestamp": f"@{NOW - 900}"},
+            True,
+            "active (running), enabled, restarted 2 times by systemd, last 15 min ago",
+            "journalctl -u ollama -n 50",
+        ),
+        (
+            {"ActiveState": "activating", "ActiveEnterTimestamp": "", "SubState": "auto-restart"},
             False,
             "activating (auto-restart), enabled",
             "systemctl start ollama",

@@ -111,6 +111,20 @@ def test_every_unit_is_started_or_enabled_by_a_play(services: ModuleType, repo_r
     assert named == units - others
 
 
+def test_a_play_waits_longer_than_its_services_may_take_to_start(
+    services: ModuleType, repo_root: Path
+) -> None:
+    table = yaml.safe_load((repo_root / "playbooks/services.yml").read_text())["bedplate_services"]
+    module = (repo_root / "playbooks/library/systemd_services.py").read_text()
+    (usual,) = re.findall(r'"timeout": {"type": "int", "default": (\d+)}', module)
+    for name, play in plays(repo_root).items():
+        start = play["post_tasks"][0]["systemd_services"]
+        for unit in services.started_units(table, [name]):
+            template = (repo_root / f"templates/systemd/{unit}.j2").read_text()
+            seconds = re.findall(r"start_seconds = (\d+)", template) or ["120"]
+            assert int(start.get("timeout", usual)) > int(seconds[0]), unit
+
+
 def test_ports_carry_their_setting_and_unit(services: ModuleType) -> None:
     units = services.service_ports(SERVICES, ["monitoring"])
     assert units == {"web_port": "web", "web_metrics_port": "web", "host_port": "host"}

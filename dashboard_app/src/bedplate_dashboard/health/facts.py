@@ -23,6 +23,7 @@ from bedplate_dashboard.health.thresholds import (
     FULL_RATIO,
     GPU_RATIO,
     LONG_WAIT_SECONDS,
+    MISSED_SCRAPES,
     SERVER_REFUSALS,
     UNLIMITED_WAIT_CLASS,
 )
@@ -129,6 +130,7 @@ class Facts:
     hosts: tuple[HostFacts, ...]
     machines: tuple[MachineFacts, ...]
     prometheus: ServiceFacts
+    prometheus_stores: bool
     queue: Queue | None
     traffic: Traffic | None
     long_waits: tuple[QueueClass, ...]
@@ -165,6 +167,7 @@ def derive_facts(
         prometheus=ServiceFacts(
             contact=prometheus.contact, unit_state=units.get((settings.monitoring, "prometheus"))
         ),
+        prometheus_stores=(prometheus.newest_seconds or 0) <= MISSED_SCRAPES * settings.scrape_seconds,
         queue=queue,
         traffic=recent.traffic if gateway.metrics_contact.ok else None,
         long_waits=tuple(filter(_waits_too_long, queue.classes)) if queue else (),

@@ -63,7 +63,7 @@ def find_faults(facts: Facts, models: tuple[ModelStatus, ...]) -> Faults:
                 for machine in facts.machines
                 for fault in _find_machine_faults(machine, _list_polled(machine.machine.name, facts.litellm))
             ),
-            *_find_prometheus_faults(facts.prometheus),
+            *_find_prometheus_faults(facts.prometheus, facts.prometheus_stores),
         ),
         gpus=gpus,
         waits=waits,
@@ -277,11 +277,18 @@ def _find_machine_faults(facts: MachineFacts, polled: frozenset[str]) -> Iterato
             )
 
 
-def _find_prometheus_faults(prometheus: ServiceFacts) -> Iterator[Fault]:
+def _find_prometheus_faults(prometheus: ServiceFacts, stores: bool) -> Iterator[Fault]:
     if not prometheus.contact.ok:
         why = _explain(prometheus, "prometheus")
         yield Fault(
             what=f"Prometheus does not answer ({why}), so no history is recorded",
+            next="journalctl -u prometheus -n 50",
+            next_on=MONITORING_HOST,
+            about="prometheus",
+        )
+    elif not stores:
+        yield Fault(
+            what="Prometheus stores no samples, so no history is recorded and no alert is right",
             next="journalctl -u prometheus -n 50",
             next_on=MONITORING_HOST,
             about="prometheus",

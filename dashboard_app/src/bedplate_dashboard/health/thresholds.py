@@ -12,6 +12,9 @@ STALE_SECONDS = 2 * POLL_SECONDS + ANSWER_SECONDS
 FULL_RATIO = 0.05
 """A disk or memory with less than this share available counts as full."""
 
+MISSED_SCRAPES = 4
+"""After this many intervals without a stored sample Prometheus stores nothing; a restart takes less."""
+
 GPU_RATIO = 0.99
 """The share of a loaded model that must be on the GPU of a host that has one."""
 

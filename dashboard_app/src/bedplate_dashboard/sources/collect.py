@@ -5,6 +5,7 @@ Nothing here judges: an `Observation` holds what each part answered, and `health
 
 import asyncio
 import errno
+import math
 import socket
 import ssl
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
+from urllib.parse import urlencode
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -31,6 +33,7 @@ from bedplate_dashboard.sources.payloads import (
     BuildInfo,
     EngineState,
     ModelList,
+    QueryResult,
     Report,
     clean,
 )
@@ -40,6 +43,8 @@ ANSWER_SECONDS = 1.5
 """Longer than the exporter waits for its engine (1 s): a hung engine is not a hung exporter."""
 
 CONNECT_SECONDS = 1.2
+
+NEWEST_SAMPLE = urlencode({"query": "time() - max(timestamp(up))"})
 
 BODY_BYTES = 1024 * 1024
 METRICS_BYTES = 4 * 1024 * 1024
@@ -97,11 +102,16 @@ class MachineAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class PrometheusAnswer:
-    """Whether Prometheus is ready, its alerts and its version (None unless it answered)."""
+    """Whether Prometheus is ready, its alerts and its version (None unless it answered).
+
+    `newest_seconds` is the age of the newest sample that it has stored: infinite beyond five minutes, None
+    unless it answered.
+    """
 
     contact: Contact
     alerts: tuple[ActiveAlert, ...] | None
     version: str | None
+    newest_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -226,14 +236,22 @@ async def _fetch_prometheus(client: httpx.AsyncClient, url: str) -> PrometheusAn
         ready = group.create_task(get(client, f"{url}/-/ready"))
         alerts = group.create_task(get(client, f"{url}/api/v1/alerts"))
         build = group.create_task(get(client, f"{url}/api/v1/status/buildinfo"))
+        newest = group.create_task(get(client, f"{url}/api/v1/query?{NEWEST_SAMPLE}"))
     contact, _ = ready.result()
     _, listed = parse_answer(*alerts.result(), _parser_of(AlertList), "answered without alerts")
+    _, ages = parse_answer(*newest.result(), _read_age, "answered without a result")
     _, built = parse_answer(*build.result(), _parser_of(BuildInfo), "answered without a version")
     return PrometheusAnswer(
         contact=contact,
         alerts=listed.data.alerts if contact.ok and listed else None,
         version=built.data.version if built else None,
+        newest_seconds=ages if contact.ok else None,
     )
+
+
+def _read_age(body: bytes) -> float:
+    result = QueryResult.model_validate_json(body).data.result
+    return float(result[0].value[1]) if result and result[0].value else math.inf
 
 
 def _parser_of(document: type[Document]) -> Callable[[bytes], Document]:

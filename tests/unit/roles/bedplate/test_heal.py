@@ -197,3 +197,17 @@ def test_the_counter_begins_anew_after_a_boot(service: Service) -> None:
     )
     service.heal()
     assert service.counted() == 0
+
+
+@pytest.mark.parametrize("folder", ["RESTARTS", "TEXTFILES"])
+def test_a_full_disk_keeps_no_service_from_being_healed(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: str
+) -> None:
+    # Not even root can create a file in a directory that is none.
+    blocked = service.folder / "state"
+    monkeypatch.setattr(service.program, folder, blocked)
+    monkeypatch.setattr(service.program, "read_restarts", lambda _: [])
+    service.silent = 9
+    assert "was killed" in service.heal()
+    assert service.commands() == ["kill --signal=SIGKILL engine.service"]
+    assert "cannot be written (Not a directory); make room." in capfd.readouterr().err
