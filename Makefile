@@ -14,7 +14,7 @@ PLAY = $(VENV)/bin/ansible-playbook --inventory $(INVENTORY)
 ADHOC = $(VENV)/bin/ansible --inventory $(INVENTORY) --become
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-# A field of a service's row in playbooks/services.yml; a verb may name the service with or without its prefix.
+# A field of a service's row in playbooks/group_vars/all/services.yml; a verb may name the service with or without its prefix.
 field = $(or $(shell $(VENV)/bin/python scripts/service.py $(1) $(2)),$(error make help lists the verbs))
 EVERYWHERE := inference:gateway:monitoring
 

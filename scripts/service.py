@@ -1,4 +1,4 @@
-"""Prints a field of a service's row in playbooks/services.yml, for make: service.py FIELD [NAME].
+"""Prints a field of a service's row in playbooks/group_vars/all/services.yml, for make: service.py FIELD [NAME].
 
 FIELD is name, group, started (the unit that start and stop act on) or shown (the units with a state and a
 journal). NAME may lack the prefix bedplate-; without one, the fields of all services are printed.
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-TABLE = Path(__file__).resolve().parents[1] / "playbooks/services.yml"
+TABLE = Path(__file__).resolve().parents[1] / "playbooks/group_vars/all/services.yml"
 
 
 def find_service(services: dict[str, dict[str, Any]], name: str) -> str:

@@ -28,6 +28,7 @@ description:
 CONTROL_SIDE = {
     "add_host",
     "assert",
+    "control_file",
     "debug",
     "fail",
     "group_by",
@@ -39,6 +40,7 @@ CONTROL_SIDE = {
     "set_fact",
     "settings_check",
     "validate_argument_spec",
+    "wheel",
 }
 
 

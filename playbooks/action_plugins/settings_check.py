@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from ansible.errors import AnsibleError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 
 DOCUMENTATION = r"""
@@ -20,11 +21,13 @@ short_description: Check the values of a host's settings before anything uses th
 description:
   - Evaluates each setting that a user may change and that is defined for the host. Checks its type by the
     roles' argument_specs, and its range or its characters by playbooks/settings.yml.
+  - Of one role, checks also that what the wiring has to set is there and has its type. It replaces Ansible's
+    own check of the argument_specs, which runs again at each import of a role.
   - Runs on the control machine, needs no connection and changes nothing.
   - Fails with one line for each wrong value, which has the setting's name, the value and the remedy.
 options:
   role:
-    description: The role whose settings are checked; those of all roles, and the host's name, where absent.
+    description: The role whose variables are checked; the settings of all, and the host's name, where absent.
     type: str
 author: Bedplate
 """
@@ -181,12 +184,12 @@ class Checker:
 
 
 def settings_of(role: str | None) -> dict[str, Spec]:
-    """Return the settings that a user may change, of one role or of all, by name."""
+    """Return the settings that a user may change, of all roles, or of one with what the wiring sets."""
     files = sorted((ROOT / "roles").glob(f"{role or '*'}/meta/argument_specs.yml"))
     specs = [load(file)["argument_specs"] for file in files]
     options = [spec["main"]["options"].items() for spec in specs if "validate" in spec]
     # The wiring sets what is required.
-    return {name: option for group in options for name, option in group if not option.get("required")}
+    return {name: option for group in options for name, option in group if role or not option.get("required")}
 
 
 def plain(value: Any) -> Any:
@@ -214,6 +217,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         if not args["role"]:
             settings[HOST_NAME] = {"type": "str"}
         found: list[str] = []
+        wired: dict[str, Any] = {}
         for name, spec in settings.items():
             if name not in task_vars:
                 continue
@@ -224,7 +228,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
                 given = shown(task_vars[name], has_secret(spec))
                 found.append(f"{name} is {given}, which Ansible cannot evaluate ({reason}): correct it.")
                 continue
-            found += checker.problems(name, name, value, spec)
+            if spec.get("required"):
+                wired[name] = value
+            else:
+                found += checker.problems(name, name, value, spec)
+        required = {name: spec for name, spec in settings.items() if spec.get("required")}
+        found += ArgumentSpecValidator(required).validate(wired).error_messages
         result.update(changed=False, failed=bool(found))
         if found:
             result["msg"] = "\n".join(found)

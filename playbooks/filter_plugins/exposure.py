@@ -3,7 +3,7 @@
 
 An opening (services.yml) is a port that a host means to have: {port, unit, address, clients}, where `clients`
 are the addresses that may connect from elsewhere, or `any`. Every host lists its listeners
-(library/host_listeners.py) and connects to the ports of the others (library/port_connections.py), as the
+(library/service_survey.py) and connects to the ports of the others (library/port_connections.py), as the
 control machine does. Hosts whose tasks failed have no openings and are left out.
 """
 
@@ -36,7 +36,7 @@ def check(name: str, ok: bool | None, seen: str, next_command: str) -> Check:
 
 def surveyed(hosts: Iterable[str], hostvars: HostVars) -> list[str]:
     """Return the hosts that have listed their listeners."""
-    return [host for host in hosts if "listeners" in hostvars[host].get("__verify_listeners", {})]
+    return [host for host in hosts if "listeners" in hostvars[host].get("__verify_survey", {})]
 
 
 def is_loopback(address: str) -> bool:
@@ -73,7 +73,7 @@ def others(host: Entry) -> tuple[list[Entry], list[Entry]]:
     meant = {("tcp", opening["address"], opening["port"]) for opening in host["__verify_openings"]}
     units = {opening["unit"] for opening in host["__verify_openings"]}
     misplaced, strangers = [], []
-    for listener in host["__verify_listeners"]["listeners"]:
+    for listener in host["__verify_survey"]["listeners"]:
         if (listener["protocol"], listener["address"], listener["port"]) in meant:
             continue
         if unit_name(listener) in units:
@@ -173,7 +173,7 @@ def stranger_check(host: Entry, tried: Sequence[tuple[str, str, Entry]], strict:
     _, found = others(host)
     named = [f"{program(listener)} on {place(listener)}{reached(listener, tried)}" for listener in found]
     # The host lists a bounded number of them.
-    unlisted = host["__verify_listeners"]["count"] - len(host["__verify_listeners"]["listeners"])
+    unlisted = host["__verify_survey"]["count"] - len(host["__verify_survey"]["listeners"])
     seen = shortened(named, unlisted)
     next_command = f"ss -ltunp sport = :{found[0]['port']}" if found else "ss -ltunp"
     return check(
@@ -208,7 +208,7 @@ def clients_check(host: Entry, tried: Sequence[tuple[str, str, Entry]], errors: 
     """Check that each port answers its clients and nobody else."""
     name = "each port answers its clients only"
     openings = {opening["port"]: opening for opening in host["__verify_openings"]}
-    listening = {listener["port"] for listener in host["__verify_listeners"]["listeners"]}
+    listening = {listener["port"] for listener in host["__verify_survey"]["listeners"]}
     if not tried:
         seen = (
             f"not checked: the control machine cannot connect to {errors[0]}; set bedplate_host_address"

@@ -99,7 +99,7 @@ def service_openings(
 
 def wired_settings(root: str) -> dict[str, str]:
     """Return the settings that only group_vars set, each with what a user sets instead, or nothing."""
-    files = Path(root, "playbooks/group_vars").glob("*.yml")
+    files = Path(root, "playbooks/group_vars").rglob("*.yml")
     names = [name for file in sorted(files) for name in yaml.safe_load(file.read_text())]
     return {name: EXTENSIONS.get(name, "") for name in names if not name.startswith("__")}
 

@@ -17,10 +17,15 @@ description:
   - Starts the units side by side, in the order that their After= asks for, and waits for all of them.
   - A restart that a handler has begun is waited for as well.
   - Reloads systemd first where a unit file is newer than what systemd has read.
-  - An active unit is left alone.
+  - An active unit is left alone, unless it is to be restarted.
 options:
   started:
     description: Units to enable and start, with their suffix.
+    type: list
+    elements: str
+    default: []
+  restarted:
+    description: Units to restart, or start, with their suffix, without waiting for them.
     type: list
     elements: str
     default: []
@@ -34,9 +39,11 @@ options:
     type: bool
     default: false
   timeout:
-    description: Seconds to wait for all starts.
+    description:
+      - Seconds to wait for all starts.
+      - Prometheus may read for 900 s after a crash what it had not yet stored in blocks.
     type: int
-    default: 300
+    default: 960
 author: Bedplate
 """
 
@@ -125,11 +132,14 @@ def describe_failure(names: Sequence[str], output: str) -> str:
     return f"{', '.join(failed)} did not start: run {command} there; its last lines are:\n{journal}"
 
 
-def find_actions(units: Sequence[Unit], started: Sequence[str]) -> Mapping[str, list[str]]:
+def find_actions(
+    units: Sequence[Unit], started: Sequence[str], restarted: Sequence[str] = ()
+) -> Mapping[str, list[str]]:
     """Return the names for each verb of systemctl that has something to do."""
     actions = {
         "daemon-reload": [unit.name for unit in units if unit.stale],
-        "enable": [unit.name for unit in units if not unit.enabled],
+        "restart --no-block": list(restarted),
+        "enable": [unit.name for unit in units if not unit.enabled and unit.name not in restarted],
         "start": [unit.name for unit in units if not unit.running and unit.name in started],
     }
     return {verb: names for verb, names in actions.items() if names}
@@ -140,25 +150,28 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "started": {"type": "list", "elements": "str", "default": []},
+            "restarted": {"type": "list", "elements": "str", "default": []},
             "enabled": {"type": "list", "elements": "str", "default": []},
             "installed_only": {"type": "bool", "default": False},
-            "timeout": {"type": "int", "default": 300},
+            "timeout": {"type": "int", "default": 960},
         },
         supports_check_mode=True,
     )
     started: list[str] = module.params["started"]
     actions: list[str] = []
     try:
-        units = show([*started, *module.params["enabled"]])
+        restarted: list[str] = module.params["restarted"]
+        units = show([*started, *restarted, *module.params["enabled"]])
         if module.params["installed_only"]:
             units = [unit for unit in units if unit.exists]
-        todo = find_actions(units, started)
+        todo = find_actions(units, started, restarted)
         for verb, names in todo.items():
             words = [verb] if verb == "daemon-reload" else [verb, *names]
             actions.append(" ".join(words))
             if module.check_mode:
                 continue
-            done = run(["systemctl", words[0], "--quiet", *words[1:]], module.params["timeout"])
+            word, *rest = " ".join(words).split()
+            done = run(["systemctl", word, "--quiet", *rest], module.params["timeout"])
             if done.returncode:
                 raise StartError(
                     describe_failure(names, done.stderr) if verb == "start" else done.stderr.strip()

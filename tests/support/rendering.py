@@ -36,7 +36,7 @@ def wired_names() -> dict[str, list[str]]:
     """Return the public variables that each file of playbooks/group_vars sets, by group."""
     return {
         file.stem: [name for name in yaml.safe_load(file.read_text()) if not name.startswith("__")]
-        for file in sorted((ROOT / "playbooks" / "group_vars").glob("*.yml"))
+        for file in sorted((ROOT / "playbooks" / "group_vars").rglob("*.yml"))
     }
 
 
@@ -48,7 +48,6 @@ def render(name: str, checkout: Path) -> Stack:
     shutil.copy(RENDER / "render.yml", playbooks)
     for folder in ("filter_plugins", "group_vars"):
         (playbooks / folder).symlink_to(ROOT / "playbooks" / folder)
-    (playbooks / "services.yml").symlink_to(ROOT / "playbooks/services.yml")
     for folder in ("gateway", "requirements", "roles", "templates"):
         (checkout / folder).symlink_to(ROOT / folder)
     inventory = RENDER / "inventories" / f"{name}.yml"

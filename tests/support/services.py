@@ -1,4 +1,4 @@
-"""The services that a host with the whole stack has, from the table in playbooks/services.yml."""
+"""The services that a host with the whole stack has, by playbooks/group_vars/all/services.yml."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import yaml
 
 from tests.support.hosts import ROOT
 
-SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "playbooks/services.yml").read_text())[
-    "bedplate_services"
-]
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(
+    (ROOT / "playbooks/group_vars/all/services.yml").read_text()
+)["bedplate_services"]
 
 
 def boot_services() -> list[str]:

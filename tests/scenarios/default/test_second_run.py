@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tests.support.stack import Stack
 
-# 5 % more than measured on 2026-11-28: 45 and 190, of which 16 tasks check the values of the settings.
+# 5 % more than measured on 2026-11-28: 33 and 164, of which 13 tasks check the values of the settings.
 # A module run costs 0.3 s, a task 0.05 s.
-MAX_MODULE_RUNS = 46
-MAX_TASKS = 199
+MAX_MODULE_RUNS = 34
+MAX_TASKS = 172
 
 
 def test_it_started_few_tasks_and_ran_few_modules_on_the_host(stack: Stack) -> None:

@@ -28,7 +28,7 @@ def opening(port: int, unit: str, address: str, *clients: str) -> dict[str, Any]
 def listener(
     port: int, unit: str = "", address: str = EVERYWHERE, process: str = "web", protocol: str = "tcp"
 ) -> dict[str, Any]:
-    """Return an entry of host_listeners."""
+    """Return an entry of service_survey."""
     return {
         "protocol": protocol,
         "address": address,
@@ -81,7 +81,7 @@ def hosts(exposure: ModuleType) -> Hosts:
         found[name] = {
             "__bedplate_host_address": address,
             "__verify_openings": openings[name],
-            "__verify_listeners": {"listeners": [*SSH, DHCP, *own], "count": len(SSH) + 1 + len(own)},
+            "__verify_survey": {"listeners": [*SSH, DHCP, *own], "count": len(SSH) + 1 + len(own)},
         }
     connect(exposure, found)
     return found
@@ -107,7 +107,7 @@ def connect(exposure: ModuleType, hosts: Hosts) -> None:
 
 def listen(hosts: Hosts, name: str, *listeners: dict[str, Any]) -> None:
     """Add listeners to a host."""
-    shown = hosts[name]["__verify_listeners"]
+    shown = hosts[name]["__verify_survey"]
     shown["listeners"] = [*shown["listeners"], *listeners]
     shown["count"] += len(listeners)
 
@@ -189,7 +189,7 @@ def test_the_listeners_of_other_programs_that_are_tried_are_bounded(
     exposure: ModuleType, hosts: Hosts, checks: Checks
 ) -> None:
     listen(hosts, "watch", *(listener(port, "web.service") for port in range(2000, 2300)))
-    hosts["watch"]["__verify_listeners"]["count"] += 50
+    hosts["watch"]["__verify_survey"]["count"] += 50
     ports = {target["port"] for target in exposure.connection_targets(HOSTS, hosts, "gate")}
     assert {port for port in ports if port in range(2000, 2300)} == {*range(2000, 2020)}
     seen = checks("watch")[STRANGERS]["seen"]
@@ -234,7 +234,7 @@ def test_a_port_that_ignores_its_client(hosts: Hosts, checks: Checks) -> None:
 
 def test_a_stopped_service_is_another_checks_fault(hosts: Hosts, checks: Checks) -> None:
     answer(hosts, "watch", "gpu1", 9101, "")
-    shown = hosts["gpu1"]["__verify_listeners"]
+    shown = hosts["gpu1"]["__verify_survey"]
     shown["listeners"] = [entry for entry in shown["listeners"] if entry["port"] != 9101]
     assert checks("gpu1")[CLIENTS]["ok"]
 

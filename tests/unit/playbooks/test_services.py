@@ -93,8 +93,33 @@ def test_every_tag_of_a_role_starts_its_services(repo_root: Path) -> None:
         assert set(start["tags"]) == tags, name
 
 
+def test_a_whole_run_starts_the_services_of_all_plays_together(repo_root: Path) -> None:
+    found = plays(repo_root)
+    imports = yaml.safe_load((repo_root / "site.yml").read_text())
+    later = [
+        Path(entry["ansible.builtin.import_playbook"]).stem
+        for entry in imports
+        if entry.get("vars", {}).get("__bedplate_start_later")
+    ]
+    assert set(later) == found.keys()
+    ((play,),) = (yaml.safe_load((repo_root / "playbooks/start.yml").read_text()),)
+    (start,) = play["tasks"]
+    waiting = [played["post_tasks"][0] for played in found.values()]
+    assert {*start["tags"]} == {tag for task in waiting for tag in task["tags"]}
+    # The services of a host's groups, and what the play hosts.yml names.
+    for part in re.findall(
+        r"'([a-z-]+[.][a-z]+)'|(bedplate_healed \| \w+)", waiting[0]["systemd_services"]["started"]
+    ):
+        name = part[0].removesuffix(".service") or part[1]
+        assert name in start["systemd_services"]["started"] or name == "node-exporter"
+    assert "bedplate_services | started_units(group_names)" in start["systemd_services"]["started"]
+    assert "ollama-preload.service" in start["systemd_services"]["enabled"]
+
+
 def test_every_unit_is_started_or_enabled_by_a_play(services: ModuleType, repo_root: Path) -> None:
-    table = yaml.safe_load((repo_root / "playbooks/services.yml").read_text())["bedplate_services"]
+    table = yaml.safe_load((repo_root / "playbooks/group_vars/all/services.yml").read_text())[
+        "bedplate_services"
+    ]
     named = set()
     for name, play in plays(repo_root).items():
         start = play["post_tasks"][0]["systemd_services"]
@@ -111,18 +136,12 @@ def test_every_unit_is_started_or_enabled_by_a_play(services: ModuleType, repo_r
     assert named == units - others
 
 
-def test_a_play_waits_longer_than_its_services_may_take_to_start(
-    services: ModuleType, repo_root: Path
-) -> None:
-    table = yaml.safe_load((repo_root / "playbooks/services.yml").read_text())["bedplate_services"]
+def test_a_play_waits_longer_than_a_service_may_take_to_start(repo_root: Path) -> None:
     module = (repo_root / "playbooks/library/systemd_services.py").read_text()
-    (usual,) = re.findall(r'"timeout": {"type": "int", "default": (\d+)}', module)
-    for name, play in plays(repo_root).items():
-        start = play["post_tasks"][0]["systemd_services"]
-        for unit in services.started_units(table, [name]):
-            template = (repo_root / f"templates/systemd/{unit}.j2").read_text()
-            seconds = re.findall(r"start_seconds = (\d+)", template) or ["120"]
-            assert int(start.get("timeout", usual)) > int(seconds[0]), unit
+    (waited,) = re.findall(r'"timeout": {"type": "int", "default": (\d+)}', module)
+    for template in (repo_root / "templates/systemd").glob("[a-z]*.service.j2"):
+        seconds = re.findall(r"start_seconds = (\d+)", template.read_text()) or ["120"]
+        assert int(waited) > int(seconds[0]), template.name
 
 
 def test_ports_carry_their_setting_and_unit(services: ModuleType) -> None:

@@ -346,6 +346,49 @@ PLAY = """
 """
 
 
+def check_in_a_run(
+    tmp_path: Path, hosts: dict[str, dict[str, Any]], role: str = ""
+) -> dict[str, dict[str, Any]]:
+    """Return the result for each host of one run of Ansible."""
+    (tmp_path / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts}}))
+    (tmp_path / "play.yml").write_text(PLAY.replace("settings_check:", f"settings_check: {{{role}}}"))
+    command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.json", "play.yml"]
+    subprocess.run(
+        [*command, "-e", "out=out.json"],
+        cwd=tmp_path,
+        env={**os.environ, "ANSIBLE_HOME": str(tmp_path / ".ansible"), "ANSIBLE_FORKS": "2"}
+        | {"ANSIBLE_ACTION_PLUGINS": str(ROOT / "playbooks/action_plugins")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    checked: dict[str, dict[str, Any]] = json.loads((tmp_path / "out.json").read_text())
+    return checked
+
+
+def test_a_role_gets_what_the_wiring_has_to_set(tmp_path: Path) -> None:
+    wired: dict[str, Any] = {
+        "litellm_deployments": [],
+        "litellm_other_models": [],
+        "litellm_allowed_addresses": [],
+        "litellm_engine_timeout_seconds": 60,
+        "litellm_master_key_file": "/etc/key",
+        "bedplate_managed": "Managed by Bedplate",
+    }
+    hosts = {
+        "complete": wired,
+        "without": {name: value for name, value in wired.items() if name != "litellm_master_key_file"},
+        "wrong": {**wired, "litellm_deployments": 1},
+        "setting": {**wired, "litellm_listen_port": "many"},
+    }
+    checked = check_in_a_run(tmp_path, hosts, "role: litellm")
+    assert not checked["complete"]["failed"], checked["complete"]
+    assert "missing required arguments: litellm_master_key_file" in checked["without"]["msg"]
+    assert "litellm_deployments" in checked["wrong"]["msg"]
+    assert checked["setting"]["msg"] == "litellm_listen_port is 'many': use a whole number."
+
+
 def test_expressions_that_cannot_be_evaluated_are_refused_in_one_run(tmp_path: Path) -> None:
     """A host for each setting: the value of all is an expression without its variable, or none at all."""
     values = {"undefined": "{{ no_such_variable }}", "unfinished": "{{ "}
@@ -358,31 +401,7 @@ def test_expressions_that_cannot_be_evaluated_are_refused_in_one_run(tmp_path: P
     hosts["model-as-text"] = {"ollama_models": ["smollm2"]}
     hosts["valid"] = {"gateway_port": "{{ 8000 + 1 }}"}
     hosts["bad%name"] = {}
-    (tmp_path / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts}}))
-    (tmp_path / "play.yml").write_text(PLAY)
-    subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "ansible",
-                "playbook",
-                "-i",
-                "inventory.json",
-                "play.yml",
-                "-e",
-                "out=out.json",
-            )
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "ANSIBLE_HOME": str(tmp_path / ".ansible"), "ANSIBLE_FORKS": "2"}
-        | {"ANSIBLE_ACTION_PLUGINS": str(ROOT / "playbooks/action_plugins")},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    checked = json.loads((tmp_path / "out.json").read_text())
+    checked = check_in_a_run(tmp_path, hosts)
     assert checked.keys() == hosts.keys()
     accepted = [host for host, result in checked.items() if not result["failed"]]
     assert accepted == ["valid"]

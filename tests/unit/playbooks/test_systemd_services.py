@@ -152,6 +152,13 @@ def test_the_module_does_what_is_needed(system: FakeSystem, start: Start) -> Non
     assert system.ran == expected
 
 
+def test_a_restart_reads_a_new_file_first_and_is_not_waited_for(system: FakeSystem, start: Start) -> None:
+    result = start(restarted=services("stale", "new"))
+    expected = ["daemon-reload", "restart --no-block stale.service new.service"]
+    assert (result["changed"], result["actions"]) == (True, expected)
+    assert system.ran == ["daemon-reload", "restart stale.service new.service"]
+
+
 def test_check_mode_only_reports(system: FakeSystem, start: Start) -> None:
     result = start("stale", "failed", check=True)
     assert (result["changed"], result["actions"]) == (True, ["daemon-reload", "start failed.service"])

@@ -10,7 +10,7 @@ import yaml
 from bedplate_dashboard.health.faults import POLLED_SERVICES
 
 ROOT = Path(__file__).resolve().parents[3]
-TABLES = yaml.safe_load((ROOT / "playbooks/services.yml").read_text())
+TABLES = yaml.safe_load((ROOT / "playbooks/group_vars/all/services.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = TABLES["bedplate_services"]
 OPENINGS: dict[str, dict[str, Any]] = TABLES["bedplate_openings"]
 DEFAULTS: dict[str, Any] = {}

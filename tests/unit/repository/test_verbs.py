@@ -23,9 +23,9 @@ def dry_run(*targets: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-SERVICES: dict[str, dict[str, str]] = yaml.safe_load((ROOT / "playbooks/services.yml").read_text())[
-    "bedplate_services"
-]
+SERVICES: dict[str, dict[str, str]] = yaml.safe_load(
+    (ROOT / "playbooks/group_vars/all/services.yml").read_text()
+)["bedplate_services"]
 # One ends when the models are loaded, one checks the firewall, one orders a certificate, one is a client.
 WITHOUT_HEALTH_URL = {"ollama-preload", "ollama-guard", "edge-certificate", "traffic-canary"}
 

@@ -160,7 +160,7 @@ def test_defaults_and_specification_agree(role: str) -> None:
 def test_options_without_a_default_are_wired_or_may_be_absent(role: str) -> None:
     wiring = wired_names()
     wired = {name for names in wiring.values() for name in names}
-    group_vars = "".join(path.read_text() for path in (ROOT / "playbooks/group_vars").glob("*.yml"))
+    group_vars = "".join(path.read_text() for path in (ROOT / "playbooks/group_vars").rglob("*.yml"))
     defaults = load(ROOT / "roles" / role / "defaults/main.yml") or {}
     for name, option in spec(role).items():
         assert option.get("required", False) == (name in wired), name
@@ -173,9 +173,11 @@ def test_options_without_a_default_are_wired_or_may_be_absent(role: str) -> None
 
 def test_every_wired_name_is_declared_by_a_role() -> None:
     declared = {name for role in ROLES for name in spec(role)}
-    # The playbooks themselves use it.
+    # The playbooks themselves use them.
     assert {name for names in wired_names().values() for name in names} - declared <= {
-        "bedplate_secrets_file"
+        "bedplate_openings",
+        "bedplate_secrets_file",
+        "bedplate_services",
     }
 
 

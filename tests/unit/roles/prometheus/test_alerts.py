@@ -444,7 +444,9 @@ def test_the_next_command_for_a_target_names_its_unit(stack: Stack, repo_root: P
         for host in stack.hosts.values()
         if "prometheus_targets" in host.wiring
     )
-    services = yaml.safe_load((repo_root / "playbooks/services.yml").read_text())["bedplate_services"]
+    services = yaml.safe_load((repo_root / "playbooks/group_vars/all/services.yml").read_text())[
+        "bedplate_services"
+    ]
     assert {renamed.get(job, job) for job in jobs} <= services.keys()
     assert renamed.keys() <= set(jobs)
 

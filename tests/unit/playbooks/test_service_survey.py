@@ -1,9 +1,15 @@
-"""host_listeners: which sockets of ss are beyond loopback, and whose they are."""
+"""service_survey: the units' states, whose sockets are beyond loopback, and the answers of addresses."""
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
-from collections.abc import Callable
+import time
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +37,7 @@ udp   UNCONN 0      0            0.0.0.0:51820    0.0.0.0:*
 
 @pytest.fixture(scope="module")
 def module(load_source: Callable[[str], ModuleType]) -> ModuleType:
-    return load_source("playbooks/library/host_listeners.py")
+    return load_source("playbooks/library/service_survey.py")
 
 
 def test_only_sockets_beyond_loopback_are_listed(module: ModuleType, tmp_path: Path) -> None:
@@ -87,3 +93,81 @@ def test_a_host_without_ss(
 ) -> None:
     monkeypatch.setattr(module, "SS", ["/nonexistent/ss"])
     assert run_module(module, {})["msg"].endswith("install the package iproute2.")
+
+
+def test_the_states_of_units_are_as_systemd_prints_them(
+    module: ModuleType, run_module: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 1, "Id=a.service\n\nId=b.service\n", "")
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    result = run_module(module, {"units": ["a.service", "b.service"], "listeners": False})
+    now, _, states = result["units"].partition("\n")
+    assert 0 <= time.time() - int(now) < 60
+    assert states == "Id=a.service\n\nId=b.service"
+    assert [command[0] for command in ran] == ["systemctl"]
+    assert ran[0][-3:] == ["--", "a.service", "b.service"]
+
+
+class Page(BaseHTTPRequestHandler):
+    """Answers with the login that it was given, and in other ways on other paths."""
+
+    def do_GET(self) -> None:
+        """Answer a request."""
+        if self.path == "/slow":
+            time.sleep(2)
+            return
+        bodies = {"/list": "[1]", "/text": "no JSON"}
+        body = bodies.get(self.path, json.dumps({"path": self.path, "login": self.headers["Authorization"]}))
+        self.send_response(302 if self.path == "/moved" else 200)
+        self.send_header("Location", "/elsewhere")
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def page() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_answers_are_in_the_order_of_their_addresses(
+    module: ModuleType, run_module: Callable[..., dict[str, Any]], page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A proxy of the environment is not used.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    paths = ["/a?b=c", "/list", "/text", "/moved"]
+    options = {"listeners": False, "user": "me", "password": "secret"}
+    answers = run_module(module, {"urls": [page + path for path in paths], **options})["answers"]
+    login = "Basic bWU6c2VjcmV0"
+    assert answers == [
+        {"status": 200, "json": {"path": "/a?b=c", "login": login}, "msg": ""},
+        {"status": 200, "json": {}, "msg": ""},
+        {"status": 200, "json": {}, "msg": ""},
+        {"status": 302, "json": {"path": "/moved", "login": login}, "msg": ""},
+    ]
+
+
+def test_addresses_without_an_answer(
+    module: ModuleType, run_module: Callable[..., dict[str, Any]], page: str
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        urls = [f"{page}/slow", f"http://127.0.0.1:{closed.getsockname()[1]}/", page]
+        answers = run_module(module, {"urls": urls, "listeners": False, "seconds": 1})["answers"]
+    assert [answer["status"] for answer in answers] == [-1, -1, 200]
+    # What the filter silence looks for.
+    assert "timed out" in answers[0]["msg"]
+    assert "refused" in answers[1]["msg"]
+    assert answers[2]["json"]["login"] is None
