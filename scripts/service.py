@@ -1,4 +1,4 @@
-"""Prints a field of a service's row in playbooks/group_vars/all/services.yml, for make: service.py FIELD [NAME].
+"""Prints a field of a service: service.py FIELD [NAME]. Its row is in playbooks/group_vars/all/services.yml.
 
 FIELD is name, group, started (the unit that start and stop act on) or shown (the units with a state and a
 journal). NAME may lack the prefix bedplate-; without one, the fields of all services are printed.

@@ -199,8 +199,8 @@ class Simulation:
             (self.kill_predecessor, 2),
         ]
         choices, weights = zip(*steps, strict=True)
-        usage_log = "bedplate_gateway.admission.usage_log"
-        with patch(f"{usage_log}.os.write", self.write), patch(f"{usage_log}.ROTATE_BYTES", 100):
+        module = "bedplate_gateway.admission.usage_log"
+        with patch(f"{module}.os.write", self.write), patch(f"{module}.ROTATE_BYTES", 100):
             for step in self.random.choices(choices, weights, k=STEPS):
                 # Messages may be late beside other events, but take no time.
                 if step == self.wait or self.random.random() < 0.8:

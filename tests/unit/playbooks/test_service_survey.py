@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import time
 import threading
 import time
 from collections.abc import Callable, Iterator
