@@ -14,11 +14,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tests.support.rendering import render
 
@@ -312,9 +314,16 @@ def stock(
             "callbacks": ["prometheus"],
             "require_auth_for_metrics_endpoint": False,
         }
-    with _proxy(
-        "bench", "stock LiteLLM", json.dumps(document), LITELLM_LOCAL_MODEL_COST_MAP="True"
-    ) as server:
+
+    def command(folder: Path, port: int) -> list[str]:
+        program = str(environment("bench").parent / "litellm")
+        return [program, "--config", str(folder / "config.yaml"), "--host", "127.0.0.1", "--port", str(port)]
+
+    environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as path,
+        _proxy(Path(path), command, "stock LiteLLM", document, **environ) as server,
+    ):
         server.metrics_url = f"{server.url}/metrics/"
         yield server
 
@@ -322,8 +331,9 @@ def stock(
 @contextmanager
 def litellm(engine_url: str, model: str = "fake", engine_name: str = "one") -> Iterator[Server]:
     """Run LiteLLM as the role does: its locked release, its settings, and one deployment ENGINE/MODEL."""
-    template = (ROOT / "roles/litellm/templates/config.yaml.j2").read_text()
-    settings = template[template.index("litellm_settings:") :]
+    own = yaml.safe_load((ROOT / "roles/litellm/vars/main.yml").read_text())
+    sections = ("litellm_settings", "router_settings", "general_settings")
+    answers_itself = {"model": "hosted_vllm/warm-up", "api_key": "none", "mock_response": "ready"}
     parameters = {
         "model": f"hosted_vllm/{model}",
         "api_base": f"{engine_url}/v1",
@@ -331,11 +341,30 @@ def litellm(engine_url: str, model: str = "fake", engine_name: str = "one") -> I
         "use_chat_completions_api": True,
         "timeout": 330,
     }
-    models = [{"model_name": f"{engine_name}/{model}", "litellm_params": parameters}]
-    config = f"model_list: {json.dumps(models)}\n{settings}"
-    environ = {"LITELLM_MASTER_KEY": STOCK_KEY, "LITELLM_OFFLINE_MODE": "true"}
-    with _proxy("litellm", "LiteLLM", config, **environ) as server:
-        yield server
+    document = {
+        "model_list": [
+            {"model_name": f"{engine_name}/{model}", "litellm_params": parameters},
+            {"model_name": "warm-up", "litellm_params": answers_itself | {"use_chat_completions_api": True}},
+        ],
+        **{name: own[f"__litellm_{name.removeprefix('litellm_')}"] for name in sections},
+    }
+
+    def command(folder: Path, port: int) -> list[str]:
+        (folder / "environment.json").write_text("{}")
+        start = str(ROOT / "roles/litellm/files/start.py")
+        return [str(environment("litellm")), start, str(port), str(folder / "config.yaml")]
+
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as path,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
+    ):
+        # The program reads its keys from this folder, and notifies systemd here.
+        systemd.bind(f"{path}/notify")
+        environ = {"CREDENTIALS_DIRECTORY": path, "NOTIFY_SOCKET": f"{path}/notify"}
+        with _proxy(
+            Path(path), command, "LiteLLM", document, LITELLM_OFFLINE_MODE="true", **environ
+        ) as server:
+            yield server
 
 
 LANES = ("gateway through LiteLLM", "gateway, direct lane")
@@ -354,21 +383,23 @@ def gateway_in_lane(
 
 
 @contextmanager
-def _proxy(lock: str, name: str, config: str, **environ: str) -> Iterator[Server]:
-    """Run the LiteLLM proxy of a lock; its configuration is YAML, of which JSON is a part."""
+def _proxy(
+    folder: Path,
+    command: Callable[[Path, int], list[str]],
+    name: str,
+    document: dict[str, Any],
+    **environ: str,
+) -> Iterator[Server]:
+    """Run a LiteLLM proxy in a folder; its configuration is YAML, of which JSON is a part."""
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="bench-") as path:
-        folder = Path(path)
-        (folder / "config.yaml").write_text(config)
-        (folder / "master-key").write_text(STOCK_KEY)
-        command = [str(environment(lock).parent / "litellm"), "--config", str(folder / "config.yaml")]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
-        shared = {"LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION"}
-        ready = f"http://127.0.0.1:{port}/health/readiness"
-        with _running(command, folder, ready, shared | environ, name) as server:
-            server.keys = {"": STOCK_KEY}
-            server.key_file = folder / "master-key"
-            yield server
+    (folder / "config.yaml").write_text(json.dumps(document))
+    (folder / "master-key").write_text(STOCK_KEY)
+    shared = {"LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION"}
+    ready = f"http://127.0.0.1:{port}/health/readiness"
+    with _running(command(folder, port), folder, ready, shared | environ, name) as server:
+        server.keys = {"": STOCK_KEY}
+        server.key_file = folder / "master-key"
+        yield server
 
 
 @contextmanager

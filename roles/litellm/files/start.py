@@ -4,13 +4,16 @@
   start, from the unit's credentials, so neither the command line nor /proc/PID/environ shows them.
 - systemd is notified after LiteLLM has answered one request of each kind. The first of each kind loads
   modules, which takes up to 3 s. Afterwards the watchdog is notified as long as LiteLLM answers.
+- On Python 3.11 garbage is collected at chosen times: https://github.com/python/cpython/issues/148891.
 """
 
 import contextlib
+import gc
 import http.client
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 import threading
@@ -19,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 WATCHDOG_SECONDS = 2.0
+GARBAGE_SECONDS = 5.0
+FIXED_PYTHON = (3, 12)
 MESSAGES = [{"role": "user", "content": "warm-up"}]
 WARM_UP: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"messages": MESSAGES}),
@@ -87,6 +92,17 @@ def warm_up(port: int, key: str) -> None:
             raise RuntimeError(f"LiteLLM answered {code} at {path}")
 
 
+def collect_garbage_between_steps() -> None:
+    """Collect garbage regularly in the main thread, instead of whenever an object is made.
+
+    Before Python 3.12 a collection in the middle of ContextVar.set crashes the process if it ends a coroutine
+    that sets one too. Python calls a signal's handler only between two of its own steps.
+    """
+    gc.disable()
+    signal.signal(signal.SIGALRM, lambda *_: gc.collect())
+    signal.setitimer(signal.ITIMER_REAL, GARBAGE_SECONDS, GARBAGE_SECONDS)
+
+
 def notify(message: bytes) -> None:
     """Send a message to systemd; see sd_notify(3)."""
     address = os.environ["NOTIFY_SOCKET"]
@@ -102,6 +118,8 @@ def report_state(port: int, key: str) -> None:
         print(f"warm-up failed: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     else:
+        # What exists now stays, so collections may leave it out; with it each takes a second.
+        gc.freeze()
         notify(b"READY=1")
         notify_watchdog(port)
 
@@ -121,6 +139,8 @@ def main() -> None:
     os.environ.update(read_environment())
     key = os.environ["LITELLM_MASTER_KEY"] = master_key()
     refuse_taken_port(port)
+    if sys.version_info < FIXED_PYTHON:
+        collect_garbage_between_steps()
     threading.Thread(target=report_state, args=(port, key), daemon=True).start()
     sys.argv = ["litellm", "--config", config, "--host", "127.0.0.1", "--port", str(port)]
     runpy.run_path(str(Path(sys.executable).with_name("litellm")), run_name="__main__")

@@ -1,8 +1,12 @@
 """roles/litellm/files/start.py: it gets the key, warms LiteLLM up and then notifies systemd."""
 
+import gc
 import json
+import signal
 import socket
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -106,6 +110,37 @@ def test_the_watchdog_is_notified_only_while_litellm_answers(
     litellm.statuses["/health/liveliness"] = 503
     systemd.settimeout(0.3)
     assert before_silence(systemd) < 100
+
+
+class Garbage:
+    """Something that only the collector finds."""
+
+    itself: object
+
+
+@pytest.fixture
+def collector() -> Iterator[None]:
+    """Put Python's collector and the timer back as they were."""
+    handler = signal.getsignal(signal.SIGALRM)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, handler)
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collector")
+def test_garbage_is_collected_by_the_timer_alone(start: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "GARBAGE_SECONDS", 0.05)
+    start.collect_garbage_between_steps()
+    assert not gc.isenabled()
+    garbage = Garbage()
+    garbage.itself = garbage
+    watched = weakref.ref(garbage)
+    del garbage
+    until = time.monotonic() + 10
+    while watched() is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert watched() is None
 
 
 def test_a_failed_warm_up_ends_the_service(
