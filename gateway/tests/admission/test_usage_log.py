@@ -68,6 +68,19 @@ def test_the_files_stay_small_and_keep_what_counts(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_refund_after_a_start_does_not_make_the_file_look_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, limits = open_usage_log(tmp_path / "limits", rpm=1000)
+    limits.count_request("a", "m", 40.0)
+    limits.count_request("a", "m", 99.0)
+    monkeypatch.setattr("bedplate_gateway.admission.usage_log.ROTATE_BYTES", 10)
+    usage_log, limits = open_usage_log(tmp_path / "limits", rpm=1000)
+    limits.refund_request("a", "m", 40.0)
+    limits.count_request("a", "m", 101.0)
+    assert {99.0, 101.0} <= {usage.at for usage in usage_log.read()}
+
+
 def test_a_large_file_is_kept_while_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bedplate_gateway.admission.usage_log.ROTATE_BYTES", 2000)
     _, limits = open_usage_log(tmp_path / "limits", rpm=1000)

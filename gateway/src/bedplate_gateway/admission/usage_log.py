@@ -58,7 +58,9 @@ class UsageLog:
         """Write one usage; does nothing where the file is not open."""
         if self._descriptor < 0:
             return
-        self._newest = max(self._newest, usage.at)
+        if usage.amount > 0:
+            # A refund has the time of what it refunds.
+            self._newest = max(self._newest, usage.at)
         try:
             if self._written > ROTATE_BYTES and self._newest - self._began > ROTATE_SECONDS:
                 self._path.replace(self._older)
