@@ -172,7 +172,7 @@ RESOURCES = (
             "mount -o remount,size=$(( $(df --output=used --block-size=1K /run | tail -n 1) + 64 ))K /run;"
             " systemd-run --quiet --unit=fake-filler sh -c"
             " 'while :; do cat /dev/zero >>/run/fill; sleep 0.1; done' 2>/dev/null;"
-            " sleep 1; systemctl reload bedplate-gateway"
+            " sleep 1; systemctl reload bedplate-gateway; sleep 1"
         ),
         repair="systemctl stop fake-filler; rm /run/fill; mount -o remount,size=20% /run",
         alert="LimitsNotSaved gateway",
