@@ -20,7 +20,7 @@ NAME = re.compile(
     r"|node_(?!exporter(?!_build_info))\w+|bedplate:[a-z0-9_:]+)\b"
 )
 HISTOGRAM = ("_bucket", "_sum", "_count")
-# Exposed after the first request for a provider's model; tests/scenarios/gateway/test_providers.py reads them.
+# Exposed after the first request for a model of a provider, which the scenario gateway sends.
 OF_PROVIDERS = {"bedplate_gateway_cost_dollars_total", "bedplate_gateway_fallbacks_total"}
 
 
