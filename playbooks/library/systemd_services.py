@@ -166,11 +166,10 @@ def main() -> None:
             units = [unit for unit in units if unit.exists]
         todo = find_actions(units, started, restarted)
         for verb, names in todo.items():
-            words = [verb] if verb == "daemon-reload" else [verb, *names]
-            actions.append(" ".join(words))
+            word, *rest = verb.split() if verb == "daemon-reload" else [*verb.split(), *names]
+            actions.append(" ".join([word, *rest]))
             if module.check_mode:
                 continue
-            word, *rest = " ".join(words).split()
             done = run(["systemctl", word, "--quiet", *rest], module.params["timeout"])
             if done.returncode:
                 raise StartError(

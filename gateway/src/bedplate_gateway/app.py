@@ -21,7 +21,7 @@ from bedplate_gateway.api import messages
 from bedplate_gateway.api.adapter import Adapter, PassThrough
 from bedplate_gateway.api.messages import COUNT_TOKENS, MESSAGES, MessagesAdapter
 from bedplate_gateway.api.responses import ResponsesAdapter
-from bedplate_gateway.api.schema import RESPONSES, Request
+from bedplate_gateway.api.schema import CHAT, RESPONSES, Request
 from bedplate_gateway.clock import ExpiryClock
 from bedplate_gateway.engines.errors import PROMPT_FIELDS
 from bedplate_gateway.engines.health import Engines
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 """How often the usage log is tried again, the clock is looked at, and a failure that repeats is logged."""
-CHAT = "/v1/chat/completions"
 INFERENCE = frozenset({CHAT, "/v1/completions", "/v1/embeddings", RESPONSES, MESSAGES})
 MODELS = "/v1/models"
 LIVELINESS, READINESS = "/health/liveliness", "/health/readiness"

@@ -15,7 +15,7 @@ from bedplate_gateway import errors
 from bedplate_gateway.api import messages_schema
 from bedplate_gateway.api.fields import read_json, refuse, validated
 from bedplate_gateway.api.messages_request import to_chat, wants_thinking
-from bedplate_gateway.api.schema import MaxOutput, Request, build_request
+from bedplate_gateway.api.schema import CHAT, MaxOutput, Request, build_request
 from bedplate_gateway.errors import ApiError
 
 MESSAGES: Final = "/v1/messages"
@@ -96,7 +96,7 @@ def decode_count(raw: bytes) -> Request:
 
 
 def _chat(given: dict[str, Any], default_max_output: MaxOutput) -> Request:
-    return build_request("/v1/chat/completions", to_chat(given), default_max_output=default_max_output)
+    return build_request(CHAT, to_chat(given), default_max_output=default_max_output)
 
 
 # Messages

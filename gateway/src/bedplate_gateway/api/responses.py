@@ -15,7 +15,7 @@ from bedplate_gateway import errors
 from bedplate_gateway.api import responses_schema
 from bedplate_gateway.api.fields import read_json, refuse, validated
 from bedplate_gateway.api.responses_request import to_chat
-from bedplate_gateway.api.schema import RESPONSES, MaxOutput, Request, build_request
+from bedplate_gateway.api.schema import CHAT, RESPONSES, MaxOutput, Request, build_request
 from bedplate_gateway.api.size import pack, unpack
 from bedplate_gateway.errors import ApiError
 
@@ -87,7 +87,7 @@ def decode(raw: bytes, *, default_max_output: MaxOutput) -> tuple[ResponsesConte
     body = read_json(raw)
     refuse(body, responses_schema.REFUSED)
     given = validated(responses_schema.RESPONSES, body)
-    chat = build_request("/v1/chat/completions", to_chat(given), default_max_output=default_max_output)
+    chat = build_request(CHAT, to_chat(given), default_max_output=default_max_output)
     # The chat has the input, and the response does not repeat it.
     del given["input"]
     repeated = pack(given)

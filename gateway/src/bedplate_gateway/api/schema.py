@@ -42,6 +42,7 @@ from bedplate_gateway.api.size import pack, unpack
 from bedplate_gateway.errors import bad_request
 from bedplate_gateway.settings import PriorityClass
 
+CHAT: Final = "/v1/chat/completions"
 RESPONSES: Final = "/v1/responses"
 MaxOutput = Callable[[str], int | None]
 """Returns the maximum tokens of a model's answer; None: no limit is set."""
@@ -415,7 +416,7 @@ class _ProviderChat(_ChatOptions, total=False):
 _ONE_ANSWER: Final = "a request gets one answer: send one request per answer."
 _LEAVE_OUT: Final = "engines ignore it: leave it out."
 _REFUSED: Final[Mapping[str, Refused]] = {
-    "/v1/chat/completions": {
+    CHAT: {
         "n": ((None, 1), _ONE_ANSWER),
         "logit_bias": ((None, {}), _LEAVE_OUT),
         "functions": ((None, []), "OpenAI has deprecated it: use 'tools'."),
@@ -435,12 +436,12 @@ _REFUSED: Final[Mapping[str, Refused]] = {
 }
 _PROVIDER_REFUSED: Final[Refused] = {
     name: refused
-    for name, refused in _REFUSED["/v1/chat/completions"].items()
+    for name, refused in _REFUSED[CHAT].items()
     if name in {"functions", "function_call", "web_search_options"}
 }
 _PROVIDER_CHAT: Final[TypeAdapter[Any]] = TypeAdapter(_ProviderChat)
 _ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
-    "/v1/chat/completions": TypeAdapter(_Chat),
+    CHAT: TypeAdapter(_Chat),
     "/v1/completions": TypeAdapter(_Completion),
     "/v1/embeddings": TypeAdapter(_Embeddings),
 }
@@ -461,7 +462,7 @@ def parse_request(
     """
     body = read_json(raw)
     model = body.get("model")
-    if path == "/v1/chat/completions" and isinstance(model, str) and model in provider_models:
+    if path == CHAT and isinstance(model, str) and model in provider_models:
         return _build_provider_chat(path, body, default_max_output)
     return build_request(path, body, default_max_output=default_max_output)
 
@@ -469,35 +470,13 @@ def parse_request(
 def _build_provider_chat(path: str, body: dict[str, Any], default_max_output: MaxOutput) -> Request:
     refuse(body, _PROVIDER_REFUSED)
     checked = validated(_PROVIDER_CHAT, body)
-    lower_to = _lower_to(checked.pop("service_tier", None), checked.pop("priority", 0))
     want_usage = _normalise_stream(checked)
     _limit_output(checked, default_max_output(checked["model"]))
-    _check_top_logprobs(checked)
-    _json_bytes(checked.get("response_format"), "response_format")
-    tools = _json_bytes(checked["tools"], "tools") if "tools" in checked else 0
-    checked["messages"] = messages = [
+    _check_options(checked)
+    checked["messages"] = [
         _without_nulls(message, index) for index, message in enumerate(checked["messages"])
     ]
-    packed = pack(checked)
-    return Request(
-        path=path,
-        model=checked["model"],
-        stream=checked["stream"],
-        want_usage=want_usage,
-        lower_to=lower_to,
-        packed=packed,
-        held_bytes=len(packed),
-        max_tokens=checked.get("max_tokens"),
-        messages=len(messages),
-        prompt_bytes=tools + sum(_message_bytes(message) for message in messages),
-        has_tools="tools" in checked,
-        has_images=any(
-            part["type"] != "text"
-            for message in messages
-            if isinstance(message["content"], list)
-            for part in message["content"]
-        ),
-    )
+    return _packed(path, checked, want_usage=want_usage, prompt_bytes=_chat_bytes(checked))
 
 
 def _without_nulls(message: dict[str, Any], index: int) -> dict[str, Any]:
@@ -517,16 +496,22 @@ def build_request(path: str, body: dict[str, Any], *, default_max_output: MaxOut
     elif path == "/v1/embeddings":
         _refuse_token_ids("input", body.get("input"))
     checked = validated(_ADAPTERS[path], body)
-    lower_to = _lower_to(checked.pop("service_tier", None), checked.pop("priority", 0))
     want_usage = False
     if path != "/v1/embeddings":
         want_usage = _normalise_stream(checked)
         _limit_output(checked, default_max_output(checked["model"]))
-    if path == "/v1/chat/completions":
+    if path == CHAT:
         _normalise_tools(checked)
         prompt_bytes = _normalise_chat(checked)
     else:
         prompt_bytes = _text_bytes(checked)
+    return _packed(path, checked, want_usage=want_usage, prompt_bytes=prompt_bytes)
+
+
+def _packed(path: str, checked: dict[str, Any], *, want_usage: bool, prompt_bytes: int) -> Request:
+    """Return the request for a body that was checked and normalised."""
+    lower_to = _lower_to(checked.pop("service_tier", None), checked.pop("priority", 0))
+    messages = checked.get("messages", ())
     packed = pack(checked)
     return Request(
         path=path,
@@ -537,10 +522,15 @@ def build_request(path: str, body: dict[str, Any], *, default_max_output: MaxOut
         packed=packed,
         held_bytes=len(packed),
         max_tokens=checked.get("max_tokens"),
-        messages=len(checked.get("messages", ())),
+        messages=len(messages),
         prompt_bytes=prompt_bytes,
         has_tools="tools" in checked,
-        has_images=any(isinstance(message["content"], list) for message in checked.get("messages", ())),
+        has_images=any(
+            part["type"] != "text"
+            for message in messages
+            if isinstance(message["content"], list)
+            for part in message["content"]
+        ),
     )
 
 
@@ -578,20 +568,24 @@ def _normalise_tools(chat: dict[str, Any]) -> None:
 
 def _normalise_chat(chat: dict[str, Any]) -> int:
     """Check and normalise what depends on several fields; return the bytes of the prompt."""
-    _check_top_logprobs(chat)
+    _check_options(chat)
     if effort := chat.get("reasoning_effort"):
         chat["reasoning_effort"] = _EFFORTS.get(effort, effort)
-    _json_bytes(chat.get("response_format"), "response_format")
     chat["messages"] = [_normalise_message(message, index) for index, message in enumerate(chat["messages"])]
-    tools = _json_bytes(chat["tools"], "tools") if "tools" in chat else 0
-    return tools + sum(_message_bytes(message) for message in chat["messages"])
+    return _chat_bytes(chat)
 
 
-def _check_top_logprobs(chat: dict[str, Any]) -> None:
+def _check_options(chat: dict[str, Any]) -> None:
     if chat.get("top_logprobs") and not chat.get("logprobs"):
         raise bad_request(
             "The 'top_logprobs' parameter is only allowed when 'logprobs' is true.", "top_logprobs"
         )
+    _json_bytes(chat.get("response_format"), "response_format")
+
+
+def _chat_bytes(chat: dict[str, Any]) -> int:
+    tools = _json_bytes(chat["tools"], "tools") if "tools" in chat else 0
+    return tools + sum(_message_bytes(message) for message in chat["messages"])
 
 
 def _normalise_message(message: dict[str, Any], index: int) -> dict[str, Any]:

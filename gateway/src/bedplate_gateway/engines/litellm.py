@@ -409,17 +409,11 @@ class LiteLLMEvents:
         return to_event(chunk)
 
 
-# Answers of providers, whose usage counts more than the tokens, and is kept
-
-
-def provider_answer(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return a provider's whole answer without LiteLLM's additions."""
-    restore_fields(answer)
-    return answer
-
-
 class ProviderEvents:
-    """As LiteLLMEvents, for a provider's stream; `cost` is in dollars, and known at its end."""
+    """As LiteLLMEvents, for a provider's stream, whose usage counts more than the tokens, and is kept.
+
+    `cost` is in dollars, and known at its end.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.cost = 0.0

@@ -51,7 +51,7 @@ from bedplate_gateway.engines.litellm import (
     LiteLLMError,
     LiteLLMEvents,
     ProviderEvents,
-    provider_answer,
+    restore_fields,
     restored_answer,
     restored_embeddings,
     restored_responses_event,
@@ -506,7 +506,8 @@ class EngineRequest:
         if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
             raise self._invalid(body)
         if self._lease.engine.kind == "litellm":
-            answer = provider_answer(answer)
+            # The usage counts more than the tokens, and is kept.
+            restore_fields(answer)
         elif self.lane is Lane.LITELLM:
             answer = restored_answer(answer)
         named = name_reasoning(answer)
