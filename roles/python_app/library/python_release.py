@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -39,11 +40,15 @@ options:
     type: str
     required: true
   wheel:
-    description: Name of the program's own wheel, which the folder of the release has; none if there is none.
+    description: The program's own wheel on the control machine; none if there is none.
     type: str
     default: ""
   wheel_checksum:
     description: The wheel's SHA-256, in hexadecimal digits.
+    type: str
+    default: ""
+  wheel_content:
+    description: Set by the action plugin. The wheel as base64.
     type: str
     default: ""
   proxies:
@@ -63,7 +68,7 @@ EXAMPLES = r"""
     directory: /opt/bedplate/bedplate-exporter
     release: 0.1.0-1bd89034
     requirements: "{{ lookup('ansible.builtin.file', 'requirements/exporter.txt') }}"
-    wheel: bedplate_exporter-0.1.0-py3-none-any.whl
+    wheel: /srv/bedplate/dist/bedplate_exporter-0.1.0-py3-none-any.whl
     wheel_checksum: 3f0bb4f6e1b4ee2a54d2ca1bc1a0ec0a8a53a7e20bd9f2f4a1e2a5f8d5f4c1aa
 """
 
@@ -184,6 +189,7 @@ def main() -> None:
             "requirements": {"type": "str", "required": True, "no_log": True},
             "wheel": {"type": "str", "default": ""},
             "wheel_checksum": {"type": "str", "default": ""},
+            "wheel_content": {"type": "str", "default": "", "no_log": True},
             "proxies": {"type": "dict", "default": {}, "no_log": True},
             "current": {"type": "bool", "default": True},
         },
@@ -204,7 +210,10 @@ def main() -> None:
         with lock(folder / ".lock") as held:
             missing = not (folder / ".complete").exists()
             if missing:
-                text = lock_text(given["requirements"], given["wheel"], given["wheel_checksum"])
+                wheel = Path(given["wheel"]).name
+                if wheel:
+                    (folder / wheel).write_bytes(base64.b64decode(given["wheel_content"]))
+                text = lock_text(given["requirements"], wheel, given["wheel_checksum"])
                 install(folder, text, given["proxies"], held)
             pointed = given["current"] and point(link, target)
     except (ReleaseError, OSError) as error:

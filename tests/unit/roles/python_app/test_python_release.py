@@ -170,14 +170,13 @@ def test_uv_keeps_the_lock_if_its_run_ends(plugin: ModuleType, tmp_path: Path) -
 
 
 def test_the_real_uv_installs_the_wheel_by_its_hash(
-    plugin: ModuleType, release: Release, program: Path, monkeypatch: pytest.MonkeyPatch
+    plugin: ModuleType, release: Release, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Path(sys.executable).with_name("uv")
     monkeypatch.setattr(plugin, "UV", real)
     monkeypatch.setattr(plugin, "PYTHON", Path(sys.executable))
     monkeypatch.setenv("UV_OFFLINE", "1")
-    wheel = program / "releases/1/small-1.0-py3-none-any.whl"
-    wheel.parent.mkdir(parents=True)
+    wheel = tmp_path / "small-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("small.py", "NAME = 'small'")
         archive.writestr("small-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n")
@@ -185,7 +184,8 @@ def test_the_real_uv_installs_the_wheel_by_its_hash(
             "small-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr("small-1.0.dist-info/RECORD", "")
-    given = {"requirements": "# nothing else", "wheel": wheel.name}
+    content = base64.b64encode(wheel.read_bytes()).decode()
+    given = {"requirements": "# nothing else", "wheel": str(wheel), "wheel_content": content}
     refused = release("1", **given, wheel_checksum="0" * 64)
     assert "Hash mismatch" in refused["msg"]
     assert release("1", **given, wheel_checksum=hashlib.sha256(wheel.read_bytes()).hexdigest())["installed"]
