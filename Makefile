@@ -18,6 +18,15 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 field = $(or $(shell $(VENV)/bin/python scripts/service.py $(1) $(2)),$(error make help lists the verbs))
 EVERYWHERE := inference:gateway:monitoring
 
+# The journal of a service, or of all.
+logs = $(if $(FOLLOW),@$(call follow,$(call hosts_of,$(1)),$(call field,shown,$(1))),\
+	$(ADHOC) $(call hosts_of,$(1)) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(call field,shown,$(1)))')
+hosts_of = $(if $(1),$(call field,group,$(1)),$(EVERYWHERE))
+# The hosts of a group, and what scripts/follow.py prints of them. It removes the file.
+follow = file=$$(mktemp); log=$$(mktemp); \
+	$(PLAY) playbooks/connections.yml --extra-vars "connections_group=$(1) connections_file=$$file" >"$$log" 2>&1 \
+	  || { cat "$$log" >&2; rm -f "$$file" "$$log"; exit 1; }; rm -f "$$log"; exec $(VENV)/bin/python scripts/follow.py "$$file" $(2)
+
 step = @printf '\n\033[1m[%s] %s\033[0m %s\n' '$(1)' '$(2)' '$(3)'
 
 ##@ Lab: try it on this machine
@@ -64,7 +73,7 @@ hosts: install
 	  || { echo 'There is no host in $(INVENTORY): run make up for the lab, or select your machines with INVENTORY=inventory/mine.' >&2; exit 1; }
 
 ##@ Day to day (add -SERVICE for one: make restart-gateway)
-.PHONY: start stop restart status health logs
+.PHONY: start stop restart status health logs requests
 start: hosts ## Start every service
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl start bedplate.target'
 # systemctl stop bedplate.target alone does not wait for its services.
@@ -76,8 +85,10 @@ status: hosts ## Show the state of every service
 	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'systemctl --no-pager --all list-units $(call field,shown) bedplate.target'
 health: hosts ## Print the stack's health in one sentence, and the next command
 	$(PLAY) playbooks/health.yml
-logs: hosts ## Show the last lines of every service's journal
-	$(ADHOC) $(EVERYWHERE) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(call field,shown))'
+logs: hosts ## Show the journals' last lines, FOLLOW=1: new ones; SERVICE=gateway: of one service
+	$(call logs,$(SERVICE))
+requests: hosts ## Show each request when it ends: key, model, wait, tokens, status
+	@$(call follow,gateway,--requests)
 
 start-%: hosts
 	$(ADHOC) $(call field,group,$*) -m ansible.builtin.command -a 'systemctl start $(call field,started,$*)'
@@ -89,7 +100,7 @@ restart-%: hosts
 status-%: hosts
 	$(ADHOC) $(call field,group,$*) -m ansible.builtin.shell -a 'systemctl --no-pager --full status $(call field,shown,$*); [ $$? -le 3 ]'
 logs-%: hosts
-	$(ADHOC) $(call field,group,$*) -m ansible.builtin.command -a 'journalctl --no-pager --lines 50 $(addprefix --unit ,$(call field,shown,$*))'
+	$(call logs,$*)
 health-%: hosts
 	$(PLAY) playbooks/health.yml --extra-vars health_service=$(call field,name,$*)
 
