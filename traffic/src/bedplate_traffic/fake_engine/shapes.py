@@ -115,7 +115,8 @@ def envelope(model: str, kind: str) -> dict[str, Any]:
         "object": kind,
         "created": int(time.time()),
         "model": model,
-        "system_fingerprint": "fp_fake",
+        # As Ollama: LiteLLM passes the events of an Ollama on in another way.
+        "system_fingerprint": "fp_ollama",
     }
 
 
