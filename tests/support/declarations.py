@@ -17,6 +17,8 @@ if MODULE_UTILS not in ansible.module_utils.__path__:
 
 from ansible.module_utils import host_record  # noqa: E402 - needs the path above
 
+__all__ = ["DECLARING", "declared", "host_record"]
+
 DECLARING = sorted(path.parts[-3] for path in ROOT.glob("roles/*/meta/host.yml"))
 
 
