@@ -45,9 +45,10 @@ def after(stack: Stack) -> HostState:
 def records(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> dict[str, host_record.Record]:
     """The host's records by role."""
     folder = tmp_path_factory.mktemp("record")
-    names = stack(f"ls {host_record.RECORDS}").split()
-    for name in names:
-        (folder / name).write_text(stack(f"cat {host_record.RECORDS}/{name}"))
+    for line in stack(f"cd {host_record.RECORDS} && grep --with-filename '' *.json").splitlines():
+        name, _, text = line.partition(":")
+        with (folder / name).open("a") as file:
+            file.write(text)
     found: dict[str, host_record.Record] = host_record.load_record(folder)
     return found
 
