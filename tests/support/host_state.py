@@ -35,9 +35,9 @@ dpkg-divert --list
 """
 # What an installation leaves without being Bedplate's own, and why.
 OTHERS = {
-    "/root/.ansible*": "Ansible's own folder",
+    "/*/.ansible*": "the folder of Ansible in the home of its user",
     "/var/cache/*": "caches of Debian's packages and of apt",
-    "/root/.cache*": "the cache of uv and pip",
+    "/*/.cache*": "the cache of uv and pip in that home",
     "/var/lib/apt/*": "apt's lists",
     "/var/lib/dpkg/*": "dpkg's database",
     "/var/log/*": "logs and the journal",
