@@ -271,7 +271,9 @@ def inventory_files(sources: Iterable[Path]) -> Iterator[Path]:
         if source.is_dir():
             yield from (path for path in sorted(source.rglob("*")) if path.is_file())
             continue
-        yield source
+        # A list of hosts (-i box,) is no file.
+        if source.is_file():
+            yield source
         for folder in ("group_vars", "host_vars"):
             yield from (path for path in sorted((source.parent / folder).rglob("*")) if path.is_file())
 
