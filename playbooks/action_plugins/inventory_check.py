@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +58,33 @@ options:
         description: The day of the change.
         type: str
         required: true
+  changed:
+    description: Names that have another meaning or default than in an earlier release.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      changed:
+        description: The name.
+        type: str
+        required: true
+      affects:
+        description: Whether the change affects inventories that set it, those that leave it unset, or all.
+        type: str
+        choices: [set, unset, all]
+        required: true
+      what:
+        description: What changed, and the remedy.
+        type: str
+        required: true
+      since:
+        description: The day of the change.
+        type: str
+        required: true
+  validated:
+    description: The day of the last change that the inventory takes into account; empty for none.
+    type: str
+    default: ""
 author: Bedplate
 """
 
@@ -95,6 +122,19 @@ paste:
   description: The shell command that replaces old names in the inventory's files; empty if there are none.
   returned: always
   type: str
+changes:
+  description: One sentence for each change after C(validated) that affects the inventory, oldest first.
+  returned: always
+  type: list
+  elements: str
+newest:
+  description: The day of the newest change, for the inventory to name.
+  returned: always
+  type: str
+validated_file:
+  description: The inventory's file that names the day, or in which it should.
+  returned: always
+  type: str
 """
 
 PREFIXES = (
@@ -115,6 +155,7 @@ GROUPS = ("inference", "gateway", "monitoring")
 MIN_LIKENESS = 0.88
 """Minimum difflib ratio of a misspelt name; one wrong letter in a name of six gives 0.83 to 0.92."""
 EXTRA_VARS = "extra vars"
+VALIDATED = "bedplate_validated"
 
 
 class Renamed(NamedTuple):
@@ -124,6 +165,15 @@ class Renamed(NamedTuple):
     since: str
     new: str | None = None
     why: str | None = None
+
+
+class Changed(NamedTuple):
+    """A name with another meaning or default; `affects` is set, unset or all."""
+
+    changed: str
+    affects: str
+    what: str
+    since: str
 
 
 class Finding(NamedTuple):
@@ -189,13 +239,41 @@ def _describe_renaming(row: Renamed, wired: Mapping[str, str]) -> str:
     return f"it was renamed to {row.new} on {row.since}; write {row.new} instead."
 
 
+def check_changes(
+    places_by_name: Mapping[str, list[str]], rows: Iterable[Changed], validated: str
+) -> list[str]:
+    """Return a sentence for each change after the day `validated` that affects the inventory."""
+    found = []
+    for row in sorted(rows, key=lambda row: (row.since, row.changed)):
+        places = places_by_name.get(row.changed, [])
+        affected = {"set": bool(places), "unset": not places, "all": True}[row.affects]
+        if affected and row.since > validated:
+            where = f"set {_describe_places(places)}" if places else "not set"
+            found.append(f"{row.since}: {row.changed} ({where}): {row.what}")
+    return found
+
+
+def validated_file(sources: Sequence[Path]) -> Path | str:
+    """Return the inventory's file that names the validated day, or the one in which it should be."""
+    for path in inventory_files(sources):
+        if re.search(rf"^{VALIDATED}:", path.read_text(errors="replace"), re.MULTILINE):
+            return path
+    folders = [source if source.is_dir() else source.parent for source in sources if source.exists()]
+    if not folders:
+        return "group_vars/all.yml of your inventory"
+    group_vars = folders[0] / "group_vars"
+    return group_vars / "all/main.yml" if (group_vars / "all").is_dir() else group_vars / "all.yml"
+
+
 def inventory_files(sources: Iterable[Path]) -> Iterator[Path]:
     """Iterate over the files from which Ansible reads an inventory's variables."""
     for source in sources:
         if source.is_dir():
             yield from (path for path in sorted(source.rglob("*")) if path.is_file())
             continue
-        yield source
+        # A list of hosts (-i box,) is no file.
+        if source.is_file():
+            yield source
         for folder in ("group_vars", "host_vars"):
             yield from (path for path in sorted((source.parent / folder).rglob("*")) if path.is_file())
 
@@ -268,6 +346,18 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
                         "since": {"type": "str", "required": True},
                     },
                 },
+                "changed": {
+                    "type": "list",
+                    "elements": "dict",
+                    "default": [],
+                    "options": {
+                        "changed": {"type": "str", "required": True},
+                        "affects": {"type": "str", "choices": ["set", "unset", "all"], "required": True},
+                        "what": {"type": "str", "required": True},
+                        "since": {"type": "str", "required": True},
+                    },
+                },
+                "validated": {"type": "str", "default": ""},
             }
         )
         sources = [str(source) for source in task_vars.get("ansible_inventory_sources") or []]
@@ -283,6 +373,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         new_names = {
             row.old: row.new for row in renamed if row.old in names and row.new and row.new not in wired
         }
-        paste = renaming_command(new_names, inventory_files(Path(source) for source in sources))
-        result.update(changed=False, findings=[finding._asdict() for finding in findings], paste=paste)
+        paths = [Path(source) for source in sources]
+        rows = [Changed(**row) for row in args["changed"]]
+        result.update(
+            changed=False,
+            findings=[finding._asdict() for finding in findings],
+            paste=renaming_command(new_names, inventory_files(paths)),
+            changes=check_changes(names, rows, args["validated"]),
+            newest=max((row.since for row in rows), default=""),
+            validated_file=str(validated_file(paths)),
+        )
         return result

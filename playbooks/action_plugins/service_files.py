@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.template import trust_as_template
 
-UNIT_TEMPLATES = Path(__file__).resolve().parents[2] / "templates/systemd"
+ROOT = Path(__file__).resolve().parents[2]
+UNIT_TEMPLATES = ROOT / "templates/systemd"
 UNIT_DIRECTORY = "/etc/systemd/system"
 SOURCES = ("content", "template", "src", "remote_src")
 BRACKETS = ("variable_start_string", "variable_end_string")
@@ -50,11 +53,25 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
             return Path(self._find_needle("files", entry["src"])).read_text()
         return None
 
+    def _declaration(self, role: str) -> dict[str, Any]:
+        """Return what a role, or the task's own, may leave on a host; raises AnsibleActionFail."""
+        own = self._task._role
+        if not role and own is None:
+            raise AnsibleActionFail("service_files: a task outside of a role needs `role`.")
+        folder = ROOT / "roles" / role if role else Path(own._role_path)
+        file = folder / "meta/host.yml"
+        if not file.exists():
+            raise AnsibleActionFail(f"{file} is missing: declare there what the role leaves on a host.")
+        declared = yaml.safe_load(self._templar.template(trust_as_template(file.read_text())))
+        name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
+        return {**declared, "role": folder.name, "file": str(name)}
+
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the module's result."""
         task_vars = task_vars or {}
         result: dict[str, Any] = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
+        arguments["declaration"] = self._declaration(str(arguments.pop("role", "") or ""))
         contents = {}
         files = []
         for entry in arguments.pop("files", []):

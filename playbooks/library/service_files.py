@@ -22,6 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host_record import (
+    UNIT_DIRECTORY,
+    RecordError,
+    RoleRecord,
+    declaration_from,
+    digest,
+)
 
 DOCUMENTATION = r"""
 module: service_files
@@ -32,7 +39,15 @@ description:
   - Checks the units after that, because they name the files.
   - A file is replaced at once (rename), so that no process reads half of it.
   - With C(--diff), a secret's content is not shown.
+  - Refuses a path, a user or a unit that the role's C(meta/host.yml) does not declare.
+  - Records on the host what the role left there, and before that what was there, in
+    /var/lib/bedplate/record/ROLE.json.
 options:
+  role:
+    description:
+      - Role whose C(meta/host.yml) declares the entries. The task's own role by default.
+      - It may be another's that the task works for. Outside of a role it is needed.
+    type: str
   user:
     description: System users to create, without login, with the home directory /var/lib/USER.
     type: list
@@ -117,6 +132,10 @@ options:
     description: Set by the action plugin. The files' texts by their paths, as base64 of compressed JSON.
     type: str
     default: ""
+  declaration:
+    description: Set by the action plugin. The role's name, the file's name, and its content.
+    type: dict
+    required: true
 author: Bedplate
 """
 
@@ -145,7 +164,6 @@ diff:
   elements: dict
 """
 
-UNIT_DIRECTORY = Path("/etc/systemd/system")
 TIMEOUT_SECONDS = 120
 MAX_REMOTE_BYTES = 16 * 1024 * 1024
 MAX_SHOWN_BYTES = 100 * 1024
@@ -428,22 +446,63 @@ def user_commands(name: str) -> list[list[str]]:
     return []
 
 
+def refuse_undeclared(role: RoleRecord, users: Iterable[str], entries: Iterable[Entry]) -> None:
+    """Raise FileError for a user or a path that the role does not declare."""
+    declared = role.declaration
+    undeclared = [f"the user {user}" for user in users if user not in declared.users]
+    undeclared += [str(entry.path) for entry in entries if not declared.covers(str(entry.path))]
+    if undeclared:
+        raise FileError(f"{declared.file} does not declare {', '.join(undeclared)}: add it there.")
+
+
+def recorded(entry: Entry) -> dict[str, Any]:
+    """Return what the record says about a path."""
+    if entry.state == "link":
+        return {"state": "link", "target": entry.target}
+    known = {"state": entry.state, "owner": entry.owner, "group": entry.group, "mode": f"{entry.mode:04o}"}
+    if entry.state == "directory":
+        return known
+    # What is written only once has another text later.
+    text = {"sha256": digest(entry.content)} if entry.force and entry.content is not None else {}
+    return {**known, **text, "secret": entry.secret}
+
+
+def record_all(role: RoleRecord, users: Iterable[str], entries: Iterable[Entry]) -> None:
+    """Record that everything is up to date."""
+    record = role.record
+    record.users = sorted({*record.users, *users})
+    for entry in entries:
+        path = str(entry.path)
+        if entry.state == "absent":
+            record.forget(path)
+            continue
+        if entry.state == "link" and find_change(entry._replace(force=True)):
+            continue  # something else was in its place and stays
+        record.paths[path] = recorded(entry)
+        if entry.state == "file" and entry.path.parent == UNIT_DIRECTORY:
+            record.units = sorted({*record.units, entry.path.name})
+    role.end()
+
+
 def update(module: AnsibleModule) -> tuple[list[str], list[dict[str, str]]]:
-    """Bring everything up to date; return what changed and its diff. Raises FileError."""
+    """Bring everything up to date; return what changed and its diff. Raises FileError and RecordError."""
     check_mode: bool = module.check_mode
     changed: list[str] = []
     diff: list[dict[str, str]] = []
+    role = RoleRecord(declaration_from(module.params["declaration"]))
+    entries = load_entries(module.params, check_mode=check_mode)
+    refuse_undeclared(role, module.params["user"], entries)
+    lasting = [entry for entry in entries if role.declaration.records(str(entry.path))]
+    adds = module.params["user"] or any(entry.state != "absent" for entry in lasting)
+    if adds and not check_mode:
+        role.begin(str(entry.path) for entry in lasting)
     for user in module.params["user"]:
         for command in user_commands(user):
             changed.append(f"user {user}")
             diff.append({"prepared": f"user {user}: {shlex.join(command)}\n"})
             if not check_mode:
                 module.run_command(command, check_rc=True)
-    changes = [
-        change
-        for entry in load_entries(module.params, check_mode=check_mode)
-        if (change := find_change(entry))
-    ]
+    changes = [change for entry in entries if (change := find_change(entry))]
     if changes and not check_mode:
         files = [change for change in changes if change.entry.path.parent != UNIT_DIRECTORY]
         units = [change for change in changes if change.entry.path.parent == UNIT_DIRECTORY]
@@ -454,6 +513,8 @@ def update(module: AnsibleModule) -> tuple[list[str], list[dict[str, str]]]:
             validate_units(units, Path(directory))
             for change in units:
                 apply(change)
+    if (adds or lasting) and not check_mode:
+        record_all(role, module.params["user"], lasting)
     changed += [str(change.entry.path) for change in changes]
     return changed, diff + [describe(change) for change in changes]
 
@@ -491,12 +552,13 @@ def main() -> None:
             "units": {"type": "list", "elements": "str", "default": []},
             # Opaque, and never in the host's journal: it has the secrets' texts.
             "contents": {**text, "default": "", "no_log": True},
+            "declaration": {"type": "dict", "required": True},
         },
         supports_check_mode=True,
     )
     try:
         changed, diff = update(module)
-    except (FileError, OSError) as error:
+    except (FileError, RecordError, OSError) as error:
         module.fail_json(msg=str(error))
     result: dict[str, Any] = {"changed": bool(changed), "changed_paths": changed}
     if module._diff:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
-from tests.support.stack import Stack, run_playbook
+from tests.support.host_state import look
+from tests.support.stack import ROOT, Stack, run_playbook
 
+# What test_declaration.py compares the installed host with.
+BARE_HOST = ROOT / "reports/bare-host.json"
 INSTALLED = (
     "/etc/bedplate",
     "/opt/bedplate",
@@ -13,6 +16,10 @@ INSTALLED = (
     "/var/lib/ollama",
     "/usr/bin/prometheus",
 )
+
+
+def test_the_bare_host_is_looked_at(stack: Stack) -> None:
+    look(stack).save(BARE_HOST)
 
 
 def test_check_mode_shows_the_changes_and_skips_verify(stack: Stack) -> None:

@@ -22,6 +22,7 @@ all:
     monitoring: {hosts: {one: {}}}
 """,
     "group_vars/all.yml": """
+bedplate_validated: "9999-12-31"
 ollama_version: "%(version)s"
 ollama_archive: /root/engine.tar.zst
 ollama_archive_checksum: "%(engine)s"

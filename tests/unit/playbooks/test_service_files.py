@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import grp
+import hashlib
 import json
 import os
 import pwd
@@ -18,6 +19,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.module_utils import host_record
 
 USER = pwd.getpwuid(os.getuid()).pw_name
 GROUP = grp.getgrgid(os.getgid()).gr_name
@@ -54,6 +56,9 @@ def host(tmp_path: Path, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) ->
     path = tmp_path / "host"
     (path / "units").mkdir(parents=True)
     monkeypatch.setattr(plugin, "UNIT_DIRECTORY", path / "units")
+    monkeypatch.setattr(host_record, "UNIT_DIRECTORY", path / "units")
+    monkeypatch.setattr(host_record, "RECORDS", tmp_path / "state/record")
+    monkeypatch.setattr(host_record, "FORMER_FILES", tmp_path / "state/before")
     find_ids = plugin.find_ids
 
     # Only root may give a file to root, as a unit needs.
@@ -80,7 +85,14 @@ def update(plugin: ModuleType, run_module: Callable[..., dict[str, Any]], host: 
             if "content" in entry:
                 contents[path] = entry["content"]
             entries.append({**{name: entry[name] for name in entry if name != "content"}, "path": path})
-        given = {"owner": USER, "group": GROUP, "files": entries, "units": [*(units or {})]}
+        declaration = {"role": "app", "file": "host.yml", "paths": [str(host)], "users": ["new"]}
+        given = {
+            "owner": USER,
+            "group": GROUP,
+            "files": entries,
+            "units": [*(units or {})],
+            "declaration": declaration,
+        }
         return run_module(plugin, {**given, "contents": pack(contents), **params}, check=check)
 
     return run
@@ -491,6 +503,161 @@ def test_check_mode_accepts_a_group_that_a_run_would_create(update: Update, host
     assert names(result, host) == ["file"]
 
 
+# The record.
+
+
+@pytest.fixture
+def record(host: Path) -> Callable[[], dict[str, Any]]:
+    """Read the role's record, with paths relative to the host."""
+
+    def read() -> dict[str, Any]:
+        text = (host.parent / "state/record/app.json").read_text()
+        found: dict[str, Any] = json.loads(text.replace(f"{host}/", "").replace(str(host), "."))
+        return found
+
+    return read
+
+
+Read = Callable[[], dict[str, Any]]
+
+
+def test_the_record_says_what_the_role_left(update: Update, host: Path, record: Read) -> None:
+    (host / "made").write_text("made here")
+    update(
+        *ENTRIES,
+        {"path": "once", "content": "first", "force": False},
+        {"path": "copy", "remote_src": str(host / "made"), "secret": True},
+        {"path": "gone", "state": "absent"},
+        units={"app.target": "[Unit]\n"},
+    )
+    found = record()
+    assert (found["schema"], found["role"], found["units"], found["users"]) == (1, "app", ["app.target"], [])
+    own = {"owner": USER, "group": GROUP}
+    assert found["paths"]["etc/app"] == {"state": "directory", "mode": "2750", **own}
+    assert found["paths"]["bin/app"] == {"state": "link", "target": "../opt/app"}
+    text = {"state": "file", **own, "secret": False}
+    digest = hashlib.sha256(b"port: 1\n").hexdigest()
+    assert found["paths"]["etc/app/app.conf"] == {**text, "mode": "0640", "sha256": digest}
+    # It changes by itself later.
+    assert found["paths"]["once"] == {**text, "mode": "0644"}
+    assert found["paths"]["copy"]["secret"] is True
+    assert found["paths"]["copy"]["sha256"] == hashlib.sha256(b"made here").hexdigest()
+    assert found["paths"]["units/app.target"]["owner"] == "root"
+    assert "gone" not in found["paths"]
+    assert SECRET not in json.dumps(found)
+    modes = [mode(path) for path in (host.parent / "state/record", host.parent / "state/record/app.json")]
+    assert modes == [0o700, 0o600]
+
+
+def test_a_run_that_changes_nothing_rewrites_no_record(update: Update, host: Path, record: Read) -> None:
+    update(*ENTRIES)
+    inode = (host.parent / "state/record/app.json").stat().st_ino
+    before = record()
+    update(*ENTRIES)
+    assert (host.parent / "state/record/app.json").stat().st_ino == inode
+    update({**ENTRIES[1], "content": "port: 2\n"})
+    digest = hashlib.sha256(b"port: 2\n").hexdigest()
+    before["paths"]["etc/app/app.conf"]["sha256"] = digest
+    assert record() == before
+
+
+def test_check_mode_records_nothing(update: Update, host: Path) -> None:
+    update(*ENTRIES, units={"app.target": "[Unit]\n"}, check=True)
+    assert not (host.parent / "state").exists()
+
+
+def test_what_is_removed_leaves_the_record_and_the_last_path_takes_it_along(
+    update: Update, host: Path, record: Read
+) -> None:
+    update(*ENTRIES, units={"app.target": "[Unit]\n"})
+    update({"path": "etc", "state": "absent"}, {"path": "units/app.target", "state": "absent"})
+    assert sorted(record()["paths"]) == ["bin/app", "srv/data"]
+    assert record()["units"] == []
+    update({"path": "bin", "state": "absent"}, {"path": "srv", "state": "absent"})
+    assert not (host.parent / "state/record/app.json").exists()
+
+
+def test_the_record_says_once_what_was_there_before(update: Update, host: Path, record: Read) -> None:
+    (host / "etc/app").mkdir(parents=True, mode=0o711)
+    (host / "etc/app/app.conf").write_text("somebody's")
+    (host / "etc/app/app.conf").chmod(0o604)
+    (host / "bin").mkdir()
+    (host / "bin/app").symlink_to("elsewhere")
+    for _ in range(2):
+        update(*ENTRIES)
+        before = record()["before"]
+        own = {"owner": USER, "group": GROUP}
+        assert before["etc/app"] == {"state": "directory", "mode": "0711", **own}
+        assert before["bin/app"] == {"state": "link", "target": "elsewhere"}
+        assert before["etc/app/key"] == {"state": "absent"}
+        assert before["user new"] == {"state": "absent"}
+        copy = host.parent / "state/before" / str(host / "etc/app/app.conf")[1:]
+        recorded = str(copy).replace(f"{host}/", "")
+        assert before["etc/app/app.conf"] == {"state": "file", "mode": "0604", "copy": recorded, **own}
+        assert (copy.read_text(), mode(copy)) == ("somebody's", 0o604)
+
+
+def test_the_record_of_what_was_there_is_written_before_the_first_change(
+    update: Update, record: Read, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def power_cut(_change: Any) -> None:
+        raise OSError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plugin, "apply", power_cut)
+        assert update(*ENTRIES)["msg"] == "power cut"
+    assert record()["before"]["srv/data"] == {"state": "absent"}
+    update(*ENTRIES)
+    assert record()["before"]["srv/data"] == {"state": "absent"}
+    assert sorted(record()["paths"]) == sorted(entry["path"] for entry in ENTRIES)
+
+
+def test_a_record_that_cannot_be_read_stops_the_run(update: Update, host: Path) -> None:
+    file = host.parent / "state/record/app.json"
+    file.parent.mkdir(parents=True)
+    record = {"schema": 1, "role": "app", "paths": {}, "units": [], "users": [], "before": {}}
+    for text, said in {
+        "{": "is no record (JSONDecodeError: ",
+        "[]": "is no record (TypeError: ",
+        '{"schema": 2}': "has schema 2, but this release knows 1: use a newer one.",
+        '{"schema": 1, "other": 1}': "is no record (KeyError: 'role'): ",
+        json.dumps({**record, "paths": []}): "is no record (paths is no dict): ",
+        json.dumps({**record, "before": {"/etc": 1}}): "is no record (a path has no state): ",
+        "": "restore it from a backup, or remove it and run site.yml, which writes it again.",
+    }.items():
+        file.write_text(text)
+        result = update(*ENTRIES)
+        assert result["failed"]
+        assert str(file) in result["msg"]
+        assert said in result["msg"]
+    assert sorted(path.name for path in host.iterdir()) == ["units"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_what_is_not_declared_is_refused_before_any_change(update: Update, host: Path, check: bool) -> None:
+    declaration = {
+        "role": "app",
+        "file": "roles/app/meta/host.yml",
+        "users": ["app"],
+        "units": ["app.service"],
+        "paths": [str(host / "etc/app"), str(host / "bin/app")],
+        "shared": [str(host / "srv")],
+        "data": {"samples": [str(host / "srv/data")]},
+    }
+    entries = [*ENTRIES, {"path": "srv", "state": "directory"}]
+    units = {"other.service": ""}
+    result = update(*entries, units=units, user="new", check=check, declaration=declaration)
+    assert result["msg"] == (
+        "roles/app/meta/host.yml does not declare the user new, "
+        f"{host}/etc/plain, {host}/units/other.service: add it there."
+    )
+    assert [*host.iterdir()] == [host / "units"]
+    result = update({"path": "srv/other", "content": ""}, declaration=declaration, check=check)
+    assert "does not declare" in result["msg"]
+    result = update(check=check, declaration={**declaration, "path": []})
+    assert result["msg"].startswith("roles/app/meta/host.yml has path: use only users, units, paths, ")
+
+
 # The action plugin.
 
 PLAY = """
@@ -525,6 +692,7 @@ TASKS = """
     units: "{{{{ ['app.service'] if ansible_check_mode else [] }}}}"
   notify: Restart app
 """
+TASK_WITHOUT_ROLE = "tasks: [{name: Write, service_files: {files: []}}]"
 REFUSED = """
 - name: Refuse
   service_files:
@@ -532,6 +700,13 @@ REFUSED = """
       - {entry}
   ignore_errors: true
 """
+
+
+PARTS = {
+    "library": "service_files.py",
+    "action_plugins": "service_files.py",
+    "module_utils": "host_record.py",
+}
 
 
 class Site:
@@ -543,14 +718,18 @@ class Site:
         self.host.mkdir()
         (self.host / "former").write_text("old\n")
         (self.host / "made").write_text("made on the host\n")
-        for folder in ("library", "action_plugins"):
+        for folder, name in PARTS.items():
             (path / "playbooks" / folder).mkdir(parents=True)
-            shutil.copy(repo_root / f"playbooks/{folder}/service_files.py", path / "playbooks" / folder)
+            shutil.copy(repo_root / f"playbooks/{folder}/{name}", path / "playbooks" / folder)
+        # The records of this machine are nobody's to write.
+        module = path / "playbooks/module_utils/host_record.py"
+        module.write_text(module.read_text().replace("/var/lib/bedplate", str(path / "state")))
         self.write("playbooks/site.yml", PLAY)
         role = "playbooks/roles/app"
         tasks = TASKS.format(user=USER, group=GROUP, host=self.host, secret=SECRET)
         self.write(f"{role}/tasks/main.yml", tasks)
-        self.write(f"{role}/defaults/main.yml", "app_port: 8080\napp_keeps: false\n")
+        self.write(f"{role}/defaults/main.yml", f"app_port: 8080\napp_keeps: false\napp_host: {self.host}\n")
+        self.write(f"{role}/meta/host.yml", 'paths: ["{{ app_host }}"]\nunits: [app.service]\n')
         self.write(
             f"{role}/handlers/main.yml",
             "- name: Restart app\n  ansible.builtin.debug: {msg: app is restarted}\n",
@@ -572,7 +751,7 @@ class Site:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    def play(self, *args: str) -> str:
+    def play(self, *args: str, fails: bool = False) -> str:
         """Run the role on this machine; return Ansible's output."""
         command = [sys.executable, "-m", "ansible", "playbook", "playbooks/site.yml", "-i", "box,", *args]
         extra = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
@@ -586,7 +765,7 @@ class Site:
             check=False,
             timeout=120,
         )
-        assert run.returncode == 0, run.stdout + run.stderr
+        assert bool(run.returncode) == fails, run.stdout + run.stderr
         return run.stdout + run.stderr
 
 
@@ -626,6 +805,18 @@ def test_a_play_writes_the_files_of_a_role(site: Site) -> None:
     again = site.play()
     assert "changed=0" in again
     assert "app is restarted" not in again
+
+
+def test_a_role_must_declare_what_its_task_writes(site: Site) -> None:
+    file = site.path / "playbooks/roles/app/meta/host.yml"
+    file.write_text("units: [app.service]\n")
+    said = f"playbooks/roles/app/meta/host.yml does not declare {site.host}/etc, "
+    assert said in site.play(fails=True)
+    file.unlink()
+    assert f"{file} is missing: declare there what the role leaves on a host." in site.play(fails=True)
+    site.write("playbooks/site.yml", PLAY.replace("roles: [app]", TASK_WITHOUT_ROLE))
+    assert "service_files: a task outside of a role needs `role`." in site.play(fails=True)
+    assert not (site.host / "etc").exists()
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ SAMPLES = {
     "chip": "GB202",
     "control_file": "/srv/edge files/edge.crt",
     "control_file_or_empty": "edge.crt",
+    "day": "2026-11-28",
     "directory": "https://acme.example.org:14000/dir",
     "dns_name": "llm.example.org",
     "engine_duration": "1h30m",
