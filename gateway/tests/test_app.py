@@ -545,6 +545,34 @@ def test_bodies_that_wait_or_run_take_a_bounded_memory(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_two_keys_that_take_all_memory_they_can_leave_room_for_another(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path, max_body_bytes=1000)
+        end = asyncio.Event()
+
+        async def waits(_: StubEngineRequest) -> Answer:
+            await end.wait()
+            return await answers(_)
+
+        stack.act = waits
+        accepted = []
+        for alias in ("all", "low"):
+            for size in (850, 400, 200, 100, 1):
+                while True:
+                    request = asyncio.create_task(stack.ask(alias, body=CHAT | {"user": "x" * size}))
+                    await asyncio.sleep(0.01)
+                    if request.done():
+                        assert error_of(await request) == (429, "queue_full")
+                        break
+                    accepted.append(request)
+        accepted += [asyncio.create_task(stack.ask("high", body=CHAT | {"user": "x" * 300}))]
+        await asyncio.sleep(0.01)
+        end.set()
+        assert {(await request).status_code for request in accepted} == {200}
+
+    run(scenario)
+
+
 def test_a_path_is_routed_as_it_was_sent_and_a_models_name_is_decoded(tmp_path: Path) -> None:
     async def scenario() -> None:
         stack = Stack(tmp_path)
