@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 KIB, MIB = 1024, 1024 * 1024
 MOST = BODIES * 16 * MIB
 ROOM = {0: 48 * MIB, 2: 8 * MIB, 10: 512 * KIB, 50: 16 * KIB, 100: 4 * KIB}
-"""What a key may bring at least, by the number of others that take all they can; docs/reference/api.md has it."""
+"""What a key may bring at least, by the number of others that take all they can, as docs/reference/api.md."""
 
 
 class Keys:
