@@ -250,7 +250,7 @@ def replace(file: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [remove, replace])
-def test_a_lost_socket_is_made_anew(systemd: StubSystemd, harm: Callable[[Path], None]) -> None:
+def test_a_lost_socket_is_made_again(systemd: StubSystemd, harm: Callable[[Path], None]) -> None:
     file = configure_socket(systemd.folder)
     process = systemd.start()
     before = UnixConnection(file)

@@ -223,11 +223,11 @@ async def serve(
 
 
 async def _keep_reachable(server: HttpServer, path: Path) -> Never:
-    """Make a socket anew whose file somebody removed or replaced: no client could connect any more."""
+    """Make a socket again whose file somebody removed or replaced: no client could connect any more."""
     while True:
         await asyncio.sleep(REACHABLE_SECONDS)
         if not server.draining and not is_reachable(path):
-            log.warning("No client could connect to %s, which is made anew: find out who removed it.", path)
+            log.warning("No client could connect to %s, which is made again: find out who removed it.", path)
             await server.move_to(listen_unix(path))
             store_socket(STORED, server.listener)
 
