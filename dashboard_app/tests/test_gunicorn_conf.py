@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -88,11 +88,12 @@ def test_the_watchdog_hears_of_a_worker_that_polls(start: Start, tmp_path: Path)
 
 
 class StubWorker:
-    """A worker with one thread."""
+    """A worker with one thread, at a Unix socket and a port."""
 
     log = logging.getLogger("stub")
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path) -> None:
+        self.cfg = SimpleNamespace(address=[str(file), ("127.0.0.1", 3001)])
         self.beats = 0
         self.tpool = ThreadPoolExecutor(1)
         self.poller = SimpleNamespace(passes=0)
@@ -102,40 +103,68 @@ class StubWorker:
         self.beats += 1
 
 
-def test_the_watchdog_hears_nothing_while_the_poller_or_every_thread_hangs(
-    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def conf(tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     (tmp_path / "gateway-key").write_text("sk-dashboard")
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     monkeypatch.setenv("BEDPLATE_DASHBOARD_CONFIG", str(tmp_path / "config.json"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    conf = importlib.import_module("bedplate_dashboard.gunicorn_conf")
-    monkeypatch.setattr(conf, "ALIVE_SECONDS", 0.0)
-    worker = StubWorker()
+    module = importlib.import_module("bedplate_dashboard.gunicorn_conf")
+    monkeypatch.setattr(module, "ALIVE_SECONDS", 0.0)
+    return module
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "notify"))
+        channel.settimeout(0.3)
+        yield channel
+
+
+@pytest.fixture
+def worker(socket_path: Path) -> Iterator[StubWorker]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_path))
+        stub = StubWorker(socket_path)
+        yield stub
+        stub.tpool.shutdown()
+
+
+def test_the_watchdog_hears_nothing_while_the_poller_or_every_thread_hangs(
+    conf: ModuleType, systemd: socket.socket, worker: StubWorker
+) -> None:
     watchdog = conf.Watchdog(worker)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(0.3)
-        watchdog.notify()
-        with pytest.raises(TimeoutError):
-            systemd.recv(100)
+    watchdog.notify()
+    with pytest.raises(TimeoutError):
+        systemd.recv(100)
+    worker.poller.passes += 1
+    watchdog.notify()
+    assert systemd.recv(100) == b"WATCHDOG=1"
+    worker.tpool.submit(int).result()
+
+    hang = threading.Event()
+    worker.tpool.submit(hang.wait)
+    for _ in range(3):
         worker.poller.passes += 1
         watchdog.notify()
-        assert systemd.recv(100) == b"WATCHDOG=1"
-        worker.tpool.submit(int).result()
+    with pytest.raises(TimeoutError):
+        systemd.recv(100)
+    hang.set()
+    assert systemd.recv(100) == b"WATCHDOG=1"
+    assert worker.beats == 5
 
-        hang = threading.Event()
-        worker.tpool.submit(hang.wait)
-        for _ in range(3):
-            worker.poller.passes += 1
-            watchdog.notify()
-        with pytest.raises(TimeoutError):
-            systemd.recv(100)
-        hang.set()
-        assert systemd.recv(100) == b"WATCHDOG=1"
-        assert worker.beats == 5
-    worker.tpool.shutdown()
+
+def test_the_watchdog_hears_nothing_once_the_socket_is_removed(
+    conf: ModuleType, systemd: socket.socket, worker: StubWorker, socket_path: Path
+) -> None:
+    watchdog = conf.Watchdog(worker)
+    socket_path.unlink()
+    worker.poller.passes += 1
+    watchdog.notify()
+    with pytest.raises(TimeoutError):
+        systemd.recv(100)
 
 
 def test_a_wrong_configuration_ends_the_start(start: Start, tmp_path: Path) -> None:

@@ -71,6 +71,14 @@ async def answers(_: StubEngineRequest) -> Answer:
     return Answer(200, {}, b'{"object": "chat.completion"}', lambda: chunks(b""))
 
 
+def answers_after(end: asyncio.Event) -> Callable[[StubEngineRequest], Awaitable[Answer]]:
+    async def waits(request: StubEngineRequest) -> Answer:
+        await end.wait()
+        return await answers(request)
+
+    return waits
+
+
 async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
     for part in parts:
         yield part
@@ -523,12 +531,7 @@ def test_bodies_that_wait_or_run_take_a_bounded_memory(tmp_path: Path) -> None:
     async def scenario() -> None:
         stack = Stack(tmp_path, max_body_bytes=1000)
         end = asyncio.Event()
-
-        async def waits(_: StubEngineRequest) -> Answer:
-            await end.wait()
-            return await answers(_)
-
-        stack.act = waits
+        stack.act = answers_after(end)
         large = CHAT | {"user": "x" * 850}
         running = [asyncio.create_task(stack.ask(body=large)) for _ in range(3)]
         await asyncio.sleep(0.05)
@@ -541,6 +544,29 @@ def test_bodies_that_wait_or_run_take_a_bounded_memory(tmp_path: Path) -> None:
         for each in (*running, *others):
             assert (await each).status_code == 200
         assert (await stack.ask(body=large)).status_code == 200
+
+    run(scenario)
+
+
+def test_two_keys_that_take_all_memory_they_can_leave_room_for_another(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path, max_body_bytes=1000)
+        end = asyncio.Event()
+        stack.act = answers_after(end)
+        accepted = []
+        for alias in ("all", "low"):
+            for size in (850, 400, 200, 100, 1):
+                while True:
+                    request = asyncio.create_task(stack.ask(alias, body=CHAT | {"user": "x" * size}))
+                    await asyncio.sleep(0.01)
+                    if request.done():
+                        assert error_of(await request) == (429, "queue_full")
+                        break
+                    accepted.append(request)
+        accepted += [asyncio.create_task(stack.ask("high", body=CHAT | {"user": "x" * 300}))]
+        await asyncio.sleep(0.01)
+        end.set()
+        assert {(await request).status_code for request in accepted} == {200}
 
     run(scenario)
 

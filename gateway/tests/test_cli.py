@@ -8,11 +8,12 @@ import hashlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 from bedplate_gateway.cli import EXIT_CONFIGURATION
 
 SOURCE = Path(bedplate_gateway.__file__).parents[1]
-COMMAND = "from bedplate_gateway import cli; cli.main()"
+COMMAND = "from bedplate_gateway import cli; cli.REACHABLE_SECONDS = 0.1; cli.main()"
 
 
 class StubSystemd:
@@ -130,6 +131,25 @@ def configure(folder: Path, port: int, address: str = "127.0.0.1") -> None:
     (folder / "gateway.json").write_text(json.dumps(settings))
 
 
+def configure_socket(folder: Path) -> Path:
+    """Let it listen on a Unix socket, in a folder of its own, and return the socket's file."""
+    file = folder / "run" / "http.sock"
+    file.parent.mkdir()
+    settings = json.loads((folder / "gateway.json").read_text())
+    (folder / "gateway.json").write_text(json.dumps(settings | {"api": {"path": str(file)}}))
+    return file
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """A connection to a Unix socket."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__("localhost", timeout=20)
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(20)
+        self.sock.connect(str(file))
+
+
 def deploy_key(folder: Path, secret: str) -> None:
     key = {"alias": "a", "secrets": [{"sha256": hashlib.sha256(secret.encode()).hexdigest()}]}
     (folder / "keys.json").write_text(json.dumps({"schema": 2, "keys": [key]}))
@@ -216,6 +236,49 @@ def test_a_metrics_socket_that_a_former_release_stored_is_replaced(systemd: Stub
     metrics.request("GET", "/metrics")
     assert metrics.getresponse().status == 200
     metrics.close()
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def replace(file: Path) -> None:
+    """Leave the socket of a process that has ended."""
+    file.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(file))
+
+
+@pytest.mark.parametrize("harm", [remove, replace])
+def test_a_lost_socket_is_made_again(systemd: StubSystemd, harm: Callable[[Path], None]) -> None:
+    file = configure_socket(systemd.folder)
+    process = systemd.start()
+    before = UnixConnection(file)
+    assert ask(before) == 200
+    harm(file)
+    systemd.hear("FDSTORE=1\nFDNAME=api")
+    with contextlib.closing(UnixConnection(file)) as after:
+        assert ask(after) == 200
+    assert ask(before) == 200
+    before.close()
+
+    process.kill()
+    process.wait()
+    waiting = UnixConnection(file)
+    systemd.start()
+    assert ask(waiting) == 200
+    waiting.close()
+
+
+def test_a_process_that_can_make_no_socket_ends(systemd: StubSystemd) -> None:
+    """systemd makes the folder again and starts it."""
+    file = configure_socket(systemd.folder)
+    process = systemd.start()
+    shutil.rmtree(file.parent)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert f"No client could connect to {file}" in output
+    assert "The task socket ended" in output
 
 
 def test_a_stop_waits_for_no_idle_connection(systemd: StubSystemd) -> None:

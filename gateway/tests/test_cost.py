@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -12,12 +13,14 @@ from typing import Any
 
 import pytest
 from bedplate_gateway.api import messages, responses
+from bedplate_gateway.api.fields import Base64
 from bedplate_gateway.api.responses import ResponsesContext
 from bedplate_gateway.api.schema import Request, parse_request
 from bedplate_gateway.engines.context import could_overflow, fit_check
 from bedplate_gateway.errors import ApiError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from gateway.tests.odd_requests import (
@@ -332,3 +335,11 @@ def test_the_largest_bodies_cost_little(raw: bytes) -> None:
     shape = Shape(MESSAGES if b'"source"' in raw else CHAT, "", ("",), "")
     for step in steps(shape, raw):
         assert within(step, SECONDS)
+
+
+def test_the_base64_of_an_image_costs_less_than_a_pattern_takes() -> None:
+    """It was the largest part of what a large image costs. Both are measured here: machines differ."""
+    data = "A" * (16 * MIB)
+    pattern, checked = re.compile("[A-Za-z0-9+/]*"), TypeAdapter(Base64)
+    of_pattern = min(seconds(lambda: pattern.fullmatch(data)) for _ in range(3))
+    assert within(lambda: checked.validate_python(data), 0.7 * of_pattern)

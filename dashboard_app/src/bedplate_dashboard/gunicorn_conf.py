@@ -8,6 +8,7 @@ cost little (docs/results/dashboard.md has the numbers). gunicorn writes to /dev
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 from gunicorn.systemd import sd_notify
@@ -42,11 +43,15 @@ graceful_timeout = 5
 
 
 class Watchdog:
-    """Tells systemd that the poller made a pass, the worker's loop runs and one of its threads was free."""
+    """Tells systemd that the poller made a pass, the worker's loop runs and one of its threads was free.
+
+    It says nothing where somebody removed the file of the socket: only a restart makes it again.
+    """
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
         self._beat = worker.notify
+        self._files = [Path(address) for address in worker.cfg.address if isinstance(address, str)]
         self._due = 0.0
         self._passes = 0
 
@@ -54,7 +59,9 @@ class Watchdog:
         """Stand in for the worker's `notify`, which its loop calls every second."""
         self._beat()
         passes = self._worker.wsgi.extensions["poller"].passes
-        if time.monotonic() >= self._due and passes > self._passes:
+        if time.monotonic() < self._due or passes <= self._passes:
+            return
+        if all(file.is_socket() for file in self._files):
             self._due = math.inf
             self._passes = passes
             self._worker.tpool.submit(self._tell)

@@ -73,7 +73,7 @@ class AccessRecord:
             fields["requested"] = self.requested
         if self.cost:
             fields["dollars"] = f"{self.cost:.6f}"
-        return " ".join(f"{name}={value}" for name, value in fields.items())
+        return " ".join([f"{name}={value}" for name, value in fields.items()])
 
     def write(self) -> None:
         """Write the line to the journal."""

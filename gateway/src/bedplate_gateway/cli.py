@@ -9,12 +9,13 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Never
 
 import uvloop
 
-from bedplate_gateway import log_writer
+from bedplate_gateway import background, log_writer
 from bedplate_gateway.app import Gateway
-from bedplate_gateway.http.server import HttpServer, StartError, listen, listen_unix
+from bedplate_gateway.http.server import HttpServer, StartError, is_reachable, listen, listen_unix
 from bedplate_gateway.keys import Keys, read_keys
 from bedplate_gateway.reload.handover import InheritedSockets, Offer, Predecessor, connect, take_over
 from bedplate_gateway.reload.sd_notify import Watchdog, notify, store_socket, stored_sockets
@@ -34,6 +35,8 @@ EXIT_CONFIGURATION = 78
 SETTINGS = Path("/etc/bedplate/bedplate-gateway/gateway.json")
 START_SECONDS = 90.0
 """How long the new process of a reload may take to start; less than systemd waits for the command."""
+REACHABLE_SECONDS = 5.0
+"""How often the file of the API's Unix socket is looked at."""
 
 
 def main() -> None:
@@ -69,7 +72,7 @@ def _unbound(settings: Settings, listeners: dict[str, socket.socket]) -> dict[st
 def _is_bound_to(listening: socket.socket, listener: Listener | UnixListener) -> bool:
     name = listening.getsockname()
     if isinstance(listener, UnixListener):
-        return bool(name == str(listener.path)) and listener.path.is_socket()
+        return bool(name == str(listener.path)) and is_reachable(listener.path)
     return bool(name == socket.getaddrinfo(listener.address, listener.port, type=socket.SOCK_STREAM)[0][4])
 
 
@@ -197,7 +200,12 @@ async def serve(
     gateway.on_pass = Watchdog().alive
     on_ready()
 
+    keeping = None
+    if isinstance(settings.api, UnixListener):
+        keeping = background.start("socket", _keep_reachable(servers[0], settings.api.path))
     await _wait_first(stop.wait(), offer.taken.wait())
+    if keeping is not None:
+        keeping.cancel()
     if offer.taken.is_set():
         # systemd listens to the new process only.
         gateway.on_pass = lambda: None
@@ -212,6 +220,16 @@ async def serve(
     for server in servers:
         await server.close()
     await gateway.stop()
+
+
+async def _keep_reachable(server: HttpServer, path: Path) -> Never:
+    """Make a socket again whose file somebody removed or replaced: no client could connect any more."""
+    while True:
+        await asyncio.sleep(REACHABLE_SECONDS)
+        if not server.draining and not is_reachable(path):
+            log.warning("No client could connect to %s, which is made again: find out who removed it.", path)
+            await server.move_to(listen_unix(path))
+            store_socket(STORED, server.listener)
 
 
 async def _wait_first(*waits: Coroutine[None, None, object]) -> None:

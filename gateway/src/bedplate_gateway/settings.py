@@ -87,6 +87,9 @@ class Queue(Strict):
     seconds: Seconds = 120.0
 
 
+DEFAULT_QUEUE = Queue()
+
+
 class Settings(Strict):
     """The file gateway.json. Times are in seconds, sizes in bytes."""
 
@@ -128,7 +131,7 @@ class Settings(Strict):
 
     def queue(self, priority_class: PriorityClass) -> Queue:
         """Return the limits of a class's queue."""
-        return self.queues.get(priority_class) or Queue()
+        return self.queues.get(priority_class, DEFAULT_QUEUE)
 
 
 def read_settings(path: Path) -> Settings:

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 SENTENCE_SECONDS = 10.0
 """From the fault: a poll each 2 s, its time-out, and the 5 s within which the page shows it."""
+ALERT_SECONDS = 30.0
+"""For the longest `for` of the scenario, which is a twentieth, two scrapes and an evaluation."""
+CLOCK_ALERT_SECONDS = 255.0
+"""This alert's `for` is 75 minutes: a clock that is right again is believed after an hour."""
 RESTART_SECONDS = 30.0
 # How long a service may hang until the watchdog, or bedplate-heal, restarts it.
 WATCHDOG_SECONDS = 45.0
@@ -48,6 +52,7 @@ class Fault:
     sentence: str | None = None
     sentence_seconds: float = SENTENCE_SECONDS
     alert: str | None = None
+    alert_seconds: float = ALERT_SECONDS
     seconds: float = RESTART_SECONDS
     quick: bool = False
 
@@ -202,6 +207,7 @@ RESOURCES = (
         name="needrestart restarts what it may",
         inject="systemctl restart bedplate-gateway litellm bedplate-edge prometheus node-exporter",
         meanwhile="200|ConnectError|ReadError|RemoteProtocolError",
+        seconds=90,
     ),
 )
 
@@ -269,6 +275,17 @@ PROCESSES = (
             "systemctl kill --signal=STOP bedplate-gateway;"
             " printf '[\"torn' >>/run/bedplate-gateway/limits.jsonl; " + _kill("bedplate-gateway")
         ),
+    ),
+    Fault(
+        name="gateway's socket removed",
+        inject="rm /run/bedplate-gateway/http.sock",
+        meanwhile="200|503",
+    ),
+    Fault(
+        name="dashboard's socket removed",
+        inject="rm /run/bedplate-dashboard/http.sock",
+        alert="TargetDown dashboard",
+        seconds=WATCHDOG_SECONDS + RESTART_SECONDS,
     ),
     Fault(
         name="Prometheus killed, its log torn",
@@ -521,4 +538,26 @@ LIMITS = (
         alert="DescriptorsFull gateway",
     ),
 )
-TABLE = (*KILLED, *HUNG, *STOPPED, *RESOURCES, *PROCESSES, *FILES, *DISKS, *NETWORK, *LIMITS)
+
+
+def _clock(offset: str, alert: str | None = None) -> Fault:
+    """Return a row in which the gateway's clock is wrong, by a library between it and the kernel."""
+    drop_in = "/run/systemd/system/bedplate-gateway.service.d"
+    # Its start reads the newest time seen before, which is a file's, and time-outs go on as before.
+    environment = f"FAKETIME={offset} NO_FAKE_STAT=1 FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_DISABLE_SHM=1"
+    return Fault(
+        name=f"gateway's clock off by {offset}",
+        inject=(
+            "apt-get update --quiet=2; apt-get install --yes --quiet=2 faketime >/dev/null 2>&1;"
+            f" mkdir -p {drop_in}; echo '[Service]' >{drop_in}/clock.conf;"
+            f' echo "Environment=LD_PRELOAD=$(ls /usr/lib/*/faketime/libfaketime.so.1) {environment}"'
+            f" >>{drop_in}/clock.conf; systemctl daemon-reload; systemctl restart bedplate-gateway"
+        ),
+        repair=f"rm -r {drop_in}; systemctl daemon-reload; systemctl restart bedplate-gateway",
+        alert=alert,
+        alert_seconds=CLOCK_ALERT_SECONDS,
+    )
+
+
+CLOCKS = (_clock("-1h", alert="KeyClockOff gateway"), _clock("+1y"))
+TABLE = (*KILLED, *HUNG, *STOPPED, *RESOURCES, *PROCESSES, *FILES, *DISKS, *NETWORK, *LIMITS, *CLOCKS)

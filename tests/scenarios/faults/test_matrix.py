@@ -20,8 +20,6 @@ from tests.support.services import daemons
 from tests.support.stack import Stack
 
 ROWS = [fault for fault in TABLE if fault.quick or os.environ.get("FAULTS") == "all"]
-ALERT_SECONDS = 30.0
-"""For the longest `for` of the scenario, two scrapes and an evaluation."""
 
 
 class Request(threading.Thread):
@@ -76,20 +74,30 @@ def told(stack: Stack, sentence: str) -> bool:
         return False
 
 
+def states(stack: Stack) -> dict[str, str]:
+    """Return systemd's state of each service."""
+    services = daemons()
+    return dict(
+        zip(services, stack(f"systemctl is-active {' '.join(services)} || true").split(), strict=True)
+    )
+
+
 def is_well(stack: Stack) -> bool:
-    """Return whether a chat is answered and the dashboard says healthy."""
+    """Return whether a chat is answered, the dashboard says healthy and every service is ready."""
     try:
         with stack.client(stack.key("bench")) as client:
             # A model whose last request failed counts as degraded until another succeeds.
-            return stack.chat(client).status_code == 200 and bool(stack.status()["state"] == "healthy")
+            well = stack.chat(client).status_code == 200 and stack.status()["state"] == "healthy"
     except (httpx.HTTPError, ValueError):
         return False
+    # The gateway sends requests past LiteLLM, which starts for a minute, before the dashboard looks at it.
+    return well and set(states(stack).values()) == {"active"}
 
 
 @pytest.mark.parametrize("fault", ROWS, ids=[fault.name for fault in ROWS])
 def test_fault(stack: Stack, alerts: AlertWatch, times: list[str], fault: Fault) -> None:
     # LiteLLM, which the row before may have killed, needs more than a minute on a busy machine.
-    wait_until(lambda: is_well(stack), 120, lambda: str(stack.status()["reason"]))
+    wait_until(lambda: is_well(stack), 120, lambda: f"{stack.status()['reason']} {states(stack)}")
     shown = fires = ""
     began = time.monotonic()
     request = Request(stack)
@@ -101,7 +109,9 @@ def test_fault(stack: Stack, alerts: AlertWatch, times: list[str], fault: Fault)
             shown = f"{wait_until(lambda: told(stack, sentence), fault.sentence_seconds):.1f} s"
         if fault.alert:
             alert = fault.alert
-            wait_until(lambda: alert in alerts.firing(), ALERT_SECONDS, lambda: f"only {alerts.firing()}")
+            wait_until(
+                lambda: alert in alerts.firing(), fault.alert_seconds, lambda: f"only {alerts.firing()}"
+            )
             fires = f"{time.monotonic() - began:.0f} s"
         if fault.repair:
             request.join(timeout=60)
@@ -110,7 +120,7 @@ def test_fault(stack: Stack, alerts: AlertWatch, times: list[str], fault: Fault)
             stack(fault.repair)
             began = time.monotonic()
     try:
-        wait_until(lambda: is_well(stack), fault.seconds, lambda: "not well again")
+        wait_until(lambda: is_well(stack), fault.seconds, lambda: f"not well again: {states(stack)}")
         well = time.monotonic() - began
     finally:
         if fault.clean_up:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bedplate_gateway.admission.body_memory import BODIES, BODIES_PER_KEY
+from bedplate_gateway.admission.body_memory import BODIES
 from bedplate_gateway.api.fields import MAX_MESSAGES, MAX_PARTS
 from bedplate_gateway.api.size import BYTES_PER_VALUE, MAX_IMAGES, MAX_TEXT_BYTES, MAX_VALUES
 from bedplate_gateway.engines.request import STREAM_SECONDS
@@ -21,7 +21,7 @@ def test_the_page_has_each_limit() -> None:
         f"arguments of all tool calls together | {MAX_VALUES:,} ",
         f"tool calls of a message | {MAX_MESSAGES:,} ",
         f"parts of a content | {MAX_PARTS:,} ",
-        f"one key's requests in memory ³ | {BODIES_PER_KEY} times",
+        f"one key's requests in memory ³ | {BODIES // 2} times",
         f"all requests in memory ³ | {BODIES} times",
         f"`size_per_key` of `gateway_queues`, {Queue().size_per_key} by default",
         f"up to {MAX_IMAGES} images",

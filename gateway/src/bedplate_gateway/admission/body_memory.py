@@ -7,20 +7,21 @@ from typing import Final
 from bedplate_gateway import errors
 
 BODIES: Final = 6
-"""How many bodies of the largest size fit into memory at a time."""
-BODIES_PER_KEY: Final = 3
-"""How many of them may be one key's: the others keep room."""
+"""How many bodies of the largest size fit into memory at a time; one key's are half of them at most."""
 RETRY_SECONDS: Final = 5.0
 
 
 class BodyMemory:
-    """Counts the bytes of the bodies that are read, checked, queued and sent."""
+    """Counts the bytes of the bodies that are read, checked, queued and sent.
+
+    One key may hold the less, the less is free: with the square, so that however many keys take all they can,
+    the next one finds room.
+    """
 
     def __init__(self, max_body_bytes: int) -> None:
         self._most = BODIES * max_body_bytes
-        self._most_per_key = BODIES_PER_KEY * max_body_bytes
         self._bytes: dict[str, int] = {}
-        self._total = 0
+        self._free = self._most
 
     @contextmanager
     def hold(self, alias: str) -> Iterator[Callable[[int], None]]:
@@ -33,21 +34,21 @@ class BodyMemory:
             if more <= 0:
                 return
             of_key = self._bytes.get(alias, 0) + more
-            if of_key > self._most_per_key:
-                raise self._full("your key's requests", self._most_per_key)
-            if self._total + more > self._most:
-                raise self._full("all requests", self._most)
+            free = max(0, self._free - more)
+            if of_key * self._most > 2 * free**2:
+                raise errors.queue_full(
+                    f"The bodies of your key's requests would take {of_key} bytes of the gateway's memory, "
+                    "too much for what is free there",
+                    RETRY_SECONDS,
+                )
             self._bytes[alias] = of_key
-            self._total += more
+            self._free = free
             held = size
 
         try:
             yield grow
         finally:
-            self._total -= held
+            self._free += held
             left = self._bytes.pop(alias, 0) - held
             if left > 0:
                 self._bytes[alias] = left
-
-    def _full(self, owner: str, most: int) -> errors.ApiError:
-        return errors.queue_full(f"The bodies of {owner} would take more than {most} bytes", RETRY_SECONDS)

@@ -1,6 +1,7 @@
 """What all endpoints share: types of fields, reading of JSON, refusals, and errors in OpenAI's wording."""
 
 import re
+import string
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final, Literal, Required
 
@@ -40,13 +41,19 @@ def _check_data(text: str) -> str:
 
 
 def _check_base64(text: str, start: int) -> None:
-    # Half the time of a decoder, which would also make a copy.
-    if (len(text) - start) % 4 or not _BASE64.fullmatch(text, start):
+    # A third of a pattern's time; a piece fits into the processor's cache.
+    padding = b"".join(
+        text[piece : piece + _PIECE].encode("ascii", "replace").translate(None, _BASE64)
+        for piece in range(start, len(text), _PIECE)
+    )
+    if (len(text) - start) % 4 or padding not in (b"", b"=", b"==") or not text.endswith(padding.decode()):
         raise PydanticCustomError("value", "its base64 is not valid: encode it again")
 
 
 def _check_provider_url(url: str) -> str:
-    if not _HTTPS_URL.fullmatch(url) and not _DATA_URL.match(url):
+    if head := _DATA_HEAD.match(url):
+        _check_base64(url, head.end())
+    elif not _HTTPS_URL.fullmatch(url):
         raise PydanticCustomError("value", "send a data: URL in base64, or an https URL with a public name")
     return url
 
@@ -114,9 +121,10 @@ def text_or_object() -> Discriminator:
     )
 
 
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+_BASE64: Final = (string.ascii_letters + string.digits + "+/").encode()
+_PIECE: Final = 256 * 1024
 _IMAGE_HEADS: Final = frozenset(f"data:image/{kind};base64" for kind in ("png", "jpeg", "jpg", "webp"))
-_DATA_URL: Final = re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,[A-Za-z0-9+/]+={0,2}\Z")
+_DATA_HEAD: Final = re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,(?=.)")
 # LiteLLM fetches it for some providers, unless its name has a private address. No user, port or address.
 _HTTPS_URL: Final = re.compile(r"https://([a-z0-9-]{1,63}\.)+[a-z]{2,63}(/[!-~]{0,4000})?", re.IGNORECASE)
 NonEmpty = Annotated[str, Field(min_length=1)]

@@ -249,9 +249,11 @@ class EngineRequest:
 
     async def answer(self) -> Answer:
         """Return the answer once it has begun; raises ApiError, or ClientDisconnected."""
+        over = asyncio.Event()
         self._call = asyncio.create_task(self._try_all())
-        self._disconnect_watch = asyncio.create_task(self._abort_on_disconnect())
-        await asyncio.wait((self._call, self._disconnect_watch), return_when=asyncio.FIRST_COMPLETED)
+        self._call.add_done_callback(lambda _: over.set())
+        self._disconnect_watch = asyncio.create_task(self._abort_on_disconnect(over))
+        await over.wait()
         if not self._call.done():
             raise ClientDisconnected
         return self._call.result()
@@ -283,9 +285,10 @@ class EngineRequest:
         """Return how long the engine works on the prompt, measured or estimated."""
         return self._measured_prompt_seconds or self._speed.prompt_seconds(self._request.prompt_bytes)
 
-    async def _abort_on_disconnect(self) -> None:
-        """Stop reading a stream as soon as the client disconnects."""
+    async def _abort_on_disconnect(self, over: asyncio.Event) -> None:
+        """End the wait for the answer, or the reading of a stream, as soon as the client disconnects."""
         await self._disconnected.wait()
+        over.set()
         if self._response is not None and self.ttft is not None:
             abort(self._response)
 
@@ -382,7 +385,8 @@ class EngineRequest:
     async def _forward(self, engine: Engine, model: EngineModel) -> Answer:
         """Send the request in its lane, and return the answer once it has begun; raises LiteLLMError."""
         request, through_litellm = self._request, self.lane is Lane.LITELLM
-        self._stream = self._new_stream()
+        if request.stream:
+            self._stream = self._new_stream()
         self._response = response = await self._open(engine, model)
         if not request.stream:
             try:

@@ -58,7 +58,12 @@ class ClientRequest:
             parts.append(await self._receive_body())
             size += len(parts[-1])
             check(size)
-        return b"".join(parts)
+        body = b"".join(parts)
+        if len(parts) > 1:
+            # Others get a turn before a large body is parsed, and its parts need no memory meanwhile.
+            parts.clear()
+            await asyncio.sleep(0)
+        return body
 
     async def discard_body(self) -> None:
         """Read the rest of the body: a proxy that still sends it may not read the answer before it is closed.

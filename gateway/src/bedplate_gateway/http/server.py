@@ -90,6 +90,20 @@ def listen_unix(path: Path) -> socket.socket:
     return listener
 
 
+def is_reachable(path: Path) -> bool:
+    """Return whether a client that connects to a Unix socket's file reaches a process that listens."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.setblocking(False)
+            client.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    except OSError:
+        # Its queue is full, or this process has no free descriptor: that says nothing of the file.
+        return True
+    return True
+
+
 class HttpServer(ServerState):
     """One listening socket, its app and its connections; systemd and a handover identify it by `name`."""
 
@@ -122,7 +136,20 @@ class HttpServer(ServerState):
     async def open(self) -> None:
         """Start to accept connections."""
         self._ticking = background.start(f"timer of {self.name}", self._tick())
-        self._server = await asyncio.get_running_loop().create_server(
+        self._server = await self._accept()
+
+    async def move_to(self, listener: socket.socket) -> None:
+        """Accept connections at another socket in place of the one so far; open connections stay."""
+        old_listener, old_server = self.listener, self._server
+        self.listener = listener
+        self._server = await self._accept()
+        # Also for those who have copies of it: systemd then drops its own.
+        old_listener.shutdown(socket.SHUT_RDWR)
+        if old_server is not None:
+            old_server.close()
+
+    async def _accept(self) -> asyncio.AbstractServer:
+        return await asyncio.get_running_loop().create_server(
             self._new_connection, sock=self.listener, backlog=BACKLOG
         )
 
@@ -231,7 +258,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start the app and the time for the body."""
         self.in_header = False
-        fields = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        fields = sum([len(name) + len(value) + 4 for name, value in self.headers])
         self._check_header_size(len(self.url) + fields)
         upgrade = dict(self.headers).get(b"upgrade", b"").lower()
         if upgrade == b"websocket":
