@@ -135,7 +135,7 @@ class Engines:
         return bool(reported) and all(names is not None and capability not in names for names in reported)
 
     def context(self, engine: Engine, model: EngineModel) -> int | None:
-        """Return the context in tokens that a request gets: Ollama gives none that the model does not have."""
+        """Return the context that a request gets, in tokens: Ollama gives none that the model lacks."""
         own = self._states[engine.name].contexts.get(model.name)
         known = [tokens for tokens in (model.context, own) if tokens is not None]
         return min(known, default=None)
