@@ -44,7 +44,7 @@ Functions: {{{{ .Tools }}}}<|im_end|>
 # Without chance and penalties it repeats what it has read.
 PARAMETERS = {
     "num_ctx": CONTEXT,
-    "num_thread": 2,
+    "num_thread": 1,
     "top_k": 1,
     "repeat_penalty": 1.0,
     "stop": ["<|im_start|>", "<|im_end|>"],

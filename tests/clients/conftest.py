@@ -68,8 +68,7 @@ def agents(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
         return
     engine = servers.engine(request.getfixturevalue("engine_url"), agent_model.NAME)
     engine["models"][0]["context"] = agent_model.CONTEXT
-    settings = {"max_output_tokens": 60, "first_byte_seconds": 600}
-    with servers.gateway([engine], KEYS, **settings) as gateway:
+    with servers.gateway([engine], KEYS, max_output_tokens=60, first_byte_seconds=600) as gateway:
         url, key = f"{gateway.url}/v1", gateway.keys["any"]
         yield Endpoint(url, key, agent_model.NAME, metrics_url=gateway.metrics_url)
 

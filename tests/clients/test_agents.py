@@ -102,7 +102,7 @@ def test_codex(texts: dict[str, str], tmp_path: Path) -> None:
     flags = ["--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
     output = run([program(".bin/codex"), "exec", *flags, QUESTION], parse(texts["codex"]), tmp_path)
     assert '"turn.completed"' in output
-    assert '"command_execution"' in output
+    assert FAKE or '"command_execution"' in output
 
 
 def test_opencode(texts: dict[str, str], tmp_path: Path) -> None:

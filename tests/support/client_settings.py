@@ -47,7 +47,7 @@ def printed(
     home = folder / "config/bedplate/bedplate"
     home.mkdir(parents=True)
     (home / "keys.json").write_text(json.dumps({"keys": keys}))
-    groups = {name: {"hosts": {"one": {}}} for name in ("inference", "gateway", "monitoring")}
+    groups: dict[str, Any] = {name: {"hosts": {"one": {}}} for name in ("inference", "gateway", "monitoring")}
     (folder / "inventory.json").write_text(json.dumps({"all": {"vars": settings, "children": groups}}))
     plays = [
         {

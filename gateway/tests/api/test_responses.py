@@ -476,7 +476,7 @@ def test_images_of_outputs_follow_all_outputs_of_the_turn() -> None:
     image = {"type": "input_image", "image_url": PNG}
     seen = [{"type": "input_text", "text": "seen"}, image]
     calls = [CALL, CALL | {"call_id": "c2"}]
-    outputs = [OUTPUT | {"output": seen}, OUTPUT | {"call_id": "c2", "output": [image]}]
+    outputs: list[dict[str, Any]] = [OUTPUT | {"output": seen}, OUTPUT | {"call_id": "c2", "output": [image]}]
     sent = messages(*calls, *outputs, {"role": "user", "content": "and?"})
     assert [message["role"] for message in sent] == ["assistant", "tool", "tool", "user", "user"]
     assert [message.get("content") for message in sent[1:3]] == ["seen", ""]

@@ -1,6 +1,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -83,6 +84,9 @@ async def until(condition: Callable[[], Any]) -> None:
 
 def test_a_context_is_not_longer_than_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(engines: Engines, fake: FakeOllama) -> None:
+        def asked_more(path: str, times: int) -> bool:
+            return fake.asked.count(path) > times
+
         for name, declared, expected in (
             ("m:1b", 65536, 8192),
             ("m:1b", 4096, 4096),
@@ -94,9 +98,8 @@ def test_a_context_is_not_longer_than_the_models_own(monkeypatch: pytest.MonkeyP
         for odd in (None, {}, {"general.architecture": "llama", "llama.context_length": "many"}):
             fake.info, fake.tags["other:1b"], fake.blobs[str(odd)] = odd, str(odd), BLOB
             before = fake.asked.count("/api/show")
-            await until(lambda seen=before: fake.asked.count("/api/show") > seen)
-            asked = len(fake.asked)
-            await until(lambda seen=asked: len(fake.asked) > seen + 6)
+            await until(partial(asked_more, "/api/show", before))
+            await until(partial(asked_more, "/api/ps", fake.asked.count("/api/ps") + 2))
             assert engines.state("e").up
             assert "other:1b" not in engines.state("e").contexts
 

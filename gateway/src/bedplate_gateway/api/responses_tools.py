@@ -66,7 +66,7 @@ def _each(tools: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str | N
 
 
 def _function(tool: dict[str, Any], namespace: str | None) -> dict[str, Any]:
-    function = {"name": function_name(tool["name"], namespace)}
+    function: dict[str, Any] = {"name": function_name(tool["name"], namespace)}
     function |= {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
     if tool["type"] == "custom":
         function["parameters"] = _TEXT_PARAMETERS
