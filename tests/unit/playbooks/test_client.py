@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "ollama_models": models,
         "gateway_keys": [{"alias": "any", "tpm": 1000}],
     }
-    return printed(tmp_path_factory.mktemp("small"), settings, {"any": "sk-x"})
+    return printed(tmp_path_factory.mktemp("small"), settings, {"any": "sk-x"}, ["claude-code", "codex"])
 
 
 def test_every_client_is_printed() -> None:
@@ -81,7 +82,7 @@ def test_the_files_are_in_the_language_of_their_program(texts: dict[str, str]) -
 
 
 def test_what_breaks_a_coding_agent_is_said(small: dict[str, str], texts: dict[str, str]) -> None:
-    for client in ("aider", "claude-code", "codex", "continue", "opencode"):
+    for client in small:
         assert "The context of small is 8192 tokens. A coding agent needs 32768 or more" in small[client]
         assert "The key any may use 1000 tokens per minute." in small[client]
         assert f"# Models of this key: small, {MODEL}\n" in small[client]
@@ -100,3 +101,12 @@ def test_without_a_ca_nothing_is_trusted(small: dict[str, str]) -> None:
     for text in small.values():
         assert "http://127.0.0.1:8000" in text
         assert "CERT" not in text.upper()
+
+
+def test_an_unknown_client_names_the_known_ones(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"ollama_models": [{"name": "m", "pull": "m"}]}
+    with pytest.raises(AssertionError) as refused:
+        printed(tmp_path, settings, {"any": "sk-x"}, ["cursor"])
+    assert f"CLIENT is 'cursor', which is none of the known clients: {', '.join(CLIENTS)}." in " ".join(
+        str(refused.value).split()
+    )
