@@ -105,11 +105,13 @@ health-%: hosts
 	$(PLAY) playbooks/health.yml --extra-vars health_service=$(call field,name,$*)
 
 ##@ Keys and clients
-.PHONY: env key password ca replace-ca rotate-key lab-addresses traffic-quick smoke
+.PHONY: env key client password ca replace-ca rotate-key lab-addresses traffic-quick smoke
 env: hosts ## Print URLs and key for your shell: eval "$$(make env)"
 	@$(call client,env)
 key: hosts ## Print one key: make key ALIAS=batch
 	@$(call client,key)
+client: hosts ## Print what a program needs to use the API: make client CLIENT=codex ALIAS=app
+	@$(call client,program client_program='$(CLIENT)')
 password: hosts ## Print the password of dashboard, Prometheus and Alertmanager
 	@$(call client,password)
 ca: hosts ## Print how clients trust the installation's own CA

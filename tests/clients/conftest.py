@@ -6,12 +6,12 @@ it is this checkout's gateway with the lab's Ollama, or if CLIENTS_ENGINE=fake w
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import openai
 import pytest
 
+from tests.clients import agent_model
 from tests.clients.endpoints import MODEL, Endpoint, Faulty
 from tests.support import servers
 
@@ -26,24 +26,51 @@ def live() -> Endpoint:
                 model=model, messages=[{"role": "user", "content": "x"}], tools=[tool], max_tokens=1
             )
         except openai.BadRequestError:
-            return Endpoint(str(client.base_url).rstrip("/"), client.api_key, model, tools=False)
-        return Endpoint(str(client.base_url).rstrip("/"), client.api_key, model)
+            tools = False
+        else:
+            tools = True
+        url, ca_file = str(client.base_url).rstrip("/"), os.environ.get("SSL_CERT_FILE", "")
+        return Endpoint(url, client.api_key, model, tools, ca_file)
+
+
+KEYS = [{"alias": "any", "rpm": 100_000, "tpm": 10_000_000}]
 
 
 @pytest.fixture(scope="session")
-def endpoint() -> Iterator[Endpoint]:
+def engine_url() -> Iterator[str]:
+    """A real or a fake engine."""
+    if os.environ.get("CLIENTS_ENGINE") == "fake":
+        models = [MODEL, agent_model.NAME]
+        with servers.fake_engine(model=models, concurrency=2, context=10 * agent_model.CONTEXT) as fake:
+            yield fake.url
+    else:
+        with servers.real_engine() as url:
+            agent_model.create(url, servers.real_model())
+            yield url
+
+
+@pytest.fixture(scope="session")
+def endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
     """A working endpoint."""
     if "OPENAI_BASE_URL" in os.environ:
         yield live()
         return
-    with ExitStack() as stack:
-        if os.environ.get("CLIENTS_ENGINE") == "fake":
-            engine_url = stack.enter_context(servers.fake_engine(model=MODEL, concurrency=2)).url
-        else:
-            engine_url = stack.enter_context(servers.real_engine())
-        keys = [{"alias": "any", "rpm": 100_000, "tpm": 10_000_000}]
-        gateway = stack.enter_context(servers.gateway([servers.engine(engine_url, MODEL)], keys))
+    engine = servers.engine(request.getfixturevalue("engine_url"), MODEL)
+    with servers.gateway([engine], KEYS) as gateway:
         yield Endpoint(f"{gateway.url}/v1", gateway.keys["any"])
+
+
+@pytest.fixture(scope="session")
+def agents(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
+    """A working endpoint with a context that is long enough for coding agents."""
+    if "OPENAI_BASE_URL" in os.environ:
+        yield live()
+        return
+    engine = servers.engine(request.getfixturevalue("engine_url"), agent_model.NAME)
+    engine["models"][0]["context"] = agent_model.CONTEXT
+    with servers.gateway([engine], KEYS, max_output_tokens=60, first_byte_seconds=600) as gateway:
+        url, key = f"{gateway.url}/v1", gateway.keys["any"]
+        yield Endpoint(url, key, agent_model.NAME, metrics_url=gateway.metrics_url)
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,18 @@ class Endpoint:
     model: str = MODEL
     tools: bool = True
     """Whether the model's template supports tools; if not, the gateway refuses them with 400."""
+    ca_file: str = ""
+    """The CA of an https URL."""
+    metrics_url: str = ""
+    """The gateway's metrics, where they can be read from here."""
 
     @property
     def environment(self) -> dict[str, str]:
         """The variables that clients read, and this machine's PATH."""
-        return {"OPENAI_BASE_URL": self.url, "OPENAI_API_KEY": self.key, "PATH": os.environ["PATH"]}
+        names = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+        trust = dict.fromkeys(names, self.ca_file) if self.ca_file else {}
+        shared = {"OPENAI_BASE_URL": self.url, "OPENAI_API_KEY": self.key, "PATH": os.environ["PATH"]}
+        return shared | trust
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from tests.support import servers
 
-NPM = Path(__file__).parent / "npm"
+HERE = Path(__file__).parent
 
 
-def npm() -> Path:
-    """Return a folder with the packages of npm/package-lock.json."""
-    lock = NPM / "package-lock.json"
-    folder = servers.CACHE / f"npm-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
+def npm(name: str = "npm") -> Path:
+    """Return a folder with the packages of the package-lock.json in npm or agents."""
+    lock = HERE / name / "package-lock.json"
+    folder = servers.CACHE / f"{name}-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        for name in ("package.json", lock.name):
-            shutil.copy(NPM / name, folder)
+        for file in ("package.json", lock.name):
+            shutil.copy(HERE / name / file, folder)
         subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=folder, check=True)
         (folder / "complete").touch()
     return folder

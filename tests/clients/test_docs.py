@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs/guide/clients.md"
 
 def block(title: str, language: str) -> str:
     """Return the first code block of a language under a title."""
-    section = PAGE.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    section = re.split(r"\n##+ ", PAGE.read_text().partition(f"# {title}\n")[2], maxsplit=1)[0]
     match = re.search(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert match, f"{title} has no {language} block"
     return match[1]

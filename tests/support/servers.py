@@ -437,18 +437,23 @@ def _lab(*arguments: str, stdin: Any = None) -> str:
     return done.stdout
 
 
+def real_model() -> Path:
+    """Return the GGUF file of the lab's model."""
+    return Path(json.loads(_lab("model"))["path"])
+
+
 @contextmanager
 def real_engine(slots: int = 2) -> Iterator[str]:
     """Boot a lab host with the real Ollama and a small model; yields its address, removes it afterwards."""
     archive = json.loads(_lab("engine"))["archive"]
-    model = json.loads(_lab("model"))["path"]
+    model = real_model()
     _lab("up", ENGINE_HOST, "--groups", "")
     try:
         with subprocess.Popen(
             ["zstd", "--decompress", "--stdout", archive], stdout=subprocess.PIPE
         ) as unpacked:
             _lab("exec", ENGINE_HOST, "tar", "--extract", "--directory", "/opt", stdin=unpacked.stdout)
-        with Path(model).open("rb") as content:
+        with model.open("rb") as content:
             _lab("exec", ENGINE_HOST, "sh", "-c", "cat >/root/model.gguf", stdin=content)
         with tempfile.TemporaryFile("w+") as modelfile:
             modelfile.write(MODELFILE)

@@ -157,9 +157,11 @@ def json_schema_unsupported(text: str) -> ApiError:
 def context_length_exceeded(model: str, prompt_bytes: int, context: int | None, param: str) -> ApiError:
     """Return the 400 for a prompt that does not fit into the context, in tokens (None: not known)."""
     bound = f", which is {context} tokens" if context else ""
+    # Coding agents look for the first words, and then make the conversation shorter.
     return bad_request(
-        f"The prompt of {prompt_bytes} bytes does not fit into the context of {model}{bound}"
-        ": shorten it, leave out the oldest messages, or use a model with a longer context.",
+        f"The prompt is too long: its {prompt_bytes} bytes do not fit into the context of {model}{bound}"
+        ": leave out the oldest messages, use a model with a longer context, or ask the operator for one"
+        " (ollama_context_length; a coding agent needs 32768 tokens or more).",
         param,
         CONTEXT_LENGTH_EXCEEDED,
     )

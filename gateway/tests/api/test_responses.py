@@ -25,6 +25,14 @@ MINIMAL = {"model": "gpt-4o", "input": "hi"}
 TOOL = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}
 CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a": 1}'}
 OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "1"}
+TEXT_TOOL = {
+    "type": "custom",
+    "name": "patch",
+    "description": "Edits.",
+    "format": {"type": "grammar", "syntax": "lark", "definition": "start: X"},
+}
+NAMESPACE = {"type": "namespace", "name": "mcp__files__", "description": "Files.", "tools": [TOOL, TEXT_TOOL]}
+CODEX_TOOLS = [TOOL, TEXT_TOOL, NAMESPACE]
 THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "hm"}]}
 PNG = "data:image/png;base64,iVBORw0KGgo="
 FAILURE = {
@@ -258,7 +266,6 @@ def test_what_cannot_be_had_is_refused(field: str, value: object) -> None:
         ({"input": [OUTPUT, CALL]}, "input[0]"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "mcp", "server_url": "http://x"}]}, "tools[0].type"),
-        ({"tools": [{"type": "custom", "name": "f"}]}, "tools[0].type"),
         ({"tools": [TOOL | {"name": ""}]}, "tools[0].name"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
@@ -432,7 +439,138 @@ def test_an_engine_gets_the_options_of_a_response() -> None:
     assert limited.engine_body(for_ollama=False)["max_output_tokens"] == 7
 
 
+def test_tools_that_a_chat_does_not_have_become_functions() -> None:
+    functions = [tool["function"] for tool in translated(tools=CODEX_TOOLS)[1].body["tools"]]
+    assert [function["name"] for function in functions] == [
+        "f",
+        "patch",
+        "mcp__files__f",
+        "mcp__files__patch",
+    ]
+    assert functions[2] == {
+        "name": "mcp__files__f",
+        **{k: functions[0][k] for k in functions[0] if k != "name"},
+    }
+    for text_tool in (functions[1], functions[3]):
+        assert text_tool["parameters"]["properties"] == {"input": {"type": "string"}}
+        assert text_tool["description"] == "Edits.\n\nGrammar of the input:\nstart: X"
+    [plain] = translated(tools=[{"type": "custom", "name": "say"}])[1].body["tools"]
+    assert "description" not in plain["function"]
+
+
+def test_calls_of_these_tools_become_those_of_functions() -> None:
+    text = 'He said "hi".\n'
+    call = {"type": "custom_tool_call", "call_id": "c2", "name": "patch", "input": text}
+    output = {"type": "custom_tool_call_output", "call_id": "c2", "output": "done"}
+    turn, first, second = messages(
+        CALL | {"namespace": "mcp__files__"}, call, OUTPUT, output, tools=CODEX_TOOLS
+    )
+    functions = [called["function"] for called in turn["tool_calls"]]
+    assert functions[0] == {"name": "mcp__files__f", "arguments": '{"a": 1}'}
+    assert (functions[1]["name"], json.loads(functions[1]["arguments"])) == ("patch", {"input": text})
+    assert [first["tool_call_id"], second["tool_call_id"]] == ["c1", "c2"]
+    assert refusal(input=[output]).param == "input[0]"
+
+
+def test_images_of_outputs_follow_all_outputs_of_the_turn() -> None:
+    image = {"type": "input_image", "image_url": PNG}
+    seen = [{"type": "input_text", "text": "seen"}, image]
+    calls = [CALL, CALL | {"call_id": "c2"}]
+    outputs: list[dict[str, Any]] = [OUTPUT | {"output": seen}, OUTPUT | {"call_id": "c2", "output": [image]}]
+    sent = messages(*calls, *outputs, {"role": "user", "content": "and?"})
+    assert [message["role"] for message in sent] == ["assistant", "tool", "tool", "user", "user"]
+    assert [message.get("content") for message in sent[1:3]] == ["seen", ""]
+    assert [part["image_url"]["url"] for part in sent[3]["content"]] == [PNG, PNG]
+    assert messages(*calls, *outputs)[-1] == sent[3]
+
+
+@pytest.mark.parametrize(
+    ("tool", "param"),
+    [
+        ({"type": "web_search"}, "tools[0].type"),
+        ({"type": "namespace", "name": "n", "tools": [NAMESPACE]}, "tools[0].tools[0].type"),
+        ({"type": "namespace", "name": "n"}, "tools[0].tools"),
+        ({"type": "custom"}, "tools[0].name"),
+    ],
+)
+def test_tools_that_nobody_can_call_are_refused(tool: dict[str, Any], param: str) -> None:
+    assert refusal(tools=[tool]).param == param
+
+
 # And back
+
+
+def called(name: str, arguments: str) -> bytes:
+    """Return an engine's whole answer with one call."""
+    item = {"type": "function_call", "call_id": "c1", "name": name, "arguments": arguments}
+    response = read_response(json.dumps({"status": "completed", "usage": None, "output": [item]}).encode())
+    assert response is not None
+    mend(response, None)
+    return json.dumps(response).encode()
+
+
+def called_in_stream(name: str, arguments: str) -> list[dict[str, Any]]:
+    """Return the client's events for an engine's stream with one call."""
+    call = {"type": "function_call", "call_id": "c1", "name": name}
+    response = json.loads(called(name, arguments))
+    engine_events = [
+        {"type": "response.output_item.added", "output_index": 0, "item": call | {"arguments": ""}},
+        *[
+            {"type": "response.function_call_arguments.delta", "output_index": 0, "delta": part}
+            for part in (arguments[:5], arguments[5:])
+        ],
+        {"type": "response.completed", "response": response},
+    ]
+    stream = b"".join(f"data: {json.dumps(event)}\n\n".encode() for event in engine_events)
+    return events_of(streamed(relayed(stream), translated(tools=CODEX_TOOLS)[0]))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("f", {"type": "function_call", "name": "f"}),
+        ("mcp__files__f", {"type": "function_call", "name": "f", "namespace": "mcp__files__"}),
+        ("unknown", {"type": "function_call", "name": "unknown"}),
+    ],
+)
+def test_a_call_has_the_clients_name_of_its_tool(function: str, expected: dict[str, str]) -> None:
+    body = json.loads(encode(translated(tools=CODEX_TOOLS)[0], called(function, '{"a": 1}')))
+    assert body["tools"] == CODEX_TOOLS
+    events = called_in_stream(function, '{"a": 1}')
+    for item in (body["output"][0], events[-1]["response"]["output"][0], events[-2]["item"]):
+        assert {name: item.get(name) for name in expected} == expected
+        assert ("namespace" in item) == ("namespace" in expected)
+        assert item["arguments"] == '{"a": 1}'
+    [done] = [event for event in events if event["type"] == "response.function_call_arguments.done"]
+    assert done["name"] == expected["name"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ('{"input": "a\\nb"}', "a\nb"),
+        ('"a"', "a"),
+        # A small model does not always write the JSON.
+        ("*** Begin", "*** Begin"),
+        ('{"patch": 1}', '{"patch": 1}'),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_a_call_of_a_tool_that_takes_a_text_has_its_text(arguments: str, text: str) -> None:
+    body = json.loads(encode(translated(tools=CODEX_TOOLS)[0], called("patch", arguments)))
+    events = called_in_stream("patch", arguments)
+    for item in (body["output"][0], events[-1]["response"]["output"][0], events[-2]["item"]):
+        assert item["type"] == "custom_tool_call"
+        assert item["id"].startswith("ctc_")
+        assert (item["name"], item["input"]) == ("patch", text)
+        assert "arguments" not in item
+    assert [event["type"] for event in events[2:]] == [
+        "response.output_item.added",
+        "response.custom_tool_call_input.delta",
+        "response.custom_tool_call_input.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
 
 
 def test_an_answer_comes_back() -> None:

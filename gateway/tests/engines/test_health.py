@@ -1,13 +1,14 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from aiohttp import web
 from bedplate_gateway.engines import health as module
 from bedplate_gateway.engines.health import Engines
-from bedplate_gateway.settings import Settings
+from bedplate_gateway.settings import EngineModel, Settings
 
 BLOB = "b" * 64
 Test = Callable[[Engines, "FakeOllama"], Awaitable[None]]
@@ -20,6 +21,7 @@ class FakeOllama:
         self.tags = {"m:1b": "d1", "copy:latest": "d2", "other:1b": "d3"}
         self.running = {"copy:latest": "d2"}
         self.blobs = {"d1": BLOB, "d2": BLOB, "d3": "c" * 64}
+        self.info: object = {"general.architecture": "llama", "llama.context_length": 8192}
         self.mood: Callable[[], Awaitable[web.Response]] | None = None
         self.asked: list[str] = []
         self.keys: list[str | None] = []
@@ -33,7 +35,8 @@ class FakeOllama:
             name = (await request.json())["model"]
             blob = self.blobs[self.tags.get(name) or self.tags[f"{name}:latest"]]
             modelfile = f"# FROM {name}\n\nFROM /models/blobs/sha256-{blob}\nTEMPLATE x\n"
-            return web.json_response({"modelfile": modelfile, "capabilities": ["completion"]})
+            shown = {"modelfile": modelfile, "capabilities": ["completion"], "model_info": self.info}
+            return web.json_response(shown)
         if request.path == "/v1/models":
             return web.json_response({"object": "list", "data": [{"id": name} for name in self.tags]})
         models = self.tags if request.path == "/api/tags" else self.running
@@ -77,6 +80,30 @@ async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def test_a_context_is_not_longer_than_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engines: Engines, fake: FakeOllama) -> None:
+        def asked_more(path: str, times: int) -> bool:
+            return fake.asked.count(path) > times
+
+        for name, declared, expected in (
+            ("m:1b", 65536, 8192),
+            ("m:1b", 4096, 4096),
+            ("m:1b", None, 8192),
+            ("absent", 65536, 65536),
+            ("absent", None, None),
+        ):
+            assert engines.context(ENGINE, EngineModel(name=name, slots=1, context=declared)) == expected
+        for odd in (None, {}, {"general.architecture": "llama", "llama.context_length": "many"}):
+            fake.info, fake.tags["other:1b"], fake.blobs[str(odd)] = odd, str(odd), BLOB
+            before = fake.asked.count("/api/show")
+            await until(partial(asked_more, "/api/show", before))
+            await until(partial(asked_more, "/api/ps", fake.asked.count("/api/ps") + 2))
+            assert engines.state("e").up
+            assert "other:1b" not in engines.state("e").contexts
+
+    run(test, monkeypatch)
 
 
 def test_ollama_state(monkeypatch: pytest.MonkeyPatch) -> None:

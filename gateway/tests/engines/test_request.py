@@ -859,6 +859,21 @@ def test_what_does_not_fit_is_refused_where_the_settings_say_so() -> None:
     run(test, fake, context=600, refuse_truncation=True)
 
 
+def test_what_does_not_fit_is_refused_where_it_has_tools() -> None:
+    fake = FakeEngine()
+    tool = {"type": "function", "function": {"name": "f"}}
+
+    async def test(bench: Bench) -> None:
+        result, _, _ = await bench.ask(request(**chat(LONG), tools=[tool]))
+        assert result.error.code == "context_length_exceeded"
+        # What coding agents look for, and what their user has to do.
+        assert result.error.message.startswith("The prompt is too long: ")
+        assert "ollama_context_length" in result.error.message
+
+    fake.handlers["/api/chat"] = answers(TOO_LONG, 400)
+    run(test, fake, context=600)
+
+
 def test_what_fits_for_certain_is_not_checked() -> None:
     fake, other = FakeEngine(), FakeEngine("openai")
 

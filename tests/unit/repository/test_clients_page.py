@@ -14,9 +14,10 @@ def locked() -> dict[str, str]:
     text = "".join((ROOT / f"requirements/{name}.txt").read_text() for name in ("aider", "clients"))
     # The clients' own openai comes last, because aider depends on another version.
     versions = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
-    packages = json.loads((ROOT / "tests/clients/npm/package-lock.json").read_text())["packages"]
-    for place, entry in packages.items():
-        versions[f"npm {place.removeprefix('node_modules/')}"] = entry.get("version", "")
+    for folder in ("npm", "agents"):
+        lock = json.loads((ROOT / f"tests/clients/{folder}/package-lock.json").read_text())
+        for place, entry in lock["packages"].items():
+            versions[f"npm {place.removeprefix('node_modules/')}"] = entry.get("version", "")
     return versions
 
 
@@ -29,6 +30,10 @@ def test_versions() -> None:
         "`openai` for npm": versions["npm openai"],
         "`anthropic` for Python": versions["anthropic"],
         "LangChain, `langchain-openai`": versions["langchain-openai"],
+        "Claude Code": versions["npm @anthropic-ai/claude-code"],
+        "Codex": versions["npm @openai/codex"],
+        "opencode": versions["npm opencode-linux-x64"],
+        "`llm`": versions["llm"],
         "aider": versions["aider-chat"],
         "Continue, by its command line `cn`": versions["npm @continuedev/cli"],
     }

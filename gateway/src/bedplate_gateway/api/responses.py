@@ -15,10 +15,12 @@ from bedplate_gateway import errors
 from bedplate_gateway.api import responses_schema
 from bedplate_gateway.api.fields import read_json, refuse, validated
 from bedplate_gateway.api.responses_request import to_chat
+from bedplate_gateway.api.responses_tools import Tool, by_function, text_of
 from bedplate_gateway.api.schema import CHAT, RESPONSES, MaxOutput, Request, build_request
 from bedplate_gateway.api.size import pack, unpack
 from bedplate_gateway.errors import ApiError
 
+_NO_TOOL = Tool("")
 _PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
 _DELTAS = {
     "response.output_text.delta": "message",
@@ -62,6 +64,8 @@ class ResponsesContext:
             "tool_choice": given.get("tool_choice", "auto"),
             "tools": [
                 {"description": None, "parameters": None, "strict": None} | tool
+                if tool["type"] == "function"
+                else tool
                 for tool in given.get("tools", [])
             ],
             "top_p": given.get("top_p", 1.0),
@@ -70,6 +74,10 @@ class ResponsesContext:
             "user": given.get("user"),
             "metadata": given.get("metadata", {}),
         } | content
+
+    def tools(self) -> dict[str, Tool]:
+        """Return the request's tools by the names that the engine knows."""
+        return by_function(unpack(self.packed).get("tools", []))
 
     def ended(self, response: dict[str, Any], output: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the end of a response from an engine's."""
@@ -98,7 +106,9 @@ def decode(raw: bytes, *, default_max_output: MaxOutput) -> tuple[ResponsesConte
 def encode(context: ResponsesContext, body: bytes) -> bytes:
     """Return the response for an engine's whole one."""
     response = json.loads(body)
-    items = [item for given in response["output"] if (item := _Item.read(given))] or [_Item("message")]
+    tools = context.tools()
+    items = [item for given in response["output"] if (item := _Item.read(given, tools))]
+    items = items or [_Item("message")]
     items[-1].status = response["status"]
     return json.dumps(context.ended(response, [item.done() for item in items])).encode()
 
@@ -143,19 +153,20 @@ class _Item:
     """One item of an output: a message, a reasoning or a call; `text` is also a call's arguments."""
 
     def __init__(
-        self, kind: str, text: str = "", *, index: int = 0, call_id: str = "", name: str = ""
+        self, kind: str, text: str = "", *, index: int = 0, call_id: str = "", tool: Tool = _NO_TOOL
     ) -> None:
-        self.id = f"{_PREFIXES[kind]}_{secrets.token_hex(24)}"
-        self.kind, self.text, self.index, self.call_id, self.name = kind, text, index, call_id, name
+        self.id = f"{'ctc' if tool.takes_text else _PREFIXES[kind]}_{secrets.token_hex(24)}"
+        self.kind, self.text, self.index, self.call_id, self.tool = kind, text, index, call_id, tool
         self.status = "completed"
         self.open = True
 
     @classmethod
-    def read(cls, given: dict[str, Any]) -> "_Item | None":
+    def read(cls, given: dict[str, Any], tools: dict[str, Tool]) -> "_Item | None":
         """Return an engine's item, or None for an empty one and for one that OpenAI's clients do not know."""
         text = _text_of(given)
         if given["type"] == "function_call":
-            return cls("function_call", text, call_id=given.get("call_id", ""), name=given.get("name", ""))
+            tool = _tool_of(given, tools)
+            return cls("function_call", text, call_id=given.get("call_id", ""), tool=tool)
         # A model that calls a tool often sends no text.
         return cls(given["type"], text) if text and given["type"] in _PREFIXES else None
 
@@ -166,8 +177,17 @@ class _Item:
             return shared | {"status": "in_progress", "role": "assistant", "content": []}
         if self.kind == "reasoning":
             return shared | {"summary": []}
-        call = {"call_id": self.call_id, "name": self.name, "arguments": ""}
-        return shared | {"status": "in_progress"} | call
+        call = {"call_id": self.call_id, "name": self.tool.name}
+        if self.tool.namespace:
+            call["namespace"] = self.tool.namespace
+        if self.tool.takes_text:
+            shared["type"] = "custom_tool_call"
+        return shared | {"status": "in_progress"} | call | {self.argument: ""}
+
+    @property
+    def argument(self) -> str:
+        """The field of a call that has its text."""
+        return "input" if self.tool.takes_text else "arguments"
 
     def part(self, text: str) -> dict[str, Any]:
         """Return the part of a message or a reasoning."""
@@ -178,7 +198,8 @@ class _Item:
     def done(self) -> dict[str, Any]:
         """Return the whole item."""
         if self.kind == "function_call":
-            return self.begun() | {"status": self.status, "arguments": self.text}
+            text = text_of(self.text) if self.tool.takes_text else self.text
+            return self.begun() | {"status": self.status, self.argument: text}
         if self.kind == "reasoning":
             return self.begun() | {"summary": [self.part(self.text)]}
         return self.begun() | {"status": self.status, "content": [self.part(self.text)]}
@@ -189,6 +210,7 @@ class _Writer:
 
     def __init__(self, context: ResponsesContext) -> None:
         self._context = context
+        self._tools = context.tools()
         self._number = 0
         self._items: list[_Item] = []
         self._by_index: dict[int, _Item] = {}
@@ -230,9 +252,8 @@ class _Writer:
 
     def _open(self, kind: str, event: dict[str, Any]) -> Iterator[bytes]:
         given = event.get("item", {})
-        item = _Item(
-            kind, index=len(self._items), call_id=given.get("call_id", ""), name=given.get("name", "")
-        )
+        tool = _tool_of(given, self._tools)
+        item = _Item(kind, index=len(self._items), call_id=given.get("call_id", ""), tool=tool)
         self._items.append(item)
         self._by_index[event["output_index"]] = item
         yield self._event("response.output_item.added", output_index=item.index, item=item.begun())
@@ -253,7 +274,7 @@ class _Writer:
             yield self._of(item, "response.output_text.delta", delta=text, logprobs=[])
         elif kind == "reasoning":
             yield self._of(item, "response.reasoning_summary_text.delta", delta=text)
-        else:
+        elif not item.tool.takes_text:
             yield self._of(item, "response.function_call_arguments.delta", delta=text)
 
     def _done(self, event: dict[str, Any]) -> Iterator[bytes]:
@@ -279,8 +300,14 @@ class _Writer:
         elif item.kind == "reasoning":
             yield self._of(item, "response.reasoning_summary_text.done", text=item.text)
             yield self._of(item, "response.reasoning_summary_part.done", part=item.part(item.text))
+        elif item.tool.takes_text:
+            # The text is known when its JSON is whole.
+            text = text_of(item.text)
+            yield self._of(item, "response.custom_tool_call_input.delta", delta=text)
+            yield self._of(item, "response.custom_tool_call_input.done", input=text)
         else:
-            yield self._of(item, "response.function_call_arguments.done", name=item.name, arguments=item.text)
+            name = item.tool.name
+            yield self._of(item, "response.function_call_arguments.done", name=name, arguments=item.text)
         yield self._event("response.output_item.done", output_index=item.index, item=item.done())
 
     def _end(self, kind: str, response: dict[str, Any]) -> Iterator[bytes]:
@@ -301,6 +328,12 @@ class _Writer:
         event = {"type": type} | data | {"sequence_number": self._number}
         self._number += 1
         return f"event: {type}\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def _tool_of(item: dict[str, Any], tools: dict[str, Tool]) -> Tool:
+    name = str(item.get("name") or "")
+    # A model may call what nobody offered.
+    return tools.get(name) or Tool(name)
 
 
 def _text_of(item: dict[str, Any]) -> str:

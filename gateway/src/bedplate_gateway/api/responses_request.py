@@ -5,9 +5,11 @@ The gateway checks, measures and changes it as a chat, so a conversation has one
 
 from typing import Any
 
+from bedplate_gateway.api.responses_tools import function_name, functions, text_arguments
 from bedplate_gateway.errors import bad_request
 
 _SAME = ("model", "stream", "temperature", "top_p", "parallel_tool_calls", "service_tier", "priority")
+_CALLS = {"function_call", "custom_tool_call"}
 
 
 def to_chat(request: dict[str, Any]) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def to_chat(request: dict[str, Any]) -> dict[str, Any]:
     if "max_output_tokens" in request:
         chat["max_tokens"] = request["max_output_tokens"]
     if "tools" in request:
-        chat["tools"] = [_with_function(tool) for tool in request["tools"]]
+        chat["tools"] = functions(request["tools"])
     if choice := request.get("tool_choice"):
         chat["tool_choice"] = choice if isinstance(choice, str) else _with_function(choice)
     if effort := request.get("reasoning", {}).get("effort"):
@@ -64,23 +66,32 @@ def _messages(request: dict[str, Any]) -> list[dict[str, Any]]:
     given = request["input"]
     before = len(messages)
     called: set[str] = set()
+    images: list[dict[str, Any]] = []
     for index, item in enumerate([{"role": "user", "content": given}] if isinstance(given, str) else given):
         kind = item.get("type", "message")
-        if kind == "function_call_output":
+        if kind in {"function_call_output", "custom_tool_call_output"}:
             if item["call_id"] not in called:
                 # LiteLLM would search for the call among those of all clients.
                 raise bad_request(
                     "No tool call found for this function call output: send its function_call before it.",
                     f"input[{index}]",
                 )
-            content = _content(item["output"])
-            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
-        elif kind == "message" and item["role"] != "assistant":
+            texts, shown = _output(item["output"])
+            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": texts})
+            images += shown
+            continue
+        if images:
+            # After all outputs of the turn: nothing may stand between those.
+            messages.append({"role": "user", "content": images})
+            images = []
+        if kind == "message" and item["role"] != "assistant":
             messages.append({"role": item["role"], "content": _content(item["content"])})
         else:
-            if kind == "function_call":
+            if kind in _CALLS:
                 called.add(item["call_id"])
             _add_to_turn(messages, kind, item)
+    if images:
+        messages.append({"role": "user", "content": images})
     if len(messages) == before:
         raise bad_request(
             "Invalid 'input': it contains nothing to answer: send a message.", "input", "invalid_value"
@@ -98,10 +109,11 @@ def _add_to_turn(messages: list[dict[str, Any]], kind: str, item: dict[str, Any]
     A turn's reasoning is a list of texts until the end.
     """
     turn = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
-    if kind == "function_call":
+    if kind in _CALLS:
         if turn is None:
             turn = _new_turn(messages)
-        function = {"name": item["name"], "arguments": item["arguments"]}
+        arguments = item["arguments"] if kind == "function_call" else text_arguments(item["input"])
+        function = {"name": function_name(item["name"], item.get("namespace")), "arguments": arguments}
         call = {"id": item["call_id"], "type": "function", "function": function}
         turn.setdefault("tool_calls", []).append(call)
         turn["content"] = turn["content"] or None
@@ -128,6 +140,15 @@ def _reasoning(item: dict[str, Any]) -> str:
 
 def _content(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     return content if isinstance(content, str) else [_part(part) for part in content]
+
+
+def _output(output: str | list[dict[str, Any]]) -> tuple[str | list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the texts of a tool's output, and its images: the message of a tool has none in a chat."""
+    parts = _content(output)
+    if isinstance(parts, str):
+        return parts, []
+    texts = [part for part in parts if part["type"] == "text"]
+    return texts or "", [part for part in parts if part["type"] == "image_url"]
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:

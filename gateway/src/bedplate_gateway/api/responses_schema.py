@@ -91,12 +91,21 @@ class _Call(TypedDict):
     call_id: NonEmpty
     name: NonEmpty
     arguments: Arguments
+    namespace: NotRequired[Name | None]
+
+
+class _TextCall(TypedDict):
+    type: Literal["custom_tool_call"]
+    call_id: NonEmpty
+    name: NonEmpty
+    input: str
+    namespace: NotRequired[Name | None]
 
 
 class _CallOutput(TypedDict):
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: NonEmpty
-    output: _TextContent
+    output: _UserContent
 
 
 class _ReasoningText(TypedDict):
@@ -121,8 +130,19 @@ _Item = Annotated[
     Annotated[_Message, Tag("#message")]
     | Annotated[_Call, Tag("#function_call")]
     | Annotated[_CallOutput, Tag("#function_call_output")]
+    | Annotated[_TextCall, Tag("#custom_tool_call")]
+    | Annotated[_CallOutput, Tag("#custom_tool_call_output")]
     | Annotated[_Reasoning, Tag("#reasoning")],
-    by_field("type", "message", "function_call", "function_call_output", "reasoning", absent="message"),
+    by_field(
+        "type",
+        "message",
+        "function_call",
+        "function_call_output",
+        "custom_tool_call",
+        "custom_tool_call_output",
+        "reasoning",
+        absent="message",
+    ),
 ]
 _Input = Annotated[
     Annotated[NonEmpty, Tag("#text")]
@@ -131,12 +151,45 @@ _Input = Annotated[
 ]
 
 
-class _Tool(TypedDict, total=False):
+class _Function(TypedDict, total=False):
     type: Required[Literal["function"]]
     name: Required[Name]
     description: str | None
     parameters: dict[str, Any] | None
     strict: bool | None
+
+
+class _Grammar(TypedDict, total=False):
+    type: Required[Literal["text", "grammar"]]
+    syntax: str | None
+    definition: str | None
+
+
+class _TextTool(TypedDict, total=False):
+    type: Required[Literal["custom"]]
+    name: Required[Name]
+    description: str | None
+    format: _Grammar | None
+
+
+_OneTool = Annotated[_Function, Tag("#function")] | Annotated[_TextTool, Tag("#custom")]
+
+
+class _Namespace(TypedDict, total=False):
+    type: Required[Literal["namespace"]]
+    name: Required[Name]
+    description: str | None
+    tools: Required[
+        Annotated[
+            list[Annotated[_OneTool, by_field("type", "function", "custom")]],
+            Field(max_length=MAX_PARTS, fail_fast=True),
+        ]
+    ]
+
+
+_Tool = Annotated[
+    _OneTool | Annotated[_Namespace, Tag("#namespace")], by_field("type", "function", "custom", "namespace")
+]
 
 
 class _NamedTool(TypedDict):

@@ -21,6 +21,9 @@ class EngineHealth(Protocol):
 
     session: aiohttp.ClientSession
 
+    def context(self, engine: Engine, model: EngineModel) -> int | None:
+        """Return the context in tokens that a request gets."""
+
     def report_failure(self, engine_name: str, error: str) -> None:
         """Count an engine as down until the next successful poll."""
 
@@ -124,7 +127,7 @@ async def post(
         if path == RESPONSES and not errors.names_model(text):
             raise errors.no_responses(request.model)
         health.report_missing(engine.name, model.name)
-    raise errors.from_response(response.status, error_body, request, engine, model.context)
+    raise errors.from_response(response.status, error_body, request, engine, health.context(engine, model))
 
 
 async def read_answer(response: aiohttp.ClientResponse) -> bytes:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from bedplate_gateway import background
 from bedplate_gateway.engines import client
 from bedplate_gateway.engines.client import CONNECTION_REFUSED
-from bedplate_gateway.settings import Engine, Settings
+from bedplate_gateway.settings import Engine, EngineModel, Settings
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class EngineState:
     loaded: frozenset[str] = frozenset()
     capabilities: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Ollama's names (completion, tools, vision, embedding, ...) by model; no entry where unknown."""
+    contexts: Mapping[str, int] = field(default_factory=dict)
+    """The longest context in tokens by model, whatever the settings say; no entry where unknown."""
     error: str | None = NOT_POLLED
 
 
@@ -54,6 +56,14 @@ class _Models(BaseModel):
 class _Shown(BaseModel):
     modelfile: str = ""
     capabilities: frozenset[str] | None = None
+    model_info: dict[str, object] | None = None
+
+    @property
+    def context(self) -> int | None:
+        """The model's own context in tokens."""
+        info = self.model_info or {}
+        tokens = info.get(f"{info.get('general.architecture')}.context_length")
+        return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
 class _Id(BaseModel):
@@ -123,6 +133,12 @@ class Engines:
         serving = [self._states[name] for name, engine in self._engines.items() if self.serves(engine, model)]
         reported = [state.capabilities.get(model) for state in serving]
         return bool(reported) and all(names is not None and capability not in names for names in reported)
+
+    def context(self, engine: Engine, model: EngineModel) -> int | None:
+        """Return the context that a request gets, in tokens: Ollama gives none that the model lacks."""
+        own = self._states[engine.name].contexts.get(model.name)
+        known = [tokens for tokens in (model.context, own) if tokens is not None]
+        return min(known, default=None)
 
     def report_failure(self, engine_name: str, error: str) -> None:
         """Count an engine as down, such as after a refused connection, until the next successful poll."""
@@ -199,6 +215,7 @@ class Engines:
             present=frozenset(held),
             loaded=frozenset(name for name, digest in held.items() if _blob(shown[name], digest) in blobs),
             capabilities={name: names for name in held if (names := shown[name].capabilities) is not None},
+            contexts={name: tokens for name in held if (tokens := shown[name].context) is not None},
             error=None,
         )
 

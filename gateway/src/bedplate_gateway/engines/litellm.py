@@ -268,7 +268,8 @@ class LiteLLM:
             return EngineError(errors.engine_timeout())
         if status == 404:
             health.report_missing(engine.name, model.name)
-        return engine_errors.from_response(status, text.encode(), request, engine, model.context)
+        tokens = health.context(engine, model)
+        return engine_errors.from_response(status, text.encode(), request, engine, tokens)
 
     def _provider_error(
         self, response: aiohttp.ClientResponse, message: str, request: Request, engine: Engine

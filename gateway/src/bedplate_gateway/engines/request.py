@@ -347,11 +347,8 @@ class EngineRequest:
         request = self._request
         if engine.kind == "litellm":
             return await self._forward_held(engine, model)
-        if (
-            engine.kind == "ollama"
-            and model.context is not None
-            and context.could_overflow(request, model.context)
-        ):
+        tokens = self._upstream.engines.context(engine, model)
+        if engine.kind == "ollama" and tokens is not None and context.could_overflow(request, tokens):
             if body := await self._check_fit():
                 return self._whole(body)
             if self._abandoned():
@@ -443,7 +440,8 @@ class EngineRequest:
             if refusal.error.status != 400:
                 raise
             if refusal.error.code == errors.CONTEXT_LENGTH_EXCEEDED:
-                if self._settings.refuse_truncation:
+                # An agent makes its conversation shorter, but does not see that its task was cut off.
+                if self._settings.refuse_truncation or request.has_tools:
                     raise
                 self.truncated = True
             # Another 400 is about the check itself; the request gets its own answer.
@@ -628,7 +626,7 @@ class EngineRequest:
             self.estimated = self._state in WORKED
         else:
             self.prompt_tokens, self.completion_tokens = self._usage
-            known = self._lease.model.context
+            known = self._upstream.engines.context(self._lease.engine, self._lease.model)
             self.truncated |= known is not None and self.prompt_tokens >= known - context.EDGE_TOKENS
             if not self.truncated and not self._request.has_images:
                 self._speed.learn_tokens(self._request.prompt_bytes, self.prompt_tokens)

@@ -1,0 +1,79 @@
+"""What `make client` prints for each client, made by its playbook without any host, and its parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENTS = sorted(path.stem for path in (ROOT / "playbooks/templates/clients").glob("[a-z]*.j2"))
+
+
+class Settings(NamedTuple):
+    """The variables for the user's shell, and the text of each file by its path below the home folder."""
+
+    environment: dict[str, str]
+    files: dict[str, str]
+
+    def write(self, home: Path) -> None:
+        """Write the files into a home folder."""
+        for name, text in self.files.items():
+            file = home / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+
+
+def parse(text: str) -> Settings:
+    """Return the parts of what `make client` printed."""
+    shell, *rest = re.split(r"^# ~/(\S+):\n", text, flags=re.MULTILINE)
+    lines = [shlex.split(line) for line in shell.splitlines() if line.startswith("export ")]
+    exported = dict(word.split("=", 1) for line in lines for word in line[1:])
+    return Settings(exported, dict(zip(rest[::2], rest[1::2], strict=True)))
+
+
+def printed(
+    folder: Path, settings: dict[str, Any], keys: dict[str, str], programs: Iterable[str] = CLIENTS
+) -> dict[str, str]:
+    """Return what `make client ALIAS=any` prints, by client, for an installation on one host.
+
+    `settings` are those of an inventory; what a run leaves on the control machine is made in `folder`.
+    """
+    home = folder / "config/bedplate/bedplate"
+    home.mkdir(parents=True)
+    (home / "keys.json").write_text(json.dumps({"keys": keys}))
+    groups: dict[str, Any] = {name: {"hosts": {"one": {}}} for name in ("inference", "gateway", "monitoring")}
+    (folder / "inventory.json").write_text(json.dumps({"all": {"vars": settings, "children": groups}}))
+    plays = [
+        {
+            "import_playbook": str(ROOT / "playbooks/client.yml"),
+            "vars": {
+                "client_form": "program",
+                "client_alias": "any",
+                "client_program": program,
+                "client_file": str(folder / program),
+            },
+        }
+        for program in programs
+    ]
+    (folder / "all.yml").write_text(json.dumps(plays))
+    command = [str(ROOT / ".venv/bin/python"), "-m", "ansible", "playbook"]
+    done = subprocess.run(
+        [*command, "--inventory", str(folder / "inventory.json"), str(folder / "all.yml")],
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "XDG_CONFIG_HOME": str(folder / "config"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {program: (folder / program).read_text() for program in programs}
