@@ -109,7 +109,9 @@ class Stack:
             base_url="http://gateway",
         )
 
-    def _run(self, request: Request, lease: object, disconnected: asyncio.Event) -> StubEngineRequest:
+    def _run(
+        self, request: Request, lease: object, disconnected: asyncio.Event, _headers: object
+    ) -> StubEngineRequest:
         self.engine_requests.append(StubEngineRequest(request, lease, disconnected, self.act))
         return self.engine_requests[-1]
 
