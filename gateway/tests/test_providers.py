@@ -354,6 +354,13 @@ def test_requests_wait_while_litellm_restarts(tmp_path: Path) -> None:
     async def test(stack: Stack) -> None:
         assert stack.runner is not None
         await stack.runner.cleanup()
+
+        async def whole_or_stream(request: web.Request) -> web.StreamResponse:
+            streamed = (await request.json())["stream"]
+            answer: web.StreamResponse = await (stream(*STREAM) if streamed else whole)(request)
+            return answer
+
+        stack.litellm.answer = whole_or_stream
         asked = [asyncio.create_task(stack.ask(stream=each)) for each in (False, False, True)]
         await asyncio.sleep(2.5)
         assert not any(task.done() for task in asked)
