@@ -1,6 +1,5 @@
 """The spans of requests: the real gateway and a fake LiteLLM, with a fake receiver of traces."""
 
-import asyncio
 import logging
 import threading
 import time
@@ -266,20 +265,3 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def test_nothing_waits_in_the_event_loop(receiver: FakeTraceReceiver) -> None:
-    async def gaps() -> float:
-        tracer = Tracer(TracesSettings(endpoint=receiver.url))
-        tracer.start()
-        longest, last = 0.0, time.monotonic()
-        for _ in range(500):
-            ended(tracer)
-            await asyncio.sleep(0)
-            now = time.monotonic()
-            longest, last = max(longest, now - last), now
-        await asyncio.to_thread(tracer.stop)
-        assert tracer.sent == 1000
-        return longest
-
-    assert min(asyncio.run(gaps()) for _ in range(3)) < 0.1
