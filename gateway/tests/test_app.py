@@ -117,7 +117,9 @@ class Stack:
             base_url="http://gateway",
         )
 
-    def _run(self, request: Request, lease: object, disconnected: asyncio.Event) -> StubEngineRequest:
+    def _run(
+        self, request: Request, lease: object, disconnected: asyncio.Event, _headers: object
+    ) -> StubEngineRequest:
         self.engine_requests.append(StubEngineRequest(request, lease, disconnected, self.act))
         return self.engine_requests[-1]
 
@@ -430,7 +432,9 @@ def test_the_slot_of_a_disconnected_client_is_free_only_when_the_engine_is(tmp_p
     async def scenario() -> None:
         stack = Stack(tmp_path)
 
-        def run_busy(request: Request, lease: object, disconnected: asyncio.Event) -> StubEngineRequest:
+        def run_busy(
+            request: Request, lease: object, disconnected: asyncio.Event, _headers: object
+        ) -> StubEngineRequest:
             return Busy(request, lease, disconnected, until_disconnected)
 
         stack.gateway.upstream.new_request = run_busy  # type: ignore[method-assign,assignment]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from pathlib import Path
@@ -317,10 +318,49 @@ def test_a_failure_in_a_stream_shows_no_words_of_the_provider(tmp_path: Path) ->
     run(tmp_path, test)
 
 
+END = CHUNK % ('{"finish_reason":"stop","index":0,"delta":{}}', "")
+NO_USAGE = CHUNK % ("", "")
+COUNTED = CHUNK % ("", ',"usage":{"completion_tokens":0,"prompt_tokens":11,"total_tokens":11}')
+
+
+@pytest.mark.parametrize("events", [(END, "[DONE]"), (END, NO_USAGE, "[DONE]"), (END, COUNTED, "[DONE]")])
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+def test_an_end_that_litellm_made_of_garbage_is_an_error(
+    tmp_path: Path, events: tuple[str, ...], path: str
+) -> None:
+    async def test(stack: Stack) -> None:
+        stack.litellm.answer = stream(*events)
+        body = {"model": "cloud", "messages": HI, "max_tokens": 9, "stream": True}
+        answer = await stack.client.post(path, json=body, headers={"authorization": "Bearer sk-all"})
+        assert (answer.status_code, "(its provider failed)" in answer.text) == (502, True), answer.text
+
+    run(tmp_path, test)
+
+
+def test_a_provider_may_send_an_empty_answer(tmp_path: Path) -> None:
+    usage = CHUNK % ("", ',"usage":{"completion_tokens":1,"prompt_tokens":11,"total_tokens":12}')
+
+    async def test(stack: Stack) -> None:
+        stack.litellm.answer = stream(END, usage, "[DONE]")
+        answer = await stack.ask(stream=True)
+        assert answer.status_code == 200
+        assert '"finish_reason":"stop"' in answer.text
+        assert answer.text.endswith("data: [DONE]\n\n")
+
+    run(tmp_path, test)
+
+
 def test_requests_wait_while_litellm_restarts(tmp_path: Path) -> None:
     async def test(stack: Stack) -> None:
         assert stack.runner is not None
         await stack.runner.cleanup()
+
+        async def whole_or_stream(request: web.Request) -> web.StreamResponse:
+            streamed = (await request.json())["stream"]
+            answer: web.StreamResponse = await (stream(*STREAM) if streamed else whole)(request)
+            return answer
+
+        stack.litellm.answer = whole_or_stream
         asked = [asyncio.create_task(stack.ask(stream=each)) for each in (False, False, True)]
         await asyncio.sleep(2.5)
         assert not any(task.done() for task in asked)
@@ -392,6 +432,36 @@ def test_a_local_model_falls_back_to_a_provider_that_the_key_may_use(tmp_path: P
         ]
         (requests,) = stack.metric("bedplate_gateway_requests_total{")
         assert 'model="cloud"' in requests
+
+    run(tmp_path, test, fallbacks={"m": ["cloud"]})
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_message_names_the_model_that_answered(tmp_path: Path, streamed: bool) -> None:
+    async def test(stack: Stack) -> None:
+        stack.litellm.answer = stream(*STREAM) if streamed else whole
+        body = {"model": "m", "messages": HI, "max_tokens": 9, "stream": streamed}
+        answer = await stack.client.post("/v1/messages", json=body, headers={"x-api-key": "sk-all"})
+        assert answer.headers["x-bedplate-fallback"] == "cloud"
+        assert re.findall(r'"model": "(\w+)"', answer.text) == ["cloud"]
+
+    run(tmp_path, test, fallbacks={"m": ["cloud"]})
+
+
+def test_a_response_names_the_model_that_answered(tmp_path: Path) -> None:
+    async def response(_: web.Request) -> web.StreamResponse:
+        text = {"type": "output_text", "text": "Hello!", "annotations": []}
+        message = {"type": "message", "role": "assistant", "content": [text]}
+        usage = {"input_tokens": 11, "output_tokens": 3, "total_tokens": 14}
+        document = {"id": "resp_1", "model": "cloud", "status": "completed", "usage": usage}
+        return web.json_response(document | {"output": [message]})
+
+    async def test(stack: Stack) -> None:
+        stack.litellm.answer = response
+        headers = {"authorization": "Bearer sk-all"}
+        answer = await stack.client.post("/v1/responses", json={"model": "m", "input": "hi"}, headers=headers)
+        assert (answer.status_code, answer.headers["x-bedplate-fallback"]) == (200, "cloud"), answer.text
+        assert answer.json()["model"] == "cloud"
 
     run(tmp_path, test, fallbacks={"m": ["cloud"]})
 

@@ -140,6 +140,13 @@ def provider_addresses(model_list: Iterable[Any]) -> list[str]:
     return [str(each.get("api_base") or "any") for each in params if isinstance(each, Mapping)]
 
 
+def environment_urls(environment: Any) -> list[str]:
+    """Return the values that are URLs, such as LANGFUSE_HOST."""
+    # What is no dictionary is refused where the settings are checked, and must not fail here.
+    values = environment.values() if isinstance(environment, Mapping) else ()
+    return [value for value in values if isinstance(value, str) and value.startswith(("http://", "https://"))]
+
+
 def served_models(models: Iterable[Mapping[str, Any]], slots: int, context: int) -> list[dict[str, Any]]:
     """Return name, slots and context length (tokens) of the declared models; num_ctx overrides `context`."""
     return [
@@ -200,6 +207,7 @@ class FilterModule:
                 litellm_deployments,
                 provider_models,
                 provider_addresses,
+                environment_urls,
                 served_models,
                 dashboard_inference_hosts,
                 dashboard_node_exporters,

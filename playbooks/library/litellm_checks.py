@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,7 +69,7 @@ options:
     elements: str
     required: true
   provider_models:
-    description: The models of other providers.
+    description: The models of other providers, one for each item of litellm_model_list.
     type: list
     elements: str
     default: []
@@ -208,14 +209,16 @@ def check_providers(litellm: LiteLLM, models: list[str], keys: list[str], file: 
     metrics = litellm.metrics.request("GET", "/metrics")
     if metrics.status != 200:
         return check(name, None, litellm.metrics.describe(metrics), JOURNAL)
-    missing = sorted(set(models) - set(SERVED.findall(metrics.body.decode(errors="replace"))))
+    names = set(models)
+    missing = sorted(names - set(SERVED.findall(metrics.body.decode(errors="replace"))))
     try:
         environment = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         environment = {}
     absent = [key for key in keys if not environment.get(key)]
-    seen = f"{len(models) - len(missing)} of {len(models)} models are listed"
+    seen = f"{len(names) - len(missing)} of {len(names)} models are listed"
     seen += f" without {', '.join(missing)}" if missing else ""
+    seen += "".join(f", {model} has {items} items" for model, items in Counter(models).items() if items > 1)
     seen += f", {file} has no {', '.join(absent)}" if absent else f", with {len(keys)} keys"
     return check(name, not missing and not absent, seen, CONFIGURE)
 
@@ -306,7 +309,7 @@ def litellm_checks(
         check_version(litellm, version),
         check_address(host_address, port),
         check_key(litellm),
-        check_deployments(litellm, deployments + provider_models),
+        check_deployments(litellm, [*deployments, *set(provider_models)]),
         check_lane(litellm, lanes[True], through=True),
         check_lane(litellm, lanes[False], through=False),
         check_control_fields(litellm, models_of(deployments)),
@@ -358,7 +361,7 @@ def main() -> None:
     )
     checks.append(check_providers(litellm, models, params["provider_keys"], params["environment_file"]))
     if params["call_providers"]:
-        checks += [call_provider(litellm, model) for model in models]
+        checks += [call_provider(litellm, model) for model in dict.fromkeys(models)]
     module.exit_json(changed=False, checks=checks)
 
 

@@ -33,6 +33,8 @@ class FakeGateway(ThreadingHTTPServer):
         self.ready = 200
         self.stream_ends = {"/v1/messages": "message_stop", "/v1/responses": "response.incomplete"}
         self.tokens = 0
+        self.metrics = ""
+        """Lines of /metrics, after that of the tokens."""
         self.tokens_of_a_stream = 1
         self.edge_only = False
         """Whether only an edge answers, with its own error."""
@@ -92,11 +94,10 @@ class FakeHandler(BaseHTTPRequestHandler):
         elif self.path in self.server.open_paths:
             self.reply(200, {}, {})
         elif self.path == "/metrics" and not self.key:
-            self.reply_with(
-                200,
-                f'bedplate_gateway_completion_tokens_total{{alias="verify",model="m"}} {self.server.tokens}',
-                {},
+            tokens = (
+                f'bedplate_gateway_completion_tokens_total{{alias="verify",model="m"}} {self.server.tokens}'
             )
+            self.reply_with(200, f"{tokens}\n{self.server.metrics}", {})
         elif self.path == "/health/readiness":
             self.reply(self.server.ready, {}, {})
         elif self.path != "/v1/models":

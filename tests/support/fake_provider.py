@@ -8,6 +8,7 @@ The name of the model says what it does:
     fake-garbage  answers with text that is no JSON
     fake-never    never answers
 
+Any other model answers, too.
 A key other than `sk-fake-key` gets 401, with words that no client of the gateway may see. `GET /calls`
 returns the number of requests by model.
 """
@@ -32,8 +33,9 @@ class FakeProvider(BaseHTTPRequestHandler):
     calls: ClassVar[Counter[str]] = Counter()
 
     def do_GET(self) -> None:
-        """Return the number of requests by model."""
-        self._answer(200, dict(self.calls))
+        """Return the models as an engine lists them, or the number of requests by model."""
+        listed = {"data": [{"id": "fake-never"}]}
+        self._answer(200, listed if self.path == "/v1/models" else dict(self.calls))
 
     def do_POST(self) -> None:
         """Answer a chat, as its model says."""

@@ -15,6 +15,16 @@ from tests.support.stack import Stack, wait_for
 GATEWAY, METRICS, LITELLM = 18500, 18504, 18503
 FOLDER = "/run/second-stack"
 KEY = "sk-a"
+LITELLM_PYTHON = "/opt/bedplate/litellm/current/bin/python"
+LITELLM_VARIABLES = (
+    "LITELLM_MODE=PRODUCTION\nLITELLM_OFFLINE_MODE=true\nLITELLM_LOG=ERROR\nGRACEFUL_SHUTDOWN_TIMEOUT=1\n"
+)
+# As in templates/systemd/litellm.service.j2.
+OF_TRACES = (
+    "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=NO_CONTENT\n"
+    "OTEL_SEMCONV_STABILITY_OPT_IN=gen_ai_latest_experimental\nOTEL_TRACES_SAMPLER=parentbased_always_off\n"
+    "OTEL_SERVICE_NAME=litellm\nOTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf\nOTEL_EXPORTER_OTLP_ENDPOINT={}\n"
+)
 WARM_UP = (
     "  - model_name: warm-up\n    litellm_params: {model: hosted_vllm/warm-up, api_key: none, "
     "use_chat_completions_api: true, mock_response: ready}\n"
@@ -29,10 +39,12 @@ def second_stack(
     model_list: str,
     servers: Mapping[str, tuple[Path, str]],
     environment: Mapping[str, str] | None = None,
+    traces: str = "",
 ) -> Iterator[None]:
     """Run the second stack on the host; `servers` has a program and its arguments by the name of each one.
 
-    `settings` are added to the gateway's, `model_list` is LiteLLM's, with the role's other settings.
+    `settings` are added to the gateway's, `model_list` is LiteLLM's, with the role's other settings. `traces`
+    is the URL of a receiver of traces.
     """
     document = {
         "api": {"address": "127.0.0.1", "port": GATEWAY},
@@ -40,6 +52,7 @@ def second_stack(
         "litellm": {"url": f"http://127.0.0.1:{LITELLM}", "key_file": f"{FOLDER}/master-key"},
         "keys_file": f"{FOLDER}/keys.json",
         "state_dir": FOLDER,
+        "traces": {"endpoint": traces} if traces else None,
         **settings,
     }
     secret = {"sha256": hashlib.sha256(KEY.encode()).hexdigest()}
@@ -49,13 +62,19 @@ def second_stack(
         stack(f"umask 077; cat >{FOLDER}/{name}.json", stdin=json.dumps(content))
     # The retry settings are those of the role's configuration, and so is the start program.
     shared = "sed -n '/^litellm_settings:/,$p' /etc/bedplate/litellm/config.yaml"
+    if traces:
+        shared += """ | sed 's/"callbacks": \\["prometheus"/&, "otel"/'"""
     stack(f"{{ cat; {shared}; }} >{FOLDER}/config.yaml", stdin=f"model_list:\n{model_list}{WARM_UP}")
     for name, (program, arguments) in servers.items():
         send_file(stack.name, program, f"{FOLDER}/{program.name}")
         stack(
             f"systemd-run --quiet --unit=second-{name} --setenv=PYTHONUNBUFFERED=1 "
-            f"python3 {FOLDER}/{program.name} {arguments}"
+            # It has what the fakes import.
+            f"{LITELLM_PYTHON} {FOLDER}/{program.name} {arguments}"
         )
+    stack(
+        f"cat >{FOLDER}/litellm.env", stdin=LITELLM_VARIABLES + (OF_TRACES.format(traces) if traces else "")
+    )
     start_second_litellm(stack)
     stack(
         "systemd-run --quiet --unit=second-gateway --property=Type=notify --property=NotifyAccess=all "
@@ -75,11 +94,9 @@ def start_second_litellm(stack: Stack) -> None:
         f"--property=LoadCredential={name}:{FOLDER}/{name}" for name in ("master-key", "environment.json")
     )
     stack(
-        "systemd-run --quiet --unit=second-litellm --property=Type=notify --setenv=LITELLM_MODE=PRODUCTION "
-        f"--setenv=LITELLM_OFFLINE_MODE=true --setenv=LITELLM_LOG=ERROR {credentials} "
-        "--setenv=GRACEFUL_SHUTDOWN_TIMEOUT=1 "
-        "/opt/bedplate/litellm/current/bin/python /opt/bedplate/litellm/start.py "
-        f"{LITELLM} {FOLDER}/config.yaml"
+        "systemd-run --quiet --unit=second-litellm --property=Type=notify "
+        f"--property=EnvironmentFile={FOLDER}/litellm.env {credentials} "
+        f"{LITELLM_PYTHON} /opt/bedplate/litellm/start.py {LITELLM} {FOLDER}/config.yaml"
     )
 
 
@@ -88,11 +105,12 @@ def second_metrics(stack: Stack) -> str:
     return stack(f"curl --silent --fail http://127.0.0.1:{METRICS}/metrics")
 
 
-def ask_second(stack: Stack, model: str, **fields: Any) -> tuple[int, dict[str, str], str]:
-    """Send a chat to the second gateway; return status, headers and body."""
+def ask_second(stack: Stack, model: str, header: str = "", **fields: Any) -> tuple[int, dict[str, str], str]:
+    """Send a chat to the second gateway, with one more header; return status, headers and body."""
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}
     answer = stack(
-        f"curl --silent --include --max-time 90 --header 'Authorization: Bearer {KEY}' --json @- "
+        f"curl --silent --include --max-time 90 --header 'Authorization: Bearer {KEY}' --header '{header}' "
+        "--json @- "
         f"http://127.0.0.1:{GATEWAY}/v1/chat/completions",
         stdin=json.dumps(body),
     ).replace("\r\n", "\n")

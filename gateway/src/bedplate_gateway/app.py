@@ -23,6 +23,7 @@ from bedplate_gateway.api.messages import COUNT_TOKENS, MESSAGES, MessagesAdapte
 from bedplate_gateway.api.responses import ResponsesAdapter
 from bedplate_gateway.api.schema import CHAT, RESPONSES, Request
 from bedplate_gateway.clock import ExpiryClock
+from bedplate_gateway.engines.client import NO_HEADERS
 from bedplate_gateway.engines.errors import PROMPT_FIELDS
 from bedplate_gateway.engines.health import Engines
 from bedplate_gateway.engines.litellm import LiteLLM
@@ -32,6 +33,7 @@ from bedplate_gateway.http.request import ClientRequest, Receive, Scope, Send
 from bedplate_gateway.keys import Key, Keys
 from bedplate_gateway.metrics import CONTENT_TYPE, Metrics
 from bedplate_gateway.settings import PRIORITY_CLASSES, PriorityClass, Settings
+from bedplate_gateway.traces import CLIENT, Tracer, operation
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,9 @@ class Gateway:
         # systemd names a folder that outlives a reboot.
         self.clock = ExpiryClock(Path(os.environ.get("STATE_DIRECTORY") or settings.state_dir) / "clock")
         keys.now = self.clock.now
+        self.tracer = Tracer(settings.traces) if settings.traces else None
         self.metrics = Metrics(self.local, self.litellm, self.clock, lambda: self.in_flight)
+        self.metrics.tracer = self.tracer
         # After a reload the new process, which Prometheus scrapes, counts the requests that end here.
         self.count: Callable[[AccessRecord], None] = self.metrics.count
         self.in_flight = 0
@@ -83,6 +87,8 @@ class Gateway:
         await self.engines.start()
         await self.litellm.start(self.engines.session)
         self._ticker = background.start("ticker", self._tick())
+        if self.tracer:
+            self.tracer.start()
 
     async def stop(self) -> None:
         """Stop the tasks that `start` began."""
@@ -91,6 +97,8 @@ class Gateway:
         self._keyless.write()
         await self.litellm.stop()
         await self.engines.stop()
+        if self.tracer:
+            await asyncio.to_thread(self.tracer.stop)
 
     async def _tick(self) -> Never:
         checked = logged = float("-inf")
@@ -119,6 +127,8 @@ class Gateway:
         record = AccessRecord(f"req_{secrets.token_hex(12)}", time.monotonic())
         # OpenAI's name for it, and Anthropic's.
         client.extra_headers = {"x-request-id": record.id, "request-id": record.id}
+        if self.tracer is not None and client.path in INFERENCE:
+            client.trace = self.tracer.begin(client.header("traceparent"))
         self.in_flight += 1
         try:
             await self._route(client, record)
@@ -139,6 +149,8 @@ class Gateway:
             self.in_flight -= 1
             record.seconds = time.monotonic() - record.arrived
             self.count(record)
+            if client.trace is not None:
+                client.trace.end(record)
             if record.status >= 400 and record.alias == NONE:
                 self._keyless.add(record)
             elif client.method != "GET" or record.status >= 400:
@@ -241,10 +253,8 @@ class Gateway:
         with self._body_memory.hold(key.alias) as grow:
             adapter = self._adapter(record.path)
             try:
-                # What is refused anyway is refused before its body costs anything.
-                self.local.check_limits(key)
                 # Nothing else keeps the body once the request has it packed.
-                request = adapter.decode_request(await client.body(self.settings.max_body_bytes, grow))
+                request = adapter.decode_request(await self._body(client, key, grow))
                 grow(request.held_bytes)
             except ApiError as error:
                 if error.status == 429:
@@ -256,12 +266,16 @@ class Gateway:
         """Answer with an estimate: no engine counts a prompt without a slot and the work on it."""
         key = self._authenticate(client, record)
         with self._body_memory.hold(key.alias) as grow:
-            self.local.check_limits(key)
-            request = messages.decode_count(await client.body(self.settings.max_body_bytes, grow))
+            request = messages.decode_count(await self._body(client, key, grow))
         self._check_model(request.model, key)
         record.model = request.model
         tokens = self.upstream.tokens(request.model, request.prompt_bytes)
         await self._respond_json(client, record, {"input_tokens": tokens})
+
+    async def _body(self, client: ClientRequest, key: Key, grow: Callable[[int], None]) -> bytes:
+        """Return the body; what is refused anyway is refused before its body costs anything."""
+        self.local.check_limits(key)
+        return await client.body(self.settings.max_body_bytes, grow)
 
     def _check_model(self, model: str, key: Key) -> None:
         if model not in self._models or not key.may_use(model):
@@ -280,7 +294,10 @@ class Gateway:
             except ApiError as error:
                 if client.started or not fallbacks or not _may_fall_back(error):
                     raise
+                if client.trace is not None:
+                    client.trace.fail(error.reason)
             request = request.for_model(fallbacks.pop(0))
+            adapter.fall_back(request)
             record.requested = own
 
     async def _answer_by(
@@ -291,6 +308,8 @@ class Gateway:
         priority_class = _lowered(key.priority_class, request.lower_to)
         admission_request = AdmissionRequest(key, priority_class, request.model, request.prompt_bytes)
         record.model, record.priority_class, record.stream = request.model, priority_class, request.stream
+        if client.trace is not None:
+            client.trace.begin("wait")
         watcher = asyncio.create_task(client.watch())
         try:
             lease = await acquire(self.admission, admission_request, client.on_disconnect)
@@ -318,21 +337,25 @@ class Gateway:
     ) -> None:
         started = time.monotonic()
         record.wait, record.engine = lease.waited, lease.engine.name
-        engine_request = self.upstream.new_request(request, lease, client.disconnected)
+        headers = NO_HEADERS
+        if client.trace is not None:
+            client.trace.begin(f"{operation(record.path)} {request.model}", CLIENT)
+            headers = {"traceparent": client.trace.traceparent()}
+        engine_request = self.upstream.new_request(request, lease, client.disconnected, headers)
         try:
             answer = await engine_request.answer()
             record.status = answer.status
             if request.stream:
                 record.first_byte = time.monotonic() - record.arrived
-            headers = (
+            answer_headers = (
                 answer.headers | lease.headers | {"x-bedplate-queue-ms": str(round(lease.waited * 1000))}
             )
             if record.requested != NONE:
-                headers["x-bedplate-fallback"] = request.model
+                answer_headers["x-bedplate-fallback"] = request.model
             if answer.body is not None:
-                await client.respond(answer.status, adapter.encode_response(answer.body), headers)
+                await client.respond(answer.status, adapter.encode_response(answer.body), answer_headers)
             else:
-                await self._stream(client, headers, adapter.encode_stream(answer.events()))
+                await self._stream(client, answer_headers, adapter.encode_stream(answer.events()))
         finally:
             # It keeps the slot until the engine is free, which can be after the client has disconnected.
             await engine_request.close()
@@ -345,6 +368,8 @@ class Gateway:
             )
             record.estimated, record.retries = engine_request.estimated, engine_request.retries
             record.truncated, record.cost = engine_request.truncated, engine_request.cost
+            if client.trace is not None:
+                client.trace.describe_engine(record, lease.engine.kind)
         if engine_request.error is not None:
             record.reason = engine_request.error.reason
 

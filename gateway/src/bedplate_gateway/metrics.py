@@ -25,6 +25,7 @@ from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.clock import ExpiryClock
 from bedplate_gateway.engines.litellm import Lane, LiteLLM
 from bedplate_gateway.settings import PRIORITY_CLASSES
+from bedplate_gateway.traces import Tracer
 
 # They would double the series, and nothing reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -157,6 +158,7 @@ class Metrics:
         self, admission: LocalAdmission, litellm: LiteLLM, clock: ExpiryClock, in_flight: Callable[[], int]
     ) -> None:
         self.dropped_log_lines: Callable[[], int] = lambda: 0
+        self.tracer: Tracer | None = None
         self._admission = admission
         self._litellm = litellm
         self._clock = clock
@@ -289,7 +291,14 @@ class Metrics:
             "Total number of log lines that were dropped, because nobody read them in time.",
             value=self.dropped_log_lines(),
         )
-        return [*families.values(), lost, dropped]
+        spans = CounterMetricFamily(
+            "bedplate_gateway_spans",
+            "Total number of spans that were sent to the receiver of traces, and of those that were dropped.",
+            labels=["result"],
+        )
+        spans.add_metric(["sent"], self.tracer.sent if self.tracer else 0)
+        spans.add_metric(["dropped"], self.tracer.dropped if self.tracer else 0)
+        return [*families.values(), lost, dropped, spans]
 
     def render(self, read: Iterable[Metric]) -> bytes:
         """Return all metrics in Prometheus' text format, with those of `read`; any thread may call it."""

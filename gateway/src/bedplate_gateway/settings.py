@@ -71,6 +71,13 @@ class LiteLLMSettings(Strict):
     direct: frozenset[str] = frozenset()
 
 
+class TracesSettings(Strict):
+    """The receiver of OpenTelemetry's traces, its base URL without /v1/traces; how many have one."""
+
+    endpoint: str
+    percent: Annotated[int, Field(ge=1, le=100)] = 100
+
+
 class ModelLimits(Strict):
     """Limits of a model for all keys together: requests and tokens per minute, and tokens per answer."""
 
@@ -97,6 +104,7 @@ class Settings(Strict):
     metrics: Listener
     engines: tuple[Engine, ...]
     litellm: LiteLLMSettings | None = None
+    traces: TracesSettings | None = None
     models: dict[str, ModelLimits] = {}
     fallbacks: dict[str, tuple[str, ...]] = {}
     """The providers' models that answer, in this order, where no engine of a model does."""

@@ -1,6 +1,7 @@
 """Who may start and when, with a clock that the test holds."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,23 @@ def test_a_full_queue_is_429_and_too_long_a_wait_503_and_both_say_when_to_come_a
     assert bench.used("rpm") == 0
     bench.leases["0"].release()
     assert bench.idle()
+
+
+def test_a_full_queue_refuses_nothing_that_starts_at_once() -> None:
+    models = [{"name": "m", "slots": 1}, {"name": "idle", "slots": 1}]
+    engine = {"name": "one", "kind": "openai", "url": "http://one", "models": models}
+    bench = Bench(engines=[engine], queues={"normal": {"size": 1}})
+    for name in ("first", "waits", "refused"):
+        bench.submit(name)
+    assert bench.errors["refused"].code == "queue_full"
+    for name in ("of another model", "a second one"):
+        bench.admission.submit(
+            AdmissionRequest(bench.keys.by_alias["free"], "normal", "idle", 10),
+            partial(bench.leases.__setitem__, name),
+            partial(bench.errors.__setitem__, name),
+        )
+    assert bench.leases.keys() == {"first", "of another model"}
+    assert bench.errors["a second one"].code == "queue_full"
 
 
 def test_without_an_engine_the_answer_is_503_and_what_waits_goes_on_when_it_is_back() -> None:

@@ -46,12 +46,12 @@ def read_environment() -> dict[str, str]:
     """Return the providers' keys by their names, as litellm_environment has them."""
     path = Path(os.environ["CREDENTIALS_DIRECTORY"], "environment.json")
     try:
-        document: dict[str, str] = json.loads(path.read_text())
-    except ValueError:
+        document: dict[str, object] = json.loads(path.read_text())
+        return {name: str(value) for name, value in document.items()}
+    except (ValueError, AttributeError):
         sys.exit(
             "/etc/bedplate/litellm/environment.json is not valid: ansible-playbook site.yml --tags litellm"
         )
-    return {name: str(value) for name, value in document.items()}
 
 
 def refuse_taken_port(port: int) -> None:

@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 
-from tests.support import fake_provider
+from tests.support import fake_provider, fake_trace_receiver
 from tests.support.second_stack import (
     FOLDER,
+    GATEWAY,
+    KEY,
     LITELLM,
     ask_second,
     second_metrics,
     second_stack,
     start_second_litellm,
 )
-from tests.support.stack import Stack
+from tests.support.stack import Stack, wait_for
 
-PROVIDER = 18506
+PROVIDER, RECEIVER = 18506, 18507
 SLOW_SECONDS = 3
 PARAMETERS = f"api_base: 'http://127.0.0.1:{PROVIDER}/v1', timeout: {SLOW_SECONDS}"
 # By the name of the model in the API: what the fake provider does, and the key that it gets.
@@ -34,26 +36,53 @@ MODELS = {
     "garbage": ("fake-garbage", "GOOD"),
     "silent": ("fake-never", "GOOD"),
 }
+# A second item of its name: a group.
+PAIR = {"pair": ("fake-ok-1", "GOOD")}, {"pair": ("fake-ok-2", "GOOD")}
 MODEL_LIST = "".join(
     f"  - model_name: {name}\n    litellm_params: {{model: openai/{fake}, api_key: os.environ/{key}, "
     f"input_cost_per_token: 0.001, output_cost_per_token: 0.002, {PARAMETERS}}}\n"
-    for name, (fake, key) in MODELS.items()
+    for models in (MODELS, *PAIR)
+    for name, (fake, key) in models.items()
 )
+DEPLOYMENT = (
+    "  - model_name: two/{model}\n    litellm_params: {{model: hosted_vllm/{model}, api_key: none, "
+    "use_chat_completions_api: true, api_base: '{url}/v1'}}\n"
+)
+QUEUE_SECONDS = 2
+TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 ENVIRONMENT = {"GOOD": fake_provider.KEY, "WRONG": "sk-fake-wrong"}
 
 
 @pytest.fixture(scope="module")
 def second(stack: Stack) -> Iterator[Stack]:
-    """The host with the second stack, whose only engine is down."""
-    local = {"name": "one", "kind": "ollama", "url": "http://127.0.0.1:9"}
-    names = [{"name": name, "slots": 4} for name in MODELS]
+    """The host with the second stack: a dead engine, the host's own, one that is full, and providers."""
+    dead = {"name": "one", "kind": "ollama", "url": "http://127.0.0.1:9"}
+    own = json.loads(stack("cat /etc/bedplate/bedplate-gateway/gateway.json"))["engines"][0]
+    full = {"name": "three", "kind": "openai", "url": f"http://127.0.0.1:{PROVIDER}"}
+    names = [{"name": name, "slots": 4} for name in (*MODELS, "pair")]
     providers = {"name": "litellm", "kind": "litellm", "url": f"http://127.0.0.1:{LITELLM}", "models": names}
     settings = {
-        "engines": [local | {"models": [{"name": "m", "slots": 1}]}, providers],
-        "fallbacks": {"m": ["cloud"], "limited": ["cloud"]},
+        "engines": [
+            dead | {"models": [{"name": "m", "slots": 1}]},
+            own | {"name": "two", "models": [{"name": stack.model, "slots": 1}]},
+            full | {"api_key": fake_provider.KEY, "models": [{"name": "fake-never", "slots": 1}]},
+            providers,
+        ],
+        "fallbacks": {"m": ["cloud"], "limited": ["cloud"], "fake-never": ["cloud"]},
+        "queues": {"normal": {"size": 1, "seconds": QUEUE_SECONDS}},
     }
-    servers = {"provider": (Path(fake_provider.__file__), str(PROVIDER))}
-    with second_stack(stack, settings, model_list=MODEL_LIST, servers=servers, environment=ENVIRONMENT):
+    servers = {
+        "provider": (Path(fake_provider.__file__), str(PROVIDER)),
+        "receiver": (Path(fake_trace_receiver.__file__), str(RECEIVER)),
+    }
+    with second_stack(
+        stack,
+        settings,
+        model_list=MODEL_LIST + DEPLOYMENT.format(model=stack.model, url=own["url"]),
+        servers=servers,
+        environment=ENVIRONMENT,
+        traces=f"http://127.0.0.1:{RECEIVER}",
+    ):
         yield stack
 
 
@@ -114,6 +143,86 @@ def test_a_local_model_that_is_down_falls_back(second: Stack) -> None:
     status, headers, body = ask_second(second, "m")
     assert (status, headers["x-bedplate-fallback"]) == (200, "cloud"), body
     assert 'bedplate_gateway_fallbacks_total{model="m"} 1.0' in second_metrics(second)
+
+
+def test_a_local_model_that_is_full_falls_back(second: Stack) -> None:
+    """The first request has the only slot, the second one waits, and the queue has no place for a third."""
+    answers: dict[str, tuple[float, int, dict[str, str]]] = {}
+
+    def ask(name: str) -> None:
+        started = time.monotonic()
+        status, headers, _ = ask_second(second, "fake-never")
+        answers[name] = (time.monotonic() - started, status, headers)
+
+    second(
+        "systemd-run --quiet --unit=second-client curl --silent --max-time 60 --json "
+        '\'{"model": "fake-never", "messages": [{"role": "user", "content": "hi"}]}\' '
+        f"--header 'Authorization: Bearer {KEY}' http://127.0.0.1:{GATEWAY}/v1/chat/completions"
+    )
+    busy = 'bedplate_gateway_slots_busy{engine="three",model="fake-never"} 1.0'
+    wait_for(lambda: busy in second_metrics(second))
+    waiting = threading.Thread(target=ask, args=("waited",))
+    waiting.start()
+    wait_for(lambda: 'bedplate_gateway_queue_requests{class="normal"} 1.0' in second_metrics(second))
+    ask("refused")
+    waiting.join()
+    second("systemctl stop second-client")
+    for name, least, most in (("refused", 0, QUEUE_SECONDS - 0.5), ("waited", QUEUE_SECONDS - 0.5, 10)):
+        seconds, status, headers = answers[name]
+        print(f"{name}: {seconds:.2f} s, x-bedplate-queue-ms {headers.get('x-bedplate-queue-ms')}")
+        assert (status, headers.get("x-bedplate-fallback")) == (200, "cloud")
+        assert least < seconds < most
+
+
+def test_items_of_one_name_are_a_group(second: Stack) -> None:
+    for _ in range(12):
+        assert ask_second(second, "pair")[0] == 200
+    assert {"fake-ok-1", "fake-ok-2"} <= calls(second).keys()
+
+
+def test_garbage_in_place_of_a_stream_is_an_error(second: Stack) -> None:
+    status, _, body = ask_second(second, "garbage", stream=True)
+    assert (status, "(its provider failed)" in body) == (502, True), body
+
+
+def spans_of(stack: Stack, trace: str) -> list[dict[str, Any]]:
+    """Return the spans of a trace that the receiver got, in the order of their start."""
+    spans: list[dict[str, Any]] = json.loads(stack(f"curl --silent --fail http://127.0.0.1:{RECEIVER}/spans"))
+    spans = [span for span in spans if span["traceId"] == trace]
+    return sorted(spans, key=lambda span: int(span["startTimeUnixNano"]))
+
+
+def test_one_trace_from_the_gateway_through_litellm_to_the_engine(second: Stack) -> None:
+    question = [{"role": "user", "content": "Tell me a secret."}]
+    header = f"traceparent: 00-{TRACE}-{CALLER}-01"
+    status, _, body = ask_second(second, second.model, header, messages=question, max_tokens=16)
+    assert status == 200, body
+    wait_for(lambda: {span["service"] for span in spans_of(second, TRACE)} == {"bedplate-gateway", "litellm"})
+    spans = spans_of(second, TRACE)
+    print(json.dumps(spans))
+    children: dict[str, list[dict[str, Any]]] = {}
+    for span in spans:
+        children.setdefault(span["parentSpanId"], []).append(span)
+    [root] = children[CALLER]
+    assert root["name"] == "POST /v1/chat/completions"
+    parts = children[root["spanId"]]
+    assert [part["name"] for part in parts] == ["admission", "wait", f"chat {second.model}"]
+    [proxy] = children[parts[-1]["spanId"]]
+    assert proxy["service"] == "litellm"
+    [engine] = [span for span in children[proxy["spanId"]] if "gen_ai.request.model" in span["values"]]
+    names = ("gen_ai.operation.name", "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
+    assert all(root["values"][name] == engine["values"][name] for name in names)
+    assert root["values"]["gen_ai.request.model"] == second.model
+    # Each part lies within the one above it; clocks of processes on one host agree to a millisecond.
+    for inner, outer in ((parts[-1], root), (proxy, parts[-1]), (engine, proxy)):
+        assert int(inner["startTimeUnixNano"]) >= int(outer["startTimeUnixNano"]) - 1_000_000
+    raw = second(
+        f"curl --silent --fail http://127.0.0.1:{RECEIVER}/raw | tr --complement --delete '[:print:]'"
+    )
+    answer = json.loads(body)["choices"][0]["message"]["content"]
+    assert "admission" in raw
+    assert "litellm_request" in raw or "chat " in raw
+    assert not any(word in raw for word in (answer, "secret", "sk-"))
 
 
 def test_requests_wait_while_litellm_restarts(second: Stack) -> None:

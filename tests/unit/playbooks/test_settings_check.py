@@ -64,6 +64,7 @@ SAMPLES = {
     "text": "{{ .System }}\n",
     "tls": "own",
     "url": "http://[fd00::1]:8000/llm/v1/",
+    "url_or_empty": "http://10.2.0.9:4318",
     "url_of_hook": "https://hooks.example.org:8443/T0/B1?token=a%20b",
     "user": "bedplate",
     "wait": "30s",
@@ -126,6 +127,7 @@ REST = (*MARKS, "negative", "braces", "unicode", "traversal", "traversal inside"
 HARMLESS: dict[str, dict[str, str]] = {
     "account_or_empty": {"empty": DEFAULT},
     "alias_or_empty": {"empty": DEFAULT},
+    "url_or_empty": {"empty": DEFAULT},
     "checksum": {"empty": DEFAULT},
     "chip": {"space": "it only selects a row of the role's table"},
     "control_file": dict.fromkeys([*REST, "space"], ON_CONTROL),
@@ -374,6 +376,7 @@ def test_a_role_gets_what_the_wiring_has_to_set(tmp_path: Path) -> None:
         "litellm_other_models": [],
         "litellm_allowed_addresses": [],
         "litellm_engine_timeout_seconds": 60,
+        "litellm_traces_endpoint": "",
         "litellm_master_key_file": "/etc/key",
         "bedplate_managed": "Managed by Bedplate",
     }

@@ -141,7 +141,10 @@ def service_keys(*models: str) -> list[dict[str, Any]]:
 
 
 def litellm(
-    *deployments: tuple[str, str, str], allowed: Sequence[str] = (), others: Sequence[str] = ()
+    *deployments: tuple[str, str, str],
+    allowed: Sequence[str] = (),
+    others: Sequence[str] = (),
+    traces: str = "",
 ) -> dict[str, Any]:
     """Return LiteLLM's wiring; each deployment is host, model and the engine's URL."""
     return {
@@ -156,6 +159,7 @@ def litellm(
             for host, model, url in deployments
         ],
         "litellm_engine_timeout_seconds": 330,
+        "litellm_traces_endpoint": traces,
     }
 
 
@@ -295,12 +299,16 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "gateway_url": "https://10.1.0.2:8000",
             "gateway_metrics_listen_address": "10.1.0.2",
             "gateway_metrics_allowed_clients": ["127.0.0.1", "10.1.0.3", "10.1.0.2"],
-            "gateway_allowed_addresses": ["localhost", "10.1.0.1", "10.1.0.3", "10.1.0.2"],
+            "gateway_allowed_addresses": ["localhost", "10.1.0.1", "10.1.0.3", "10.1.0.2", "10.1.0.9"],
             "gateway_engines": [
                 engine("gpu1", "http://10.1.0.1:11434", {**SMALL, "slots": 4, "context": 4096})
             ],
             "gateway_service_keys": service_keys("smollm2:135m"),
-            **litellm(("gpu1", "smollm2:135m", "http://10.1.0.1:11434"), allowed=["10.1.0.1"]),
+            **litellm(
+                ("gpu1", "smollm2:135m", "http://10.1.0.1:11434"),
+                allowed=["10.1.0.1", "10.1.0.9"],
+                traces="http://10.1.0.9:4318",
+            ),
             **canary(
                 "https://10.1.0.2:8000",
                 "10.1.0.2:9464",

@@ -260,7 +260,9 @@ class LocalAdmission:
             fact = f"{queue.size_per_key} requests of your key already wait in class {name}"
         else:
             return None
-        return errors.queue_full(fact, self._seconds_to_start(request))
+        # It takes no place: a fallback's free slot can be used while others wait for another model.
+        starts = self.scheduler.starts_at_once(request.key, request.model)
+        return None if starts else errors.queue_full(fact, self._seconds_to_start(request))
 
     def _limited(self, exceeded: ExceededLimit, alias: str, model: str, now: float) -> ApiError:
         headers = self.limits.headers(alias, model, now)

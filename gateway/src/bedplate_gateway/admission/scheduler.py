@@ -201,6 +201,14 @@ class Scheduler:
 
     # The choice of the next request
 
+    def starts_at_once(self, key: Key, model: str) -> bool:
+        """Return whether a request would get a free slot for which no other one waits."""
+        return (
+            any(self._can_start(slots, model) for slots in self._slots.values())
+            and not self._at_max_parallel(key)
+            and all(ticket.model != model for ticket in self.queued())
+        )
+
     def _grant_next(self, now: float) -> bool:
         for slots in sorted(self._slots.values(), key=EngineSlots.load):
             if (ticket := self._next_for(slots, now)) is None:

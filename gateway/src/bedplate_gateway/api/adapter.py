@@ -12,6 +12,9 @@ class Adapter(Protocol):
     def decode_request(self, raw: bytes) -> Request:
         """Return the checked request in a body; raises ApiError 400."""
 
+    def fall_back(self, request: Request) -> None:
+        """Note that another model answers, with the request for it."""
+
     def encode_response(self, body: bytes) -> bytes:
         """Return the body for the client, from the engine's answer."""
 
@@ -37,6 +40,9 @@ class PassThrough:
             default_max_output=self._default_max_output,
             provider_models=self._provider_models,
         )
+
+    def fall_back(self, request: Request) -> None:
+        """Do nothing: the engine's answer names its model."""
 
     def encode_response(self, body: bytes) -> bytes:
         """Return the engine's answer."""

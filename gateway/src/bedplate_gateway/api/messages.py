@@ -122,6 +122,10 @@ class MessagesAdapter:
         )
         return self._request
 
+    def fall_back(self, request: Request) -> None:
+        """Name the model of another request in the message."""
+        self._request = request
+
     def encode_response(self, body: bytes) -> bytes:
         """Return the message for an engine's whole chat."""
         answer = json.loads(body)

@@ -39,6 +39,10 @@ class ResponsesContext:
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(24)}")
     created_at: int = field(default_factory=lambda: int(time.time()))
 
+    def for_model(self, model: str) -> "ResponsesContext":
+        """Return the context where another model answers."""
+        return replace(self, packed=pack(unpack(self.packed) | {"model": model}))
+
     def response(self, status: str, **content: Any) -> dict[str, Any]:
         """Return the response in OpenAI's shape; `content` is output, usage, incomplete_details and error."""
         given = unpack(self.packed)
@@ -139,6 +143,10 @@ class ResponsesAdapter:
         """Return the checked request for a body; raises ApiError 400."""
         self._context, request = decode(raw, default_max_output=self._default_max_output)
         return request
+
+    def fall_back(self, request: Request) -> None:
+        """Name the model of another request in the response."""
+        self._context = self._context.for_model(request.model)
 
     def encode_response(self, body: bytes) -> bytes:
         """Return the response for an engine's whole one."""

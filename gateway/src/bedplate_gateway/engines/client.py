@@ -1,5 +1,7 @@
 """The HTTP client for the engines: one session without hidden queues or state, and how its calls fail."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import aiohttp
@@ -14,6 +16,7 @@ KEEP_ALIVE_SECONDS = 4.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 CONNECTION_REFUSED = "refuses connections"
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class EngineHealth(Protocol):
@@ -67,10 +70,14 @@ def new_session() -> aiohttp.ClientSession:
 
 
 async def send(
-    session: aiohttp.ClientSession, engine: Engine, path: str, body: bytes | None = None
+    session: aiohttp.ClientSession,
+    engine: Engine,
+    path: str,
+    body: bytes | None = None,
+    more_headers: Mapping[str, str] = NO_HEADERS,
 ) -> aiohttp.ClientResponse:
     """Return an engine's response once its header has arrived: POST where there is a body, else GET."""
-    headers = {"Content-Type": "application/json"} if body is not None else {}
+    headers = {"Content-Type": "application/json", **more_headers} if body is not None else {}
     if engine.api_key:
         headers["Authorization"] = f"Bearer {engine.api_key}"
     return await session.request(
@@ -107,12 +114,18 @@ def abort(response: aiohttp.ClientResponse) -> None:
 
 
 async def post(
-    health: EngineHealth, lease: LeaseLike, request: Request, path: str, body: bytes
+    health: EngineHealth,
+    lease: LeaseLike,
+    request: Request,
+    path: str,
+    body: bytes,
+    *,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> aiohttp.ClientResponse:
     """Return the 200 of the lease's engine, its body not read yet; raises EngineError."""
     engine, model = lease.engine, lease.model
     try:
-        response = await send(health.session, engine, path, body)
+        response = await send(health.session, engine, path, body, headers)
         if response.status == 200:
             return response
         async with response:

@@ -18,6 +18,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Never
@@ -32,6 +33,7 @@ from bedplate_gateway.engines import providers
 from bedplate_gateway.engines.client import (
     CONNECTION_REFUSED,
     MAX_ERROR_BYTES,
+    NO_HEADERS,
     EngineHealth,
     LeaseLike,
     read_body,
@@ -135,7 +137,12 @@ class LiteLLM:
         self._last_byte = time.monotonic()
 
     async def post(
-        self, health: EngineHealth, lease: LeaseLike, request: Request, retries: int
+        self,
+        health: EngineHealth,
+        lease: LeaseLike,
+        request: Request,
+        retries: int,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> aiohttp.ClientResponse:
         """Return LiteLLM's 200, its body not read yet; it tries the engine up to `retries` times again.
 
@@ -143,10 +150,10 @@ class LiteLLM:
         """
         of_provider = lease.engine.kind == "litellm"
         model = lease.model.name if of_provider else f"{lease.engine.name}/{lease.model.name}"
-        headers = {"x-litellm-num-retries": str(retries)} | (providers.COST_HEADERS if of_provider else {})
+        own = {"x-litellm-num-retries": str(retries)} | (providers.COST_HEADERS if of_provider else {})
         body = to_json(request.engine_body(for_ollama=False) | {"model": model})
         try:
-            response = await self._send("POST", request.path, body, headers)
+            response = await self._send("POST", request.path, body, own | dict(headers))
             self.note_byte()
             if response.status == 200:
                 return response
@@ -362,6 +369,12 @@ def restored_responses_event(event: bytes) -> bytes:
     return to_event({"type": chunk.get("type"), "response": response})
 
 
+def ends_only(chunk: dict[str, Any]) -> bool:
+    """Return whether a chunk of a chat has nothing but an end, which LiteLLM writes where nothing came."""
+    choices = chunk.get("choices") or []
+    return bool(choices) and all("delta" in each and not each["delta"] for each in choices)
+
+
 class LiteLLMEvents:
     """Restores the events of one stream: call it with each event, without the empty line at its end.
 
@@ -373,6 +386,7 @@ class LiteLLMEvents:
         self._finished = False
         self._engine_counted = False
         self._cut = False
+        self._begun = False
 
     def __call__(self, event: bytes) -> bytes:
         """Return the event with the empty line, or nothing where the engine has not sent it."""
@@ -395,6 +409,10 @@ class LiteLLMEvents:
 
     def _restored_chunk(self, chunk: dict[str, Any]) -> bytes:
         choices = chunk.get("choices") or []
+        if not self._begun and ends_only(chunk):
+            self._cut = True
+            return to_event({"error": {"message": "it ended the answer too early"}})
+        self._begun = self._begun or bool(choices)
         is_text = chunk.get("object") == "text_completion"
         if choices and self._finished and not choices[0].get("delta") and not choices[0].get("finish_reason"):
             self._engine_counted = True
@@ -413,25 +431,35 @@ class LiteLLMEvents:
 class ProviderEvents:
     """As LiteLLMEvents, for a provider's stream, whose usage counts more than the tokens, and is kept.
 
-    `cost` is in dollars, and known at its end.
+    `cost` is in dollars, and known at its end. An answer that begins with its end is held back until a usage
+    shows that the provider has sent it.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.cost = 0.0
         self._engine = engine
+        self._begun = False
+        self._held = b""
 
     def __call__(self, event: bytes) -> bytes:
         """Return the event of a chat or a completion with the empty line."""
         chunk = json_of(event)
         if chunk is None:
-            return event + b"\n\n"
+            return to_event({"error": {"message": providers.FAILED}}) if self._held else event + b"\n\n"
         if "error" in chunk:
             text = engine_errors.redact(error_message(chunk), self._engine)
             log.warning("A provider failed in a stream: %s", text)
             return to_event({"error": {"message": providers.FAILED_IN_STREAM}})
         self._take_cost(chunk.get("usage"))
         restore_fields(chunk)
-        return to_event(chunk)
+        restored = self._held + to_event(chunk)
+        usage = read_usage(chunk)
+        is_end = ends_only(chunk) or (self._held and not chunk.get("choices"))
+        if not self._begun and is_end and not (usage and usage[1]):
+            self._held = restored
+            return b""
+        self._begun, self._held = True, b""
+        return restored
 
     def of_responses(self, event: bytes) -> bytes:
         """Return the event of a response with the empty line."""

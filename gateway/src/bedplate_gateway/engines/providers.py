@@ -19,6 +19,7 @@ COST_HEADERS = {"x-litellm-include-cost-in-streaming-usage": "true"}
 COST_HEADER = "x-litellm-response-cost"
 MAX_COST = 1e6
 """In dollars; no answer costs more, so a larger number is an error."""
+FAILED = "its provider failed"
 FAILED_IN_STREAM = "its provider failed in the middle of the answer"
 UNKNOWN_MODEL = "Invalid model name passed in"
 # LiteLLM's advice to its own operator follows the fact.
@@ -44,7 +45,7 @@ def failure(status: int, headers: Mapping[str, str], text: str, request: Request
         return errors.engine_timeout()
     if status == 429:
         return errors.provider_limits_operator(model, _retry_after(headers))
-    return errors.engine_error("its provider failed")
+    return errors.engine_error(FAILED)
 
 
 def _refusal(text: str, request: Request, engine: Engine) -> ApiError:

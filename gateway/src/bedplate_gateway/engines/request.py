@@ -29,7 +29,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -42,7 +42,7 @@ from bedplate_gateway import errors
 from bedplate_gateway.api.schema import RESPONSES, Request
 from bedplate_gateway.engines import context, providers, responses_events
 from bedplate_gateway.engines import errors as engine_errors
-from bedplate_gateway.engines.client import LeaseLike, abort, post, read_answer
+from bedplate_gateway.engines.client import NO_HEADERS, LeaseLike, abort, post, read_answer
 from bedplate_gateway.engines.errors import EngineError
 from bedplate_gateway.engines.health import HOLD_SECONDS, Engines
 from bedplate_gateway.engines.litellm import (
@@ -179,12 +179,18 @@ class Upstream:
         self._speeds: dict[tuple[str, str], SpeedEstimate] = {}
         self._loads: Counter[tuple[str, str]] = Counter()
 
-    def new_request(self, request: Request, lease: LeaseLike, disconnected: asyncio.Event) -> "EngineRequest":
+    def new_request(
+        self,
+        request: Request,
+        lease: LeaseLike,
+        disconnected: asyncio.Event,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> "EngineRequest":
         """Return the engine request for a granted lease; it sends nothing before `answer`.
 
-        `disconnected` is set when the client disconnects.
+        `disconnected` is set when the client disconnects; `headers` are sent to the engine.
         """
-        return EngineRequest(self, request, lease, disconnected)
+        return EngineRequest(self, request, lease, disconnected, headers)
 
     def speed(self, engine: str, model: str) -> SpeedEstimate:
         """Return the speed estimate of a model on an engine."""
@@ -212,7 +218,12 @@ class EngineRequest:
     """One request to an engine. Call `answer` once, then always `close`; the rest is for the access log."""
 
     def __init__(
-        self, upstream: Upstream, request: Request, lease: LeaseLike, disconnected: asyncio.Event
+        self,
+        upstream: Upstream,
+        request: Request,
+        lease: LeaseLike,
+        disconnected: asyncio.Event,
+        headers: Mapping[str, str],
     ) -> None:
         self.prompt_tokens = 0
         self.completion_tokens = 0
@@ -232,6 +243,7 @@ class EngineRequest:
         self._request = request
         self._lease = lease
         self._disconnected = disconnected
+        self._request_headers = headers
         self._speed = upstream.speed(lease.engine.name, lease.model.name)
         self._provider_events: ProviderEvents | None = None
         self._stream = self._new_stream()
@@ -424,7 +436,9 @@ class EngineRequest:
         # After a provider's 429 LiteLLM would wait for twice its Retry-After, in the slot.
         by_gateway = elsewhere or engine.kind == "litellm"
         retries = 0 if by_gateway else self._settings.retries - self.retries
-        response = await upstream.litellm.post(upstream.engines, self._lease, request, retries)
+        response = await upstream.litellm.post(
+            upstream.engines, self._lease, request, retries, self._request_headers
+        )
         self.retries += int(response.headers.get("x-litellm-attempted-retries", "0"))
         self._call_id = response.headers.get(CALL_ID, "")
         if engine.kind == "litellm":
@@ -452,7 +466,8 @@ class EngineRequest:
         return context.embeddings_answer(request, body) if request.path == "/v1/embeddings" else None
 
     async def _post(self, path: str, body: bytes) -> aiohttp.ClientResponse:
-        return await post(self._upstream.engines, self._lease, self._request, path, body)
+        engines, lease, headers = self._upstream.engines, self._lease, self._request_headers
+        return await post(engines, lease, self._request, path, body, headers=headers)
 
     def _headers(self) -> dict[str, str]:
         call_id = {CALL_ID: self._call_id} if self.lane is Lane.LITELLM else {}
@@ -474,7 +489,10 @@ class EngineRequest:
         self._provider_events = events
         if request.path == RESPONSES:
             return responses_events.ResponsesEvents(limit=None, restore=events.of_responses)
-        return EventStream(request.model, want_usage=request.want_usage, restore=events)
+        stream = EventStream(request.model, want_usage=request.want_usage, restore=events)
+        # Its first event decides whether there is an answer.
+        stream.begun = False
+        return stream
 
     def _output_limit(self) -> int | None:
         """Return the limit on a response's tokens where the engine does not report that it was reached."""

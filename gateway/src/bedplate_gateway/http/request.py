@@ -7,6 +7,7 @@ from typing import Any
 
 from bedplate_gateway import errors
 from bedplate_gateway.errors import ClientDisconnected
+from bedplate_gateway.traces import Trace
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -31,6 +32,7 @@ class ClientRequest:
         self.disconnected = asyncio.Event()
         self.started = False
         self.extra_headers: dict[str, str] = {}
+        self.trace: Trace | None = None
 
     def header(self, name: str) -> str | None:
         """Return a request header, the first where it was sent twice."""

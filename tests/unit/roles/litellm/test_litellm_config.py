@@ -61,7 +61,8 @@ def test_the_settings_are_the_ones_ordered(stack: Stack) -> None:
     settings = config(stack)
     assert settings["litellm_settings"]["request_timeout"] == 120
     assert settings["litellm_settings"]["num_retries"] == 1
-    own = ["otel"] if stack.name == "two-engines" else []
+    # One stack has it in its own settings, one has a receiver of traces.
+    own = ["otel"] if stack.name != "one-box" else []
     assert settings["litellm_settings"]["callbacks"] == ["prometheus", *own]
     assert settings["router_settings"] == {"enable_pre_call_checks": False, "disable_cooldowns": True}
     assert settings["general_settings"] == {
@@ -76,7 +77,7 @@ def test_litellm_listens_on_loopback_and_reaches_the_engines_only(stack: Stack) 
     unit = gateway(stack).units["litellm.service"]
     engines = {
         "one-box": [],
-        "three-hosts": ["10.1.0.1"],
+        "three-hosts": ["10.1.0.1", "10.1.0.9"],
         "two-engines": None,
     }[stack.name]
     # A provider has a name, and systemd takes no names.
@@ -84,6 +85,21 @@ def test_litellm_listens_on_loopback_and_reaches_the_engines_only(stack: Stack) 
     assert "\nIPAddressDeny=any\n" in unit
     assert re.findall(r"^IPAddressAllow=(.*)$", unit, re.MULTILINE)[0].split() == allowed
     assert "--silent --fail --max-time 5 --output /dev/null http://127.0.0.1:4000/health/readiness;" in unit
+
+
+def test_spans_have_no_prompt_and_go_to_the_receiver_only_where_one_is_set(stack: Stack) -> None:
+    unit = gateway(stack).units["litellm.service"]
+    assert "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=NO_CONTENT" in unit
+    traces = json.loads(gateway(stack).files["gateway.json"])["traces"]
+    if stack.name == "three-hosts":
+        assert traces == {"endpoint": "http://10.1.0.9:4318", "percent": 10}
+        assert "OTEL_EXPORTER_OTLP_ENDPOINT=http://10.1.0.9:4318\n" in unit
+        assert "OTEL_TRACES_SAMPLER=parentbased_always_off" in unit
+    else:
+        assert traces is None
+        assert "OTEL_EXPORTER" not in unit
+        # Otherwise a callback of the user's own would see no request.
+        assert "OTEL_TRACES_SAMPLER" not in unit
 
 
 def test_models_of_providers_come_last_and_without_their_keys(stack: Stack) -> None:

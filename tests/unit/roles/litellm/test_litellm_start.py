@@ -112,6 +112,45 @@ def test_the_watchdog_is_notified_only_while_litellm_answers(
     assert before_silence(systemd) < 100
 
 
+@pytest.fixture
+def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of the unit's credentials."""
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    return tmp_path
+
+
+def test_the_providers_keys_are_read_from_the_credential(start: ModuleType, credentials: Path) -> None:
+    # As Ansible writes {CLOUD_KEY: "sk-ü", RETRIES: 3}.
+    (credentials / "environment.json").write_text('{"CLOUD_KEY": "sk-\\u00fc", "RETRIES": 3}')
+    assert start.read_environment() == {"CLOUD_KEY": "sk-ü", "RETRIES": "3"}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "CLOUD_KEY=sk-cloud", '{"CLOUD_KEY": "sk-cloud"', '["sk-cloud"]', '"sk-cloud"']
+)
+def test_an_invalid_credential_ends_the_start_without_showing_it(
+    start: ModuleType, credentials: Path, content: str
+) -> None:
+    (credentials / "environment.json").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        start.read_environment()
+    assert str(ended.value) == (
+        "/etc/bedplate/litellm/environment.json is not valid: ansible-playbook site.yml --tags litellm"
+    )
+
+
+@pytest.mark.parametrize(("content", "accepted"), [("sk-master\n", True), ("", False), ("master", False)])
+def test_without_a_master_key_litellm_does_not_start(
+    start: ModuleType, credentials: Path, content: str, accepted: bool
+) -> None:
+    (credentials / "master-key").write_text(content)
+    if accepted:
+        assert start.master_key() == "sk-master"
+        return
+    with pytest.raises(SystemExit, match="contains no key"):
+        start.master_key()
+
+
 class Garbage:
     """Something that only the collector finds."""
 
