@@ -271,7 +271,7 @@ def test_other_urls_are_refused(tmp_path: Path, url: str) -> None:
         (
             fails(400, "This model's maximum context length is 10 tokens"),
             (400, "context_length_exceeded", "context_length_exceeded"),
-            "does not fit",
+            "do not fit",
         ),
     ],
 )

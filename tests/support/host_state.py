@@ -116,7 +116,10 @@ def undeclared(before: HostState, after: HostState, roles: Iterable[str] = DECLA
     others = {
         unit
         for unit in new_units
-        if not is_unit_of(unit, units) and f"/usr/lib/systemd/system/{unit}" not in owned
+        # A scope has no file; each login is one.
+        if not unit.endswith(".scope")
+        and not is_unit_of(unit, units)
+        and f"/usr/lib/systemd/system/{unit}" not in owned
     }
     return [
         *(f"file {path}" for path in files),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from tests.support.host_state import look
 from tests.support.stack import ROOT, Stack, run_playbook
 
-# What test_declaration.py compares the installed host with.
-BARE_HOST = ROOT / "reports/bare-host.json"
+# What test_declaration.py compares the installed host with. The scenario debian12 runs at the same time.
+BARE_HOST = ROOT / f"reports/bare-host-{os.environ.get('BEDPLATE_LAB', 'lab')}.json"
 INSTALLED = (
     "/etc/bedplate",
     "/opt/bedplate",

@@ -11,9 +11,11 @@ libraries="libcuda1/usr/lib/$(uname -m)-linux-gnu"
 
 modules="nvidia-kernel-dkms/usr/lib/modules/$kernel"
 
-# /etc/modprobe.d belongs to the package kmod, which every machine with a driver has.
+# /etc/modprobe.d and modprobe belong to the package kmod, which every machine with a driver has. No container can load a module.
 mkdir -p "$work/$libraries" "$work/$modules/updates/dkms" "$work/$modules/build" "$work/$modules/kernel" \
-  "$work/nvidia-kernel-dkms/etc/modprobe.d"
+  "$work/nvidia-kernel-dkms/etc/modprobe.d" "$work/nvidia-kernel-dkms/usr/sbin"
+printf '#!/bin/sh\necho "fake modprobe: no container can load a module" >&2\nexit 1\n' >"$work/nvidia-kernel-dkms/usr/sbin/modprobe"
+chmod 0755 "$work/nvidia-kernel-dkms/usr/sbin/modprobe"
 touch "$work/$libraries/libcuda.so.$version" "$work/$modules/updates/dkms/nvidia-current.ko"
 ln -s "libcuda.so.$version" "$work/$libraries/libcuda.so.1"
 

@@ -82,10 +82,10 @@ def test_the_files_are_in_the_language_of_their_program(texts: dict[str, str]) -
 
 
 def test_what_breaks_a_coding_agent_is_said(small: dict[str, str], texts: dict[str, str]) -> None:
-    for client in small:
-        assert "The context of small is 8192 tokens. A coding agent needs 32768 or more" in small[client]
-        assert "The key any may use 1000 tokens per minute." in small[client]
-        assert f"# Models of this key: small, {MODEL}\n" in small[client]
+    for client, text in small.items():
+        assert "The context of small is 8192 tokens. A coding agent needs 32768 or more" in text
+        assert "The key any may use 1000 tokens per minute." in text
+        assert f"# Models of this key: small, {MODEL}\n" in text
         assert f"# Models of this key: {MODEL}\n" in texts[client]
         assert "A coding agent needs" not in texts[client]
 

@@ -12,7 +12,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 EVER_PUBLIC = (Path(__file__).parent / "public_variables.txt").read_text().split()
-FIRST_DEFAULTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "first_defaults.yml").read_text())
+FIRST_DEFAULTS: dict[str, Any] = yaml.safe_load(
+    (Path(__file__).parents[1] / "first_defaults.yml").read_text()
+)
 TABLE: list[dict[str, Any]] = yaml.safe_load((ROOT / "playbooks/renamed.yml").read_text())
 ROWS = [row for row in TABLE if "old" in row]
 CHANGED = [{**row, "since": str(row["since"])} for row in TABLE if "changed" in row]
@@ -52,7 +54,7 @@ def test_no_old_name_is_used_again() -> None:
 
 
 def test_every_default_has_its_first_value_in_the_list() -> None:
-    assert FIRST_DEFAULTS.keys() >= DEFAULTS.keys(), "add these to tests/unit/playbooks/first_defaults.yml"
+    assert FIRST_DEFAULTS.keys() >= DEFAULTS.keys(), "add these to tests/unit/first_defaults.yml"
     assert list(FIRST_DEFAULTS) == sorted(FIRST_DEFAULTS)
 
 

@@ -68,13 +68,13 @@ def tasks_of(role: str) -> Iterator[dict[str, Any]]:
 
 
 def installed_units(role: str) -> list[str]:
-    """The units that a role installs: by service_files, or by a task of its own."""
+    """The units that a role installs, as units or as files."""
     names = set()
     for task in tasks_of(role):
         # A list, or an expression with lists in it.
-        names |= set(re.findall(UNIT, str(task.get("service_files", {}).get("units", ""))))
-        template = task.get("ansible.builtin.template", {}).get("src", "")
-        names |= set(re.findall(rf"/systemd/({UNIT})\.j2", template))
+        arguments = task.get("service_files", {})
+        names |= set(re.findall(UNIT, str(arguments.get("units", ""))))
+        names |= set(re.findall(rf"/systemd/({UNIT})\.j2", str(arguments.get("files", ""))))
     return sorted(names)
 
 
