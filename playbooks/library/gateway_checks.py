@@ -74,6 +74,8 @@ checks:
 """
 
 WINDOW_SECONDS = 60
+MAX_ROUNDS = 12
+"""More than the key verify-limit has requests per minute."""
 # Paths of LiteLLM's proxy and of common servers; the gateway must not serve them.
 CLOSED_PATHS = (
     ("GET", "/health"),
@@ -154,13 +156,15 @@ def use_up_limit(gateway: Gateway, key: str, models: list[str]) -> list[Answer]:
         answers = [gateway.chat(key, model)]
         if answers[0].status != 400:
             break
-    # Requests of a minute ago stop counting meanwhile, hence up to three rounds.
-    for _ in range(3):
-        left = min((answer.number("x-ratelimit-remaining-requests") for answer in answers), default=-1)
-        if left < 0 or any(answer.status != 200 for answer in answers):
+    # Requests of a minute ago stop counting meanwhile, at worst one after each round.
+    newest = answers
+    for _ in range(MAX_ROUNDS):
+        left = min((answer.number("x-ratelimit-remaining-requests") for answer in newest), default=-1)
+        if left < 0 or any(answer.status != 200 for answer in newest):
             break
         with ThreadPoolExecutor(left + 1) as pool:
-            answers += pool.map(lambda _: gateway.chat(key, model), range(left + 1))
+            newest = list(pool.map(lambda _: gateway.chat(key, model), range(left + 1)))
+        answers += newest
     return answers
 
 

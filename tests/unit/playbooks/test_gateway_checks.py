@@ -79,6 +79,18 @@ def test_a_used_up_limit_is_not_waited_for(checks: Checks, gateway: FakeGateway)
     assert results[OVER_LIMIT]["seen"] == "0 passed, then 429 with Retry-After 12"
 
 
+def test_requests_of_an_earlier_verify_may_stop_counting_one_by_one(module: ModuleType) -> None:
+    left = iter([200] * 8 + [429] * 99)
+
+    class Limited:
+        def chat(self, key: str, model: str) -> Any:
+            headers = {"x-ratelimit-remaining-requests": "0"}
+            return module.Answer(next(left), headers, b"", 0.0, 0.0)
+
+    answers = module.use_up_limit(Limited(), LIMIT_KEY, [MODEL])
+    assert [answer.status for answer in answers] == [200] * 8 + [429]
+
+
 @pytest.mark.parametrize(
     ("attribute", "value", "seen"),
     [
