@@ -83,7 +83,7 @@ def test_requests_of_an_earlier_verify_may_stop_counting_one_by_one(module: Modu
     left = iter([200] * 8 + [429] * 99)
 
     class Limited:
-        def chat(self, key: str, model: str) -> Any:
+        def chat(self, *_: str) -> Any:
             headers = {"x-ratelimit-remaining-requests": "0"}
             return module.Answer(next(left), headers, b"", 0.0, 0.0)
 
