@@ -1,7 +1,6 @@
 """The spans of requests: the real gateway and a fake LiteLLM, with a fake receiver of traces."""
 
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from bedplate_gateway.traces import Tracer, read_traceparent
 from gateway.tests.engines.test_litellm import stream
 from gateway.tests.test_providers import CHAT, STREAM, Stack, fails, run
 from tests.support.fake_trace_receiver import FakeTraceReceiver
+from tests.support.serving import serving
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{CALLER}-01"
@@ -26,12 +26,8 @@ PROMPT = "a secret question"
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTraceReceiver]:
     """Run a fake receiver, to which a gateway sends at once."""
     monkeypatch.setattr(traces, "SEND_SECONDS", 0.02)
-    with FakeTraceReceiver() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(FakeTraceReceiver()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def traced(

@@ -166,7 +166,7 @@ def main() -> None:
             units = [unit for unit in units if unit.exists]
         todo = find_actions(units, started, restarted)
         for verb, names in todo.items():
-            word, *rest = verb.split() if verb == "daemon-reload" else [*verb.split(), *names]
+            word, *rest = [*verb.split(), *([] if verb == "daemon-reload" else names)]
             actions.append(" ".join([word, *rest]))
             if module.check_mode:
                 continue

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tests.support.local_play import run_local_play
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = sorted(path.stem for path in (ROOT / "playbooks/templates/clients").glob("[a-z]*.j2"))
@@ -62,18 +62,6 @@ def printed(
         for program in programs
     ]
     (folder / "all.yml").write_text(json.dumps(plays))
-    command = [str(ROOT / ".venv/bin/python"), "-m", "ansible", "playbook"]
-    done = subprocess.run(
-        [*command, "--inventory", str(folder / "inventory.json"), str(folder / "all.yml")],
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "XDG_CONFIG_HOME": str(folder / "config"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    inventory = str(folder / "inventory.json")
+    run_local_play(["--inventory", inventory, str(folder / "all.yml")], folder)
     return {program: (folder / program).read_text() for program in programs}

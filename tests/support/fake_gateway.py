@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.serving import serving
+
 MODEL = "smollm2:135m"
 
 
@@ -146,9 +148,5 @@ class FakeHandler(BaseHTTPRequestHandler):
 @contextmanager
 def running() -> Iterator[FakeGateway]:
     """Run a fake gateway for the duration of the block."""
-    with FakeGateway() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(FakeGateway()) as server:
         yield server
-        server.shutdown()
-        thread.join()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from tests.support.local_play import run_local_play
 
 ROOT = Path(__file__).resolve().parents[2]
 RENDER = Path(__file__).parent / "render"
@@ -58,19 +58,6 @@ def render(name: str, checkout: Path) -> Stack:
         "render_names": wired_names(),
     }
     arguments = [f"--inventory={inventory}", f"--extra-vars={json.dumps(extra)}", "playbooks/render.yml"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ansible", "playbook", *arguments],
-        cwd=checkout,
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "XDG_CONFIG_HOME": str(checkout / "config"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_local_play(arguments, checkout)
     result = json.loads((checkout / "out.json").read_text())
     return Stack(name, {host: Rendered(**texts) for host, texts in result.items()})

@@ -40,6 +40,7 @@ from bedplate_gateway.engines.client import (
 )
 from bedplate_gateway.engines.errors import EngineError
 from bedplate_gateway.engines.sse import (
+    ENDED_EARLY,
     error_message,
     json_of,
     read_usage,
@@ -411,7 +412,7 @@ class LiteLLMEvents:
         choices = chunk.get("choices") or []
         if not self._begun and ends_only(chunk):
             self._cut = True
-            return to_event({"error": {"message": "it ended the answer too early"}})
+            return to_event({"error": {"message": ENDED_EARLY}})
         self._begun = self._begun or bool(choices)
         is_text = chunk.get("object") == "text_completion"
         if choices and self._finished and not choices[0].get("delta") and not choices[0].get("finish_reason"):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from bedplate_gateway.engines.sse import EventBuffer, error_message, json_of, to_event
+from bedplate_gateway.engines.sse import ENDED_EARLY, EventBuffer, error_message, json_of, to_event
 
 # Sent before the engine has processed the prompt.
 PREAMBLE = frozenset({"response.created", "response.queued", "response.in_progress"})
@@ -31,7 +31,7 @@ class ResponsesEvents(EventBuffer):
         """Return the last events; see `EventBuffer`."""
         if self._equal < MAX_EQUAL:
             # The stream of an Ollama whose runner was killed ends so too.
-            self.failure = "it ended the answer too early"
+            self.failure = ENDED_EARLY
             return b""
         self.done = True
         usage = usage_object(prompt_tokens, completion_tokens)

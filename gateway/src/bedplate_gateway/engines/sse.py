@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
+ENDED_EARLY = "it ended the answer too early"
 
 # JSON escapes a quote inside a string, so these can only be fields. Only events with one of them are parsed.
 MARKS = (b'"usage":{', b'"usage": {', b'"error":', b'"model":""', b'"reasoning', b"[DONE]")
@@ -130,7 +131,7 @@ class EventStream(EventBuffer):
         last = json_of(self._last.rstrip(b"\n").rpartition(b"\n\n")[2])
         choices = _choices_of(last) if last else []
         if last is None or not choices:
-            self.failure = "it ended the answer too early"
+            self.failure = ENDED_EARLY
             return b""
         closing = []
         last["model"] = self._model

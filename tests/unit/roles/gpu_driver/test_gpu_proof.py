@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.support.serving import serving
 
 ON_CARD = (
     'time=… level=INFO source=types.go:42 msg="inference compute" id=GPU-4f0a library=CUDA compute=8.9 '
@@ -202,12 +203,8 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fake_engine() -> Iterator[FakeEngine]:
-    with FakeEngine() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(FakeEngine()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def token_checks(proof: ModuleType, engine: FakeEngine, minimum: float = 0) -> list[dict[str, Any]]:
