@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.rendering import Rendered, Stack
+from tests.support.rendering import ROOT, Rendered, Stack
 
 # Maximum of `systemd-analyze security`, in tenths: 1.5.
 EXPOSURE = 15
@@ -71,6 +71,12 @@ def test_the_settings_are_the_ones_ordered(stack: Stack) -> None:
         "background_health_checks": False,
         "health_check_interval": 300,
     }
+
+
+def test_benches_can_read_the_settings_without_templating() -> None:
+    variables = yaml.safe_load((ROOT / "roles/litellm/vars/main.yml").read_text())
+    for section in ("settings", "router_settings", "general_settings"):
+        assert "{{" not in json.dumps(variables[f"__litellm_{section}"])
 
 
 def test_litellm_listens_on_loopback_and_reaches_the_engines_only(stack: Stack) -> None:
