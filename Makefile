@@ -6,7 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 INVENTORY ?= inventory/lab
 PYTHON ?= python3
-ALIAS ?= default
+# Empty: the key `app`, or the first of an inventory without it.
+ALIAS ?=
 LAB_HOST ?= bedplate
 
 VENV := .venv
@@ -119,7 +120,7 @@ ca: hosts ## Print how clients trust the installation's own CA
 replace-ca: hosts ## Replace the installation's own CA; every client then needs the new one
 	$(PLAY) playbooks/replace_ca.yml --tags edge
 rotate-key: hosts ## Replace a key's secret, the old one expires in 24 h: make rotate-key ALIAS=batch
-	$(if $(filter file,$(origin ALIAS)),$(error name the key: make rotate-key ALIAS=batch))
+	$(if $(ALIAS),,$(error name the key: make rotate-key ALIAS=batch))
 	$(PLAY) site.yml --tags keys --extra-vars gateway_rotate=$(ALIAS)
 lab-addresses: hosts
 	@$(call client,addresses)
@@ -131,7 +132,7 @@ smoke: hosts ## Load the stack: checks rate limits and priorities (2 minutes)
 # The playbook writes into a private file, so that only the result is printed on standard output.
 output = file=$$(mktemp); log=$$(mktemp); trap 'rm -f "$$file" "$$log"' EXIT; \
 	$(PLAY) $(1) >"$$log" 2>&1 || { cat "$$log" >&2; exit 1; }; cat "$$file"
-client = $(call output,playbooks/client.yml --extra-vars "client_file=$$file client_form=$(1) client_alias=$(ALIAS)")
+client = $(call output,playbooks/client.yml --extra-vars "client_file=$$file client_form=$(1) client_key=$(ALIAS)")
 
 ##@ Development
 # Each is a small file in scripts/, which its README lists.

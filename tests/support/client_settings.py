@@ -40,7 +40,7 @@ def parse(text: str) -> Settings:
 def printed(
     folder: Path, settings: dict[str, Any], keys: dict[str, str], programs: Iterable[str] = CLIENTS
 ) -> dict[str, str]:
-    """Return what `make client ALIAS=any` prints, by client, for an installation on one host.
+    """Return what `make client` prints, by client, for an installation on one host.
 
     `settings` are those of an inventory; what a run leaves on the control machine is made in `folder`.
     """
@@ -54,7 +54,6 @@ def printed(
             "import_playbook": str(ROOT / "playbooks/client.yml"),
             "vars": {
                 "client_form": "program",
-                "client_alias": "any",
                 "client_program": program,
                 "client_file": str(folder / program),
             },

@@ -19,21 +19,21 @@ MODEL = "coder:7b"
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The output for an installation with its own CA, where the key may use one of two models."""
+    """The output for an installation with its own CA, where the second key, `app`, may use one of two models."""
     settings: dict[str, Any] = {
         "bedplate_bind_address": "10.0.0.1",
         "gateway_port": 18000,
         "edge_tls": "own",
         "ollama_context_length": 65536,
         "ollama_models": [{"name": "small", "pull": "small"}, {"name": MODEL, "pull": MODEL}],
-        "gateway_keys": [{"alias": "any", "models": [MODEL]}],
+        "gateway_keys": [{"alias": "default", "tpm": 1000}, {"alias": "app", "models": [MODEL]}],
     }
-    return printed(tmp_path_factory.mktemp("tls"), settings, {"any": KEY})
+    return printed(tmp_path_factory.mktemp("tls"), settings, {"default": "sk-other", "app": KEY})
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The output for the defaults: no TLS, a short context, a low limit."""
+    """The output for the defaults: no TLS, a short context, a low limit, no key `app`."""
     models = [{"name": name, "pull": name} for name in ("small", MODEL)]
     settings: dict[str, Any] = {
         "ollama_models": models,
