@@ -236,7 +236,9 @@ def gateway(
         (folder / "gateway.json").write_text(json.dumps(document, indent=1))
         command = [str(python.parent / "bedplate-gateway"), str(folder / "gateway.json")]
         ready = f"http://127.0.0.1:{metrics}/metrics" if path else f"http://127.0.0.1:{api}/health/readiness"
-        with _running(command, folder, ready, {}, "gateway") as server:
+        unit = (ROOT / "templates/systemd/bedplate-gateway.service.j2").read_text()
+        [tunables] = re.findall(r"GLIBC_TUNABLES=(\S+)", unit)
+        with _running(command, folder, ready, {"GLIBC_TUNABLES": tunables}, "gateway") as server:
             server.keys = secrets
             server.metrics_url = f"http://127.0.0.1:{metrics}/metrics"
             yield server
