@@ -19,7 +19,7 @@ MODEL = "coder:7b"
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The output for an installation with its own CA, where the second key, `app`, may use one of two models."""
+    """The output for an installation with its own CA, where the key `app` may use one of two models."""
     settings: dict[str, Any] = {
         "bedplate_bind_address": "10.0.0.1",
         "gateway_port": 18000,
