@@ -14,7 +14,7 @@ CLIENTS = 12
 
 
 def test_a_drain_under_load_fails_no_request(fleet: Fleet) -> None:
-    load = Load(fleet, CLIENTS, tokens=32, stream=True)
+    load = Load(fleet, CLIENTS, tokens=16, stream=True)
     with load.running():
         fleet.wait_for_requests("gpu1", "gpu2")
         said = fleet.drain("gpu1")
