@@ -49,10 +49,9 @@ def test_a_drained_host_is_named_and_no_failure(fleet: Fleet, drained: str) -> N
     try:
         wait_for(lambda: fleet.status()["next"] == f"make undrain HOST={drained}")
         status = fleet.status()
-        assert (status["state"], status["reason"]) == (
-            "healthy",
-            f"{fleet.model} can be served; {drained} is drained.",
-        )
+        assert status["state"] == "healthy"
+        # An alert on an earlier run of verify may follow.
+        assert status["reason"].startswith(f"{fleet.model} can be served; {drained} is drained")
         (host,) = [host for host in status["inference_hosts"] if host["name"] == drained]
         assert host["drained"]["why"] == "new fan"
         fleet.verify()
