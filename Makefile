@@ -105,6 +105,15 @@ logs-%: hosts
 health-%: hosts
 	$(PLAY) playbooks/health.yml --extra-vars health_service=$(call field,name,$*)
 
+# In the environment, because WHY may contain what a shell reads.
+.PHONY: drain undrain
+drain undrain: export DRAIN_HOST = $(value HOST)
+drain: export DRAIN_WHY = $(value WHY)
+drain: hosts ## Give an engine no new request, wait for the running ones: make drain HOST=gpu1 WHY="new fan"
+	$(PLAY) playbooks/drain.yml
+undrain: hosts ## Give an engine requests again: make undrain HOST=gpu1
+	$(PLAY) playbooks/undrain.yml
+
 ##@ Keys and clients
 .PHONY: env key client password ca replace-ca rotate-key lab-addresses traffic-quick smoke
 env: hosts ## Print URLs and key for your shell: eval "$$(make env)"

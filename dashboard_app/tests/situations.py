@@ -62,6 +62,16 @@ def litellm(up: int, *, through: int = 0, direct: int = 0, bypass: int = 0) -> C
     )
 
 
+def drained(*engines: str, why: str = "new fan") -> Change:
+    """Kim drained these engines on 2026-03-01 at 11:02 UTC."""
+    return gateway_metrics_are(
+        *(
+            f'bedplate_gateway_drain_timestamp_seconds{{engine="{engine}",who="kim",why="{why}"}} 1772362920'
+            for engine in engines
+        )
+    )
+
+
 def no_metrics(observation: Observation) -> Observation:
     answer = dataclasses.replace(observation.gateway, metrics_contact=Contact("refused", 0.1, "HTTP 403"))
     return dataclasses.replace(observation, gateway=answer)

@@ -271,6 +271,45 @@ def test_the_list_holds_what_the_key_may_use_and_an_engine_serves(tmp_path: Path
     run(scenario)
 
 
+def test_a_drain_is_seen_while_the_gateway_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(app, "TICK_SECONDS", 0.01)
+        stack = Stack(tmp_path)
+        assert stack.metric("bedplate_gateway_engine_drained{") == [
+            'bedplate_gateway_engine_drained{engine="one"} 0.0'
+        ]
+        assert not stack.metric("bedplate_gateway_drain_timestamp_seconds{")
+        drains = tmp_path / "drains.json"
+        drain = {"engine": "one", "who": "kim", "since": "2026-03-01T14:02:00Z", "why": "new fan"}
+        drains.write_text(json.dumps({"schema": 1, "drains": [drain]}))
+        ticker = asyncio.create_task(stack.gateway._tick())
+        async with asyncio.timeout(5):
+            while stack.metric("bedplate_gateway_engine_drained{")[0].endswith(" 0.0"):
+                await asyncio.sleep(0.01)
+        assert stack.metric("bedplate_gateway_drain_timestamp_seconds{") == [
+            'bedplate_gateway_drain_timestamp_seconds{engine="one",who="kim",why="new fan"} 1.77237372e+09'
+        ]
+        assert stack.metric('bedplate_gateway_engine_serves{engine="one",model="m"}')[0].endswith(" 1.0")
+        # It can be served again: clients that look for it must not give it up.
+        listed = await stack.client.get("/v1/models", headers={"authorization": "Bearer sk-all"})
+        assert [model["id"] for model in listed.json()["data"]] == ["m", "other"]
+        assert (await stack.client.get("/health/readiness")).status_code == 200
+        waiting = asyncio.create_task(stack.ask())
+        async with asyncio.timeout(5):
+            while not list(stack.gateway.local.scheduler.queued()):
+                await asyncio.sleep(0.01)
+        # A new process, such as after a restart, knows it from the start.
+        assert Gateway(stack.gateway.settings, stack.gateway.keys).engines.drain(
+            stack.gateway.settings.engines[0]
+        )
+        drains.unlink()
+        async with asyncio.timeout(5):
+            assert (await waiting).status_code == 200
+        ticker.cancel()
+
+    run(scenario)
+
+
 def test_an_answer_carries_limits_and_wait_and_is_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 Check = dict[str, Any]
@@ -19,6 +19,11 @@ Result = Mapping[str, Any]
 REPORT_SCHEMA = 1
 GPU_COMMANDS = {"nvidia": "nvidia-smi; dmesg | tail -n 30"}
 GATEWAY_JOURNAL = "journalctl -u bedplate-gateway -n 50"
+ENGINE_CHECK = re.compile(
+    r"^((ollama|ollama-preload|bedplate-exporter|node-exporter|gpu-devices) runs |Ollama|models run )"
+    r"|GPU|^the engine's runner |^the host is reachable$"
+)
+"""The checks that may fail while an engine is drained. Which ports are open to whom is always checked."""
 RECENT_SECONDS = 900
 """How long a restart by systemd fails verify; the same as the window of the alert ServiceRestarting."""
 
@@ -123,6 +128,9 @@ def gpu_checks(state: Result) -> list[Check]:
 
 def chat_check(traffic: Result) -> Check:
     """Check the three chat requests of the command `traffic`, which prints its report as JSON."""
+    name = "three chat requests are answered"
+    if traffic.get("skipped"):
+        return check(name, None, "only drained engines could answer", "make health")
     document = json_object(traffic.get("stdout", ""))
     seen = last_line(traffic)
     if summary := document.get("summary"):
@@ -135,7 +143,7 @@ def chat_check(traffic: Result) -> Check:
         )
         seen = "; ".join([seen, *dict.fromkeys(text for text in messages if isinstance(text, str))])
     return check(
-        "three chat requests are answered",
+        name,
         traffic.get("rc", 1) == 0 and bool(document.get("ok", False)),
         seen,
         "journalctl -u bedplate-gateway -u ollama -n 50",
@@ -145,8 +153,13 @@ def chat_check(traffic: Result) -> Check:
 # --- Monitoring hosts
 
 
-def target_check(targets: Result, expected: Sequence[Mapping[str, str]], url: str) -> Check:
-    """Check that every expected target is up; `targets` is the response of Prometheus' API at `url`."""
+def target_check(
+    targets: Result, expected: Sequence[Mapping[str, str]], url: str, drained: Collection[str] = ()
+) -> Check:
+    """Check that every expected target is up; `targets` is the response of Prometheus' API at `url`.
+
+    Those of a drained host's engine and of the host itself may be down.
+    """
     name = "every Prometheus target is up"
     if not responded(targets):
         return check(name, False, silence(targets, "Prometheus", url), "journalctl -u prometheus -n 50")
@@ -156,12 +169,16 @@ def target_check(targets: Result, expected: Sequence[Mapping[str, str]], url: st
         for target in targets.get("json", {}).get("data", {}).get("activeTargets", [])
         if target["health"] == "up"
     }
-    down = [
-        f"{target['job']} on {target['host']}"
-        for target in expected
-        if (target["address"], target.get("path", "/metrics")) not in up
+    missing = [target for target in expected if (target["address"], target.get("path", "/metrics")) not in up]
+    spared = [
+        target for target in missing if target["job"] in ("ollama", "node") and target["host"] in drained
     ]
-    seen = f"down: {', '.join(down)}" if down else f"{len(expected)} of {len(expected)} up"
+    down = [f"{target['job']} on {target['host']}" for target in missing if target not in spared]
+    seen = f"{len(expected) - len(missing)} of {len(expected)} up"
+    if down:
+        seen = f"down: {', '.join(down)}"
+    elif spared:
+        seen += f", {', '.join(dict.fromkeys(target['host'] for target in spared))} is drained"
     return check(name, not down, seen, f"open {url}/classic/targets")
 
 
@@ -173,7 +190,10 @@ def dashboard_check(status: Result, url: str) -> Check:
         next_command = "journalctl -u bedplate-dashboard -n 50"
     else:
         seen, next_command = f"{document['state']}: {document['reason']}", document.get("next") or ""
-    return check("the dashboard reports healthy", document.get("state") == "healthy", seen, next_command)
+    faults = document.get("faults") or []
+    only_drained = bool(faults) and all(str(fault["about"]).startswith("drain ") for fault in faults)
+    ok = None if only_drained else document.get("state") == "healthy"
+    return check("the dashboard reports healthy", ok, seen, next_command)
 
 
 # --- Reports
@@ -207,9 +227,14 @@ def smoke_check(run: Result) -> Check:
 
 
 def host_checks(hosts: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[Check]:
-    """Return the checks of all hosts, each with its host; a host without any was unreachable."""
+    """Return the checks of all hosts, each with its host; a host without any was unreachable.
+
+    What fails of a drained engine and its host did not fail, but could not be checked.
+    """
+    names = list(hosts)
+    drained = drained_engines(names, hostvars)
     checks: list[Check] = []
-    for host in hosts:
+    for host in names:
         unreachable = check(
             "the host is reachable",
             False,
@@ -218,8 +243,20 @@ def host_checks(hosts: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]])
         )
         for entry in hostvars[host].get("__verify_checks", [unreachable]):
             seen = str(entry["seen"]).strip()
-            checks.append({"host": host, **check(entry["name"], entry["ok"], seen, entry["next"])})
+            ok = entry["ok"]
+            if ok is False and host in drained and ENGINE_CHECK.search(entry["name"]):
+                ok, seen = None, f"{seen}; {host} is drained"
+            checks.append({"host": host, **check(entry["name"], ok, seen, entry["next"])})
+    for engine, text in drained.items():
+        undrain = f"make undrain HOST={engine}"
+        checks.append({"host": engine, **check("the engine gets requests", None, text, undrain)})
     return checks
+
+
+def drained_engines(hosts: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return a sentence for each drained engine, by its name, from the results of gateway_checks."""
+    results = [hostvars[host].get("__verify_gateway") or {} for host in hosts]
+    return {engine: text for result in results for engine, text in result.get("drained", {}).items()}
 
 
 def check_report(checks: Sequence[Check], at: str) -> dict[str, Any]:
@@ -245,6 +282,7 @@ class FilterModule:
                 dashboard_check,
                 smoke_checks,
                 host_checks,
+                drained_engines,
                 check_report,
             )
         }

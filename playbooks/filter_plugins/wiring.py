@@ -108,6 +108,11 @@ def gateway_engines(
     return [*hosts, *backends]
 
 
+def models_by_engine(engines: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the names of each engine's models."""
+    return {engine["name"]: [model["name"] for model in engine["models"]] for engine in engines}
+
+
 def litellm_deployments(engines: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Return name, model and api_base of a LiteLLM deployment for each model of each inference host."""
     return [
@@ -204,6 +209,7 @@ class FilterModule:
                 prometheus_targets,
                 litellm_memory_limits,
                 gateway_engines,
+                models_by_engine,
                 litellm_deployments,
                 provider_models,
                 provider_addresses,

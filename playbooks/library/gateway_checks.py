@@ -7,9 +7,11 @@ from __future__ import annotations
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.checks import Check, check
+from ansible.module_utils.drains import DRAINS_FILE, DrainError, Drains, describe, look, read_drains
 from ansible.module_utils.gateway_client import JOURNAL_COMMAND, Answer, Gateway, model_names
 
 DOCUMENTATION = r"""
@@ -47,6 +49,10 @@ options:
     type: list
     elements: str
     required: true
+  drains_file:
+    description: The gateway's file of drained engines.
+    type: path
+    default: /var/lib/bedplate-gateway/drains.json
   seconds:
     description: How long all requests together may take. Those without an answer until then have failed.
     type: float
@@ -71,6 +77,20 @@ checks:
   returned: always
   type: list
   elements: dict
+drained:
+  description: A sentence for each drained engine, by its name.
+  returned: always
+  type: dict
+waiting:
+  description: The declared models whose requests wait, since only drained engines could serve them.
+  returned: always
+  type: list
+  elements: str
+answering:
+  description: The other declared models.
+  returned: always
+  type: list
+  elements: str
 """
 
 WINDOW_SECONDS = 60
@@ -259,11 +279,12 @@ def check_streams(gateway: Gateway, metrics: Gateway, key: str, listed: Answer, 
 
 
 def gateway_checks(
-    gateway: Gateway, metrics: Gateway, key: str, limit_key: str, declared: list[str]
+    gateway: Gateway, metrics: Gateway, keys: tuple[str, str], declared: list[str], waiting: list[str]
 ) -> list[Check]:
-    """Run all checks; `declared` are the names of the declared models."""
+    """Run all checks with the two keys; requests for the `waiting` ones of the `declared` models wait."""
+    key, limit_key = keys
     listed = gateway.models(key)
-    models = [model for model in declared if model in model_names(listed)]
+    models = [model for model in declared if model in model_names(listed) and model not in waiting]
     ready = gateway.request("GET", "/health/readiness")
     return [
         check_models(gateway, listed, key, declared),
@@ -286,6 +307,7 @@ def main() -> None:
             "limit_key": {"type": "str", "required": True, "no_log": True},
             "models": {"type": "list", "elements": "str", "required": True},
             "ca_file": {"type": "path"},
+            "drains_file": {"type": "path", "default": DRAINS_FILE},
             "seconds": {"type": "float", "default": 60},
         },
         supports_check_mode=True,
@@ -294,8 +316,24 @@ def main() -> None:
     deadline = time.monotonic() + params["seconds"]
     gateway = Gateway(params["url"], ca_file=params["ca_file"], deadline=deadline)
     metrics = Gateway(params["metrics_url"], deadline=deadline)
-    checks = gateway_checks(gateway, metrics, params["key"], params["limit_key"], params["models"])
-    module.exit_json(changed=False, checks=checks)
+    seen = look(metrics)
+    broken: list[Check] = []
+    drains: Drains = {}
+    try:
+        drains = read_drains(Path(params["drains_file"]))
+    except DrainError as error:
+        remedy = f"rm {params['drains_file']}"
+        broken.append(check("the gateway knows the drained engines", False, str(error), remedy))
+    waiting = seen.waiting(params["models"]) if seen else []
+    keys = params["key"], params["limit_key"]
+    checks = gateway_checks(gateway, metrics, keys, params["models"], waiting)
+    module.exit_json(
+        changed=False,
+        checks=checks + broken,
+        drained={engine: describe(engine, drain) for engine, drain in drains.items()},
+        waiting=waiting,
+        answering=[model for model in params["models"] if model not in waiting],
+    )
 
 
 if __name__ == "__main__":

@@ -17,11 +17,13 @@ from dashboard_app.tests.situations import (
     ON_GPU,
     Change,
     disk,
+    drained,
     engine,
     gateway,
     gateway_metrics_are,
     host,
     litellm,
+    machine,
     prometheus,
     units,
 )
@@ -196,6 +198,30 @@ def test_litellm(
     faults = find(settings, all_well, bypassed=bypassed).counted
     assert [fault.what for fault in faults] == ([what] if what else [])
     assert {fault.next for fault in faults} <= {"journalctl -u litellm -n 50"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        host(0, "answered", None, ENGINE_DOWN),
+        host(0, "answered", None, engine()),
+        host(0, "failed", "HTTP 500"),
+        host(0, "unreachable", "no route to the host"),
+        machine(contact=Contact("failed", 0.1, "connection refused")),
+        host(0, "answered", None, engine({"name": "small:1b"}, drivers=(CARD | {"failed": True},))),
+        units(**{"ollama": "inactive", "ollama-preload": "failed", "gpu-devices": "failed"}),
+    ],
+)
+def test_what_fails_on_a_drained_host_is_no_fault(
+    settings: Settings, all_well: Observation, change: Change
+) -> None:
+    assert len(find(settings, change(drained("gpu2")(all_well))).counted) > 0
+    assert find(settings, change(drained("gpu1")(all_well))).counted == ()
+
+
+def test_a_full_disk_of_a_drained_host_is_a_fault(settings: Settings, all_well: Observation) -> None:
+    (fault,) = find(settings, disk(1)(drained("gpu1")(all_well))).counted
+    assert fault.about == "disk gpu1 /srv"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from dashboard_app.tests.situations import (
     SMALL,
     Change,
     disk,
+    drained,
     engine,
     gateway,
     gateway_metrics_are,
@@ -49,6 +50,7 @@ def judge(
 
 
 BOTH = "small:1b", "embed"
+NO_ROUTE = Contact("unreachable", 0.1, "no route to the host")
 
 TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
     "all well": ([], "healthy", "All 2 declared models can be served.", None, None),
@@ -291,6 +293,45 @@ TABLE: dict[str, tuple[list[Change], str, str, str | None, str | None]] = {
         "and 1 more fault.",
         "ansible gpu1 -m ping",
         "the control machine",
+    ),
+    "a drained host": (
+        [drained("gpu2")],
+        "healthy",
+        "All 2 declared models can be served; gpu2 is drained.",
+        "make undrain HOST=gpu2",
+        "the control machine",
+    ),
+    "a drained host is off, and one of its models has no other": (
+        [drained("gpu1"), host(0, "unreachable", "no route to the host"), machine(contact=NO_ROUTE)],
+        "degraded",
+        "1 of 2 declared models can be served: requests for embed wait: "
+        "gpu1 is drained by kim since 2026-03-01 11:02 UTC: new fan.",
+        "make undrain HOST=gpu1",
+        "the control machine",
+    ),
+    "every host is drained without a reason": (
+        [drained("gpu1", "gpu2", why="")],
+        "down",
+        "None of 2 declared models can be served: requests for small:1b, embed wait: "
+        "gpu1 is drained by kim since 2026-03-01 11:02 UTC, and 1 more fault.",
+        "make undrain HOST=gpu1",
+        "the control machine",
+    ),
+    "an engine fails while another one is drained": (
+        [drained("gpu2"), host(0, "answered", None, ENGINE_DOWN), host(1, "failed", "connection refused")],
+        "down",
+        "None of 2 declared models can be served: requests for small:1b wait: "
+        "gpu2 is drained by kim since 2026-03-01 11:02 UTC: new fan, and 1 more fault.",
+        "make undrain HOST=gpu2",
+        "the control machine",
+    ),
+    "who is drained is unknown without the gateway's metrics": (
+        [drained("gpu2"), no_metrics, host(1, "answered", None, ENGINE_DOWN)],
+        "degraded",
+        "All 2 declared models can be served, but the gateway does not return its metrics (HTTP 403), "
+        "so traffic and limits are unknown, and 1 more fault.",
+        "journalctl -u bedplate-gateway -n 50",
+        "the gateway host",
     ),
     "Prometheus stopped": (
         [prometheus("failed", "connection refused")],

@@ -19,6 +19,7 @@ from dashboard_app.tests.situations import (
     ON_GPU,
     SMALL,
     Change,
+    drained,
     engine,
     gateway,
     gateway_metrics_are,
@@ -208,6 +209,26 @@ def test_a_host_with_a_fault(
     hop = hops["host gpu1"]
     assert (hop.state, hop.detail, hop.error) == host_hop
     assert hops["gpu gpu1"].state == gpu_state
+
+
+@pytest.mark.parametrize(
+    ("change", "gpu_state"),
+    [
+        (host(1, "unreachable", "no route to the host"), "unknown"),
+        (host(1, "answered", None, ENGINE_DOWN), "ok"),
+        (host(1, "answered", None, engine(SMALL)), "ok"),
+        (host(1, "answered", None, engine(SMALL, drivers=(CARD | {"devices": 1},))), "warn"),
+    ],
+)
+def test_a_drained_host_has_no_error(
+    settings: Settings, all_well: Observation, change: Change, gpu_state: str
+) -> None:
+    hops = trace(settings, change(drained("gpu2")(all_well)))
+    hop = hops["host gpu2"]
+    assert (hop.state, hop.error) == ("warn", None)
+    assert hop.detail == ("drained by kim since 2026-03-01 11:02 UTC: new fan; next: make undrain HOST=gpu2")
+    assert hops["gpu gpu2"].state == gpu_state
+    assert hops["host gpu1"].state == "ok"
 
 
 def test_gpus(settings: Settings, all_well: Observation) -> None:

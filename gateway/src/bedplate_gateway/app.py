@@ -24,6 +24,8 @@ from bedplate_gateway.api.responses import ResponsesAdapter
 from bedplate_gateway.api.schema import CHAT, RESPONSES, Request
 from bedplate_gateway.clock import ExpiryClock
 from bedplate_gateway.engines.client import NO_HEADERS
+from bedplate_gateway.engines.drains import FILE as DRAINS_FILE
+from bedplate_gateway.engines.drains import Drains
 from bedplate_gateway.engines.errors import PROMPT_FIELDS
 from bedplate_gateway.engines.health import Engines
 from bedplate_gateway.engines.litellm import LiteLLM
@@ -67,10 +69,13 @@ class Gateway:
         self._body_memory = BodyMemory(settings.max_body_bytes)
         self.engines.on_change = self.local.engines_changed
         # systemd names a folder that outlives a reboot.
-        self.clock = ExpiryClock(Path(os.environ.get("STATE_DIRECTORY") or settings.state_dir) / "clock")
+        lasting = Path(os.environ.get("STATE_DIRECTORY") or settings.state_dir)
+        self.clock = ExpiryClock(lasting / "clock")
+        self._drains = Drains(lasting / DRAINS_FILE)
+        self.engines.set_drains(self._drains.by_engine)
         keys.now = self.clock.now
         self.tracer = Tracer(settings.traces) if settings.traces else None
-        self.metrics = Metrics(self.local, self.litellm, self.clock, lambda: self.in_flight)
+        self.metrics = Metrics(self.local, self.engines, self.litellm, self.clock, lambda: self.in_flight)
         self.metrics.tracer = self.tracer
         # After a reload the new process, which Prometheus scrapes, counts the requests that end here.
         self.count: Callable[[AccessRecord], None] = self.metrics.count
@@ -106,6 +111,8 @@ class Gateway:
             await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()
             try:
+                if self._drains.check():
+                    self.engines.set_drains(self._drains.by_engine)
                 self.local.tick()
                 self._keyless.tick()
                 if now - checked >= CHECK_SECONDS:
@@ -232,14 +239,12 @@ class Gateway:
         return key
 
     def _check_ready(self) -> None:
-        if not any(map(self.local.scheduler.can_be_served, self._models)):
+        if not any(map(self.local.can_be_served, self._models)):
             raise errors.not_ready()
 
     def _list_models(self, key: Key, model: str) -> dict[str, Any]:
-        """Return the models that the key may use and an engine serves now, or the one named `model`."""
-        names = sorted(
-            name for name in self._models if key.may_use(name) and self.local.scheduler.can_be_served(name)
-        )
+        """Return the models that the key may use and that can be served, or the one named `model`."""
+        names = sorted(name for name in self._models if key.may_use(name) and self.local.can_be_served(name))
         if model:
             if model not in names:
                 raise errors.model_not_found(model)

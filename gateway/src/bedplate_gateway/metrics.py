@@ -23,6 +23,7 @@ from bedplate_gateway.access_log import NONE, AccessRecord
 from bedplate_gateway.admission.limits import Budget
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.clock import ExpiryClock
+from bedplate_gateway.engines.health import Engines
 from bedplate_gateway.engines.litellm import Lane, LiteLLM
 from bedplate_gateway.settings import PRIORITY_CLASSES
 from bedplate_gateway.traces import Tracer
@@ -130,6 +131,16 @@ SCRAPED_GAUGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Whether the model is in the engine's memory (1) or not (0).",
         ("engine", "model"),
     ),
+    (
+        "bedplate_gateway_engine_drained",
+        "Whether the engine is drained and gets no new request (1) or not (0).",
+        ("engine",),
+    ),
+    (
+        "bedplate_gateway_drain_timestamp_seconds",
+        "Unix time since which the engine is drained.",
+        ("engine", "who", "why"),
+    ),
     ("bedplate_gateway_queue_requests", "Number of queued requests.", ("class",)),
     (
         "bedplate_gateway_queue_oldest_wait_seconds",
@@ -155,11 +166,17 @@ class Metrics:
     """Counts requests as they end, and reads the other metrics from admission at each scrape."""
 
     def __init__(
-        self, admission: LocalAdmission, litellm: LiteLLM, clock: ExpiryClock, in_flight: Callable[[], int]
+        self,
+        admission: LocalAdmission,
+        engines: Engines,
+        litellm: LiteLLM,
+        clock: ExpiryClock,
+        in_flight: Callable[[], int],
     ) -> None:
         self.dropped_log_lines: Callable[[], int] = lambda: 0
         self.tracer: Tracer | None = None
         self._admission = admission
+        self._engines = engines
         self._litellm = litellm
         self._clock = clock
         self._in_flight = in_flight
@@ -241,18 +258,29 @@ class Metrics:
         def add(name: str, value: float, *labels: str) -> None:
             families[name].add_metric(labels, value)
 
-        now, scheduler, engines = self._admission.clock(), self._admission.scheduler, self._admission.engines
+        now, scheduler, engines = self._admission.clock(), self._admission.scheduler, self._engines
         add("bedplate_gateway_in_flight_requests", self._in_flight())
         add("bedplate_gateway_info", 1, VERSION)
         lanes = set()
         for slots in scheduler.engine_slots():
+            drain = engines.drain(slots.engine)
+            add("bedplate_gateway_engine_drained", drain is not None, slots.engine.name)
+            if drain:
+                since = drain.since.timestamp()
+                add(
+                    "bedplate_gateway_drain_timestamp_seconds",
+                    since,
+                    slots.engine.name,
+                    drain.who,
+                    drain.why,
+                )
             for name, model in slots.models.items():
                 lanes.add(self._litellm.lane(slots.engine, name))
                 add("bedplate_gateway_slots", model.slots, slots.engine.name, name)
                 add("bedplate_gateway_slots_busy", slots.running.get(name, 0), slots.engine.name, name)
                 add(
                     "bedplate_gateway_engine_serves",
-                    engines.serves(slots.engine, name),
+                    engines.has(slots.engine, name),
                     slots.engine.name,
                     name,
                 )

@@ -13,6 +13,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
 from unittest.mock import patch
@@ -22,6 +23,7 @@ from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Le
 from bedplate_gateway.admission.limits import WINDOW_SECONDS
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.usage_log import UsageLog
+from bedplate_gateway.engines.drains import Drain
 from bedplate_gateway.errors import ApiError
 from bedplate_gateway.keys import Key, Keys
 from bedplate_gateway.reload.handover import Predecessor, Successor
@@ -41,6 +43,7 @@ KEYS = Keys(
     )
 )
 SLOTS = {"one": {"a": 2, "b": 1}, "two": {"a": 1}}
+DRAIN = Drain(engine="any", who="kim", since=datetime(2026, 3, 1, tzinfo=UTC))
 SHARE = 4
 STEPS = 150
 REAL_WRITE = os.write
@@ -60,18 +63,25 @@ Event = Literal[
     "alone",
     "delivered",
     "forgot",
+    # An engine gets no new request, or does again.
+    "drained",
+    "undrained",
 ]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One event at a time; the request that it concerns, the engine of a granted one, the tokens charged."""
+    """One event at a time; the request that it concerns, the engine of a granted one, the tokens charged.
+
+    The decision about a late one is older: another process made it, whose message was under way.
+    """
 
     at: float
     event: Event
     request: int = 0
     engine: str = ""
     tokens: int = 0
+    late: bool = False
 
 
 @dataclass(eq=False)
@@ -147,6 +157,7 @@ class Simulation:
         self.now = 1000.0
         self.history = History()
         self.down: set[str] = set()
+        self.drained: set[str] = set()
         self.full = False
         self.last_full = -WINDOW_SECONDS
         self.path = folder / "usage"
@@ -171,7 +182,10 @@ class Simulation:
     # What the gateway asks
 
     def serves(self, engine: Engine, model: str) -> bool:  # noqa: ARG002 - the interface's
-        return engine.name not in self.down
+        return engine.name not in self.down and engine.name not in self.drained
+
+    def drain(self, engine: Engine) -> Drain | None:
+        return DRAIN if engine.name in self.drained else None
 
     def loaded(self, engine: Engine, model: str) -> bool:  # noqa: ARG002 - the interface's
         return True
@@ -193,6 +207,7 @@ class Simulation:
             (self.cancel, 5),
             (self.swap, 3),
             (self.change_engine, 3),
+            (self.change_drain, 4),
             (self.change_disk, 2),
             (self.hand_over, 3),
             (self.kill, 2),
@@ -231,6 +246,8 @@ class Simulation:
     async def _settle(self) -> None:
         """Let all requests end; nothing is left in any process."""
         self.down.clear()
+        for engine in sorted(self.drained):
+            self._undrain(engine)
         self.full = False
         for _ in range(60):
             self.now += 1.0
@@ -268,7 +285,7 @@ class Simulation:
 
         def grant(lease: Lease) -> None:
             request.queued, request.lease = None, lease
-            self._note("granted", request, engine=lease.engine.name)
+            self._note("granted", request, engine=lease.engine.name, late=process is not self.process)
 
         def refuse(_: ApiError) -> None:
             request.queued = None
@@ -327,6 +344,20 @@ class Simulation:
         """Stop an engine, or start it again."""
         self.down ^= {self.random.choice(list(SLOTS))}
         self.process.local.engines_changed()
+
+    def change_drain(self) -> None:
+        """Drain an engine, or give it requests again; every process reads the same file."""
+        engine = self.random.choice(list(SLOTS))
+        if engine in self.drained:
+            self._undrain(engine)
+        else:
+            self._note("drained", engine=engine)
+            self.drained.add(engine)
+        self.process.local.engines_changed()
+
+    def _undrain(self, engine: str) -> None:
+        self._note("undrained", engine=engine)
+        self.drained.remove(engine)
 
     def change_disk(self) -> None:
         """Fill the disk, or make room."""
@@ -417,7 +448,13 @@ class Simulation:
         return [request for request in self.history.requests.values() if request.queued and not request.lease]
 
     def _note(
-        self, event: Event, request: Request | None = None, *, engine: str = "", tokens: int = 0
+        self,
+        event: Event,
+        request: Request | None = None,
+        *,
+        engine: str = "",
+        tokens: int = 0,
+        late: bool = False,
     ) -> None:
         number = request.number if request else 0
-        self.history.entries.append(Entry(self.now, event, number, engine, tokens))
+        self.history.entries.append(Entry(self.now, event, number, engine, tokens, late))

@@ -26,6 +26,9 @@ class Up:
     def loaded(self, engine: Engine, model: str) -> bool:  # noqa: ARG002 - the interface's
         return True
 
+    def drain(self, engine: Engine) -> None:  # noqa: ARG002 - the interface's
+        return None
+
 
 class Traffic:
     """Requests of several keys at random times, and what became of them; one seed, one result."""

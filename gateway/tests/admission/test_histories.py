@@ -34,6 +34,8 @@ class Checker:
         self.known: set[int] = set()
         self.order: dict[tuple[int, str, str, str], int] = {}
         self.skipped: int | None = 0
+        self.drained: dict[str, bool] = {}
+        """Whether every process has heard of all that was decided before the drain, by engine."""
 
     def check(self) -> None:
         """Check every entry against those before it."""
@@ -61,6 +63,11 @@ class Checker:
             case "delivered":
                 self.known |= self.waiting.keys()
                 self.under_way.clear()
+                self.drained = dict.fromkeys(self.drained, True)
+            case "drained":
+                self.drained[entry.engine] = False
+            case "undrained":
+                del self.drained[entry.engine]
             case "alone":
                 self.skipped = 0
                 # What one process had told the other, and the other had not read, is lost with it.
@@ -94,7 +101,10 @@ class Checker:
         self._occupy(entry, request)
 
     def _occupy(self, entry: Entry, request: Request) -> None:
-        """Check that the engine has the slot, and the key may run one more."""
+        """Check that the engine is not drained and has the slot, and the key may run one more."""
+        assert entry.engine not in self.drained or (entry.late and not self.drained[entry.engine]), (
+            f"{entry}: the engine is drained"
+        )
         self.running[request.number] = entry.engine
         running = [self.requests[number] for number in self.running]
         at_place = Counter((self.running[each.number], each.model) for each in running)
@@ -170,4 +180,5 @@ def test_histories(group: int, tmp_path: Path) -> None:
             raise
         seen.update(entry.event for entry in history.entries)
     # A simulation in which nothing happens proves nothing.
-    assert min(seen[event] for event in (*ENDS, "granted", "moved", "took over", "alone", "forgot")) > 0
+    kinds = (*ENDS, "granted", "moved", "drained", "undrained", "took over", "alone", "forgot")
+    assert min(seen[event] for event in kinds) > 0

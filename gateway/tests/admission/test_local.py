@@ -1,6 +1,7 @@
 """Who may start and when, with a clock that the test holds."""
 
 import asyncio
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import pytest
 from bedplate_gateway.admission.interface import AdmissionRequest, Lease, acquire
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.usage_log import UsageLog
+from bedplate_gateway.engines.drains import Drain
 from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.keys import Key, Keys
 from bedplate_gateway.settings import Engine, PriorityClass, Settings
+
+DRAIN = Drain(engine="one", who="kim", since=datetime(2026, 3, 1, 14, 2, tzinfo=UTC))
 
 
 class FakeEngines:
@@ -18,9 +22,13 @@ class FakeEngines:
 
     def __init__(self) -> None:
         self.down: set[str] = set()
+        self.drains: dict[str, Drain] = {}
 
     def serves(self, engine: Engine, model: str) -> bool:  # noqa: ARG002
-        return engine.name not in self.down
+        return engine.name not in self.down and engine.name not in self.drains
+
+    def drain(self, engine: Engine) -> Drain | None:
+        return self.drains.get(engine.name)
 
     def loaded(self, engine: Engine, model: str) -> bool:  # noqa: ARG002
         return True
@@ -200,6 +208,77 @@ def test_without_an_engine_the_answer_is_503_and_what_waits_goes_on_when_it_is_b
     bench.engines.down.clear()
     bench.admission.engines_changed()
     assert "waits" in bench.leases
+
+
+def test_what_needs_a_drained_engine_waits_for_it_even_while_it_is_down() -> None:
+    bench = Bench(slots=1)
+    bench.submit("runs")
+    bench.submit("waits", "rpm")
+    bench.engines.drains["one"] = DRAIN
+    bench.submit("later")
+    bench.leases["runs"].release()
+    assert bench.leases.keys() == {"runs"}
+    # Such as for an upgrade of the engine.
+    bench.engines.down.add("one")
+    bench.submit("while it is down")
+    bench.now += 60
+    bench.admission.tick()
+    assert not bench.errors
+    bench.engines.down.clear()
+    del bench.engines.drains["one"]
+    bench.admission.engines_changed()
+    assert bench.leases.keys() == {"runs", "waits"}
+    for name in ("waits", "later", "while it is down"):
+        bench.leases[name].release()
+    assert bench.idle()
+
+
+def test_what_waited_too_long_for_a_drained_engine_hears_that_none_serves() -> None:
+    bench = Bench()
+    bench.engines.drains["one"] = DRAIN
+    bench.submit("waits", "rpm")
+    bench.now += 119
+    bench.admission.tick()
+    assert not bench.errors
+    bench.now += 2
+    bench.admission.tick()
+    assert bench.errors["waits"].code == "engine_unavailable"
+    assert bench.used("rpm") == 0
+
+
+def test_what_has_a_fallback_does_not_wait_for_a_drained_engine() -> None:
+    engines = [
+        {"name": "one", "kind": "ollama", "url": "http://one", "models": [{"name": "m", "slots": 1}]},
+        {"name": "litellm", "kind": "litellm", "url": "http://l", "models": [{"name": "cloud", "slots": 1}]},
+    ]
+    litellm = {"url": "http://l", "key_file": "/none"}
+    bench = Bench(engines=engines, litellm=litellm, fallbacks={"m": ["cloud"]})
+    bench.engines.drains["one"] = DRAIN
+    bench.submit("falls back")
+    assert bench.errors["falls back"].code == "engine_unavailable"
+    own = Key.model_validate({"alias": "own", "secrets": [], "models": ["m"]})
+    bench.admission.submit(
+        AdmissionRequest(own, "normal", "m", 10),
+        partial(bench.leases.__setitem__, "has none"),
+        partial(bench.errors.__setitem__, "has none"),
+    )
+    assert "has none" not in bench.errors
+    assert bench.admission.can_be_served("m")
+
+
+def test_no_retry_goes_to_a_drained_engine() -> None:
+    model = [{"name": "m", "slots": 1}]
+    engines = [{"name": name, "kind": "ollama", "url": "http://x", "models": model} for name in "ab"]
+    bench = Bench(engines=engines)
+    bench.submit("runs")
+    first = bench.leases["runs"].engine.name
+    other = "b" if first == "a" else "a"
+    bench.engines.drains[other] = DRAIN
+    assert not bench.leases["runs"].swap()
+    bench.engines.drains = {first: DRAIN}
+    assert bench.leases["runs"].swap()
+    assert bench.leases["runs"].engine.name == other
+    assert not bench.leases["runs"].swap()
 
 
 def test_a_lease_that_nobody_touches_ends_by_itself() -> None:

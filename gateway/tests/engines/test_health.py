@@ -1,12 +1,14 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import pytest
 from aiohttp import web
 from bedplate_gateway.engines import health as module
+from bedplate_gateway.engines.drains import Drain
 from bedplate_gateway.engines.health import Engines
 from bedplate_gateway.settings import EngineModel, Settings
 
@@ -125,6 +127,31 @@ def test_ollama_state(monkeypatch: pytest.MonkeyPatch) -> None:
         assert shown == fake.asked.count("/api/show") == 3
 
     run(test, monkeypatch)
+
+
+def test_a_drained_engine_is_polled_but_gets_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(engines: Engines, fake: FakeOllama) -> None:
+        reported: list[bool] = []
+        engines.on_change = lambda: reported.append(engines.serves(ENGINE, "m:1b"))
+        drain = Drain(engine="e", who="kim", since=datetime(2026, 3, 1, tzinfo=UTC), why="new fan")
+        engines.set_drains({"e": drain})
+        assert (engines.has(ENGINE, "m:1b"), engines.serves(ENGINE, "m:1b")) == (True, False)
+        assert engines.drain(ENGINE) is drain
+        fake.running = {}
+        await until(lambda: not engines.loaded(ENGINE, "m:1b"))
+        engines.set_drains({"another": drain})
+        assert engines.serves(ENGINE, "m:1b")
+        assert engines.drain(ENGINE) is None
+        assert reported == [False, False, True]
+
+    with caplog.at_level(logging.INFO):
+        run(test, monkeypatch)
+    assert [line for line in caplog.messages if "drained" in line] == [
+        "Engine e is drained by kim: new fan.",
+        "Engine e is no longer drained.",
+    ]
 
 
 def test_changes_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,9 @@ class EnginesUp:
     def loaded(self, *_: object) -> bool:
         return True
 
+    def drain(self, *_: object) -> None:
+        return None
+
 
 class Process:
     """What one process has; its app gives each request a slot until `finish`, and answers with the name."""

@@ -2,7 +2,8 @@
 """Asks a service for an answer and kills it if it hangs, and systemd starts it anew (bedplate-heal@.timer).
 
 A service that is not active is left alone: stopped by hand, starting or reloading. So is one that works
-without answering, such as an engine that loads a model, for the seconds that its settings give.
+without answering, such as an engine that loads a model, for the seconds that its settings give, and a drained
+engine, since somebody works on it.
 """
 
 import contextlib
@@ -21,6 +22,9 @@ SETTINGS = Path("/etc/bedplate/heal.json")
 RESTARTS = Path("/run/bedplate-heal")
 TEXTFILES = Path("/var/lib/node-exporter/textfile")
 PROC = Path("/proc")
+# make drain and make undrain write and remove it.
+DRAINED = Path("/var/lib/bedplate/drained")
+ENGINE = "ollama"
 MISSES = 3
 # From one question to the next; each is answered within ANSWER_SECONDS or missed.
 PAUSE_SECONDS = 10.0
@@ -143,6 +147,8 @@ def heal(service: str, settings: Mapping[str, object]) -> str:
     journal = f"journalctl -u {service} -n 50"
     restarts = read_restarts(service)
     write_metric(service, len(restarts))
+    if service == ENGINE and DRAINED.exists():
+        return ""
     if not hangs(unit, url, float(str(settings["busy_seconds"]))):
         return ""
     now = time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -302,6 +302,80 @@ def test_the_checks_of_all_hosts(checks: ModuleType) -> None:
     assert second["next"] == "ansible -m ping b"
 
 
+DRAINED = "b is drained by kim since 2026-03-01 14:02:00 UTC: new fan"
+
+
+def test_what_fails_on_a_drained_host_was_not_checked(checks: ModuleType) -> None:
+    names = (
+        "ollama runs and starts at boot",
+        "Ollama has m:1b",
+        "the driver reports every nvidia GPU",
+        "each port answers its clients only",
+        "bedplate-gateway runs and starts at boot",
+    )
+    entries = [{"name": name, "ok": False, "seen": "it fails", "next": "x"} for name in names]
+    gateway = {"__verify_gateway": {"drained": {"b": DRAINED, "vllm": "vllm is drained"}}}
+    hostvars = {"a": {"__verify_checks": entries[:1], **gateway}, "b": {"__verify_checks": entries}}
+    found = checks.host_checks(["a", "b"], hostvars)
+    assert [check["ok"] for check in found] == [False, None, None, None, False, False, None, None]
+    assert found[1]["seen"] == "it fails; b is drained"
+    assert found[6:] == [
+        {
+            "host": "b",
+            "name": "the engine gets requests",
+            "ok": None,
+            "seen": DRAINED,
+            "next": "make undrain HOST=b",
+        },
+        {
+            "host": "vllm",
+            "name": "the engine gets requests",
+            "ok": None,
+            "seen": "vllm is drained",
+            "next": "make undrain HOST=vllm",
+        },
+    ]
+
+
+def test_a_drained_host_that_is_off_did_not_fail(checks: ModuleType) -> None:
+    gateway = {"__verify_gateway": {"drained": {"b": DRAINED}}}
+    found = checks.host_checks(["b", "c"], {"b": gateway, "c": {}})
+    assert [(check["host"], check["name"], check["ok"]) for check in found] == [
+        ("b", "the host is reachable", None),
+        ("c", "the host is reachable", False),
+        ("b", "the engine gets requests", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("drained", "ok", "seen"),
+    [
+        ((), False, "down: ollama on b, node on b, gateway on b"),
+        (("a",), False, "down: ollama on b, node on b, gateway on b"),
+        (("b",), False, "down: gateway on b"),
+    ],
+)
+def test_targets_of_a_drained_host(checks: ModuleType, drained: tuple[str, ...], ok: bool, seen: str) -> None:
+    expected = [{"job": job, "host": "b", "address": f"{job}:1"} for job in ("ollama", "node", "gateway")]
+    check = checks.target_check({"status": 200, "json": {}}, expected, URL, drained)
+    assert (check["ok"], check["seen"]) == (ok, seen)
+    check = checks.target_check({"status": 200, "json": {}}, expected[:2], URL, ("b",))
+    assert (check["ok"], check["seen"]) == (True, "0 of 2 up, b is drained")
+
+
+def test_a_dashboard_that_only_waits_for_a_drained_engine(checks: ModuleType) -> None:
+    drain, other = {"about": "drain gpu1"}, {"about": "disk gpu1 /"}
+    document = {"state": "degraded", "reason": "requests for m wait", "next": "make undrain HOST=gpu1"}
+    for faults, ok in (([drain], None), ([drain, other], False), ([], False)):
+        status = {"status": 200, "json": document | {"faults": faults}}
+        assert checks.dashboard_check(status, URL)["ok"] is ok
+
+
+def test_no_chat_is_sent_while_only_drained_engines_could_answer(checks: ModuleType) -> None:
+    check = checks.chat_check({"skipped": True, "changed": False})
+    assert (check["name"], check["ok"]) == ("three chat requests are answered", None)
+
+
 @pytest.mark.parametrize(("oks", "ok"), [([], True), ([True, None], True), ([True, False, None], False)])
 def test_the_report(checks: ModuleType, oks: list[bool | None], ok: bool) -> None:
     entries = [{"host": "a", "name": "n", "ok": value, "seen": "s", "next": "x"} for value in oks]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -47,6 +49,7 @@ def checks(
         keys = {"key": KEY, "limit_key": LIMIT_KEY}
         params = {"url": url or gateway.url, **keys, "models": models or [MODEL], "seconds": seconds}
         params["metrics_url"] = gateway.url
+        params["drains_file"] = "/nonexistent/drains.json"
         entries = run_module(module, params)["checks"]
         assert [sorted(check) for check in entries] == [["name", "next", "ok", "seen"]] * 8
         return {check["name"]: check for check in entries}
@@ -209,3 +212,31 @@ def test_after_a_question_without_an_answer_the_others_get_a_second(
         first, second = gateway.models(KEY), gateway.chat(KEY, MODEL)
     assert (first.late, second.late) == (True, True)
     assert second.ended - second.started < 5
+
+
+def test_models_of_drained_engines_are_not_asked(
+    module: ModuleType, run_module: Callable[..., dict[str, Any]], gateway: FakeGateway, tmp_path: Path
+) -> None:
+    gateway.models = [MODEL, "other"]
+    gateway.metrics = "\n".join(
+        [
+            'bedplate_gateway_engine_drained{engine="gpu1"} 1.0',
+            'bedplate_gateway_engine_drained{engine="gpu2"} 0.0',
+            f'bedplate_gateway_engine_serves{{engine="gpu1",model="{MODEL}"}} 1.0',
+            'bedplate_gateway_engine_serves{engine="gpu2",model="other"} 1.0',
+        ]
+    )
+    drains = tmp_path / "drains.json"
+    drain = {"engine": "gpu1", "who": "kim", "since": "2026-03-01T14:02:00+00:00", "why": "new fan"}
+    drains.write_text(json.dumps({"schema": 1, "drains": [drain]}))
+    params = {"url": gateway.url, "metrics_url": gateway.url, "key": KEY, "limit_key": LIMIT_KEY}
+    more = {"models": [MODEL, "other"], "drains_file": str(drains)}
+    result = run_module(module, params | more)
+    assert failed({check["name"]: check for check in result["checks"]}) == {}
+    assert result["drained"] == {"gpu1": "gpu1 is drained by kim since 2026-03-01 14:02:00 UTC: new fan"}
+    assert (result["waiting"], result["answering"]) == ([MODEL], ["other"])
+    drains.write_text("broken")
+    result = run_module(module, params | more)
+    assert failed({check["name"]: check for check in result["checks"]}).keys() == {
+        "the gateway knows the drained engines"
+    }

@@ -68,3 +68,12 @@ def test_an_unknown_service_is_refused() -> None:
     ran = dry_run("logs-nginx")
     assert ran.returncode == 2
     assert "no service is called 'nginx'; known: ollama ollama-preload" in ran.stderr
+
+
+@pytest.mark.parametrize("why", ["new fan", '100 % of it\'s $HOME; `id` "x" $(shell id)', ""])
+def test_a_drains_reason_reaches_the_playbook_as_it_is(why: str) -> None:
+    shown = "PLAY=printenv --null DRAIN_HOST DRAIN_WHY #"
+    options = ["--no-print-directory", "--silent", "--old-file=hosts", "--old-file=install"]
+    command = ["make", *options, shown, "drain", "HOST=gpu1", f"WHY={why}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split("\0")[:2] == ["gpu1", why], done.stderr

@@ -7,6 +7,7 @@ from typing import Literal
 from bedplate_dashboard.health import parts
 from bedplate_dashboard.health.model import (
     Disk,
+    Drain,
     EngineStatus,
     Health,
     HostStatus,
@@ -69,7 +70,10 @@ class GpuFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """One inference host; `engine` and `gpu` are None if its exporter does not answer."""
+    """One inference host; `engine` and `gpu` are None if its exporter does not answer.
+
+    What fails on a drained host is no fault: somebody works on it.
+    """
 
     name: str
     exporter: ServiceFacts
@@ -79,6 +83,11 @@ class HostFacts:
     status: HostStatus
 
     @property
+    def drain(self) -> Drain | None:
+        """Who drained its engine, if anybody did."""
+        return self.status.drained
+
+    @property
     def reachable(self) -> bool:
         """Whether the host responds at all."""
         return self.exporter.contact.outcome != "unreachable"
@@ -86,7 +95,9 @@ class HostFacts:
     @property
     def cannot_serve(self) -> bool:
         """Whether it is known that no model can be served here."""
-        return not self.reachable or (self.engine is not None and not self.engine.up)
+        return (
+            self.drain is not None or not self.reachable or (self.engine is not None and not self.engine.up)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +122,7 @@ class MachineFacts:
 
     contact: Contact
     reachable: bool
+    drained: bool
     machine: Machine
     full_disks: tuple[Disk, ...]
     bad_services: tuple[Service, ...]
@@ -146,8 +158,9 @@ def derive_facts(
     units: UnitStates = {
         (machine.name, service.name): service.state for machine in described for service in machine.services
     }
+    drains = parts.find_drains(gateway.metrics) if gateway.metrics_contact.ok else {}
     hosts = tuple(
-        _derive_host(host, answer, units.get((host.name, "bedplate-exporter")))
+        _derive_host(host, answer, units.get((host.name, "bedplate-exporter")), drains.get(host.name))
         for host, answer in zip(settings.inference_hosts, observation.hosts, strict=True)
     )
     unreachable = {host.name for host in hosts if not host.reachable}
@@ -161,7 +174,9 @@ def derive_facts(
         litellm=_derive_litellm(settings, observation, recent, units.get((settings.gateway, "litellm"))),
         hosts=hosts,
         machines=tuple(
-            _derive_machine(answer.contact, machine, machine.name not in unreachable)
+            _derive_machine(
+                answer.contact, machine, machine.name not in unreachable, drained=machine.name in drains
+            )
             for answer, machine in zip(observation.machines, described, strict=True)
         ),
         prometheus=ServiceFacts(
@@ -203,7 +218,9 @@ def _derive_litellm(
     )
 
 
-def _derive_host(host: InferenceHost, answer: HostAnswer, unit_state: str | None) -> HostFacts:
+def _derive_host(
+    host: InferenceHost, answer: HostAnswer, unit_state: str | None, drain: Drain | None
+) -> HostFacts:
     exporter = ServiceFacts(contact=answer.contact, unit_state=unit_state)
     state = answer.state
     if state is None:
@@ -223,6 +240,7 @@ def _derive_host(host: InferenceHost, answer: HostAnswer, unit_state: str | None
                 models_loaded=None,
                 memory_bytes=None,
                 undeclared=(),
+                drained=drain,
             ),
         )
     engine, gpu = state.engine, _derive_gpu(answer)
@@ -252,6 +270,7 @@ def _derive_host(host: InferenceHost, answer: HostAnswer, unit_state: str | None
             models_loaded=len(loaded) if engine.up else None,
             memory_bytes=sum(model.memory_bytes or 0 for model in loaded) if engine.up else None,
             undeclared=tuple(model.name for model in state.models if model.name not in declared),
+            drained=drain,
         ),
     )
 
@@ -293,10 +312,11 @@ def _waits_too_long(waiting: QueueClass) -> bool:
     )
 
 
-def _derive_machine(contact: Contact, machine: Machine, reachable: bool) -> MachineFacts:
+def _derive_machine(contact: Contact, machine: Machine, reachable: bool, *, drained: bool) -> MachineFacts:
     return MachineFacts(
         contact=contact,
         reachable=reachable,
+        drained=drained,
         machine=machine,
         full_disks=tuple(filter(_is_full, machine.disks)),
         bad_services=tuple(filter(_is_bad, machine.services)),

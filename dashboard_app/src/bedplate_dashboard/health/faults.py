@@ -12,7 +12,7 @@ from bedplate_dashboard.health.facts import (
     MachineFacts,
     ServiceFacts,
 )
-from bedplate_dashboard.health.model import Fault, ModelStatus, QueueClass, Refusals
+from bedplate_dashboard.health.model import Drain, Fault, ModelStatus, QueueClass, Refusals
 
 CONTROL_MACHINE = "the control machine"
 GATEWAY_HOST = "the gateway host"
@@ -31,6 +31,9 @@ POLLED_SERVICES = frozenset(
     }
 )
 """Services that are judged by their answer, which shows more than the state of their unit."""
+
+ENGINE_SERVICES = frozenset({"ollama-preload", "gpu-devices"})
+"""Services that may fail while somebody works on a drained engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ def find_faults(facts: Facts, models: tuple[ModelStatus, ...]) -> Faults:
     return Faults(
         counted=(
             *_find_gateway_faults(facts, models),
+            *_find_waiting_models(facts, models),
             *(fault for host in facts.hosts for fault in _find_host_faults(host, gpus[host.name])),
             *_find_failed_requests(facts, models),
             *_find_refusals(facts.server_refusals),
@@ -122,8 +126,38 @@ def _find_gateway_faults(facts: Facts, models: tuple[ModelStatus, ...]) -> Itera
             )
 
 
+def _find_waiting_models(facts: Facts, models: tuple[ModelStatus, ...]) -> Iterator[Fault]:
+    """Find the models that only a drained host could serve."""
+    for host in facts.hosts:
+        waiting = [
+            model.name
+            for model in models
+            if model.can_be_served is False and host.name in [place.host for place in model.placements]
+        ]
+        if host.drain and waiting:
+            yield Fault(
+                what=f"requests for {_join_names(waiting)} wait: {host.name} is {describe_drain(host.drain)}",
+                next=undrain_command(host.name),
+                next_on=CONTROL_MACHINE,
+                about=f"drain {host.name}",
+            )
+
+
+def describe_drain(drain: Drain) -> str:
+    """Return who drained an engine, since when and why."""
+    why = f": {drain.why}" if drain.why else ""
+    return f"drained by {drain.who} since {drain.since:%Y-%m-%d %H:%M} UTC{why}"
+
+
+def undrain_command(host: str) -> str:
+    """Return the command that ends a drain."""
+    return f"make undrain HOST={host}"
+
+
 def _find_host_faults(host: HostFacts, gpu_faults: tuple[Fault, ...]) -> Iterator[Fault]:
     name = host.name
+    if host.drain:
+        return
     if not host.reachable:
         yield Fault(
             what=f"the host {name} cannot be reached ({host.exporter.contact.error})",
@@ -249,7 +283,7 @@ def _find_machine_faults(facts: MachineFacts, polled: frozenset[str]) -> Iterato
     name = facts.machine.name
     if not facts.contact.ok:
         # An unreachable inference host is a fault of its own.
-        if facts.reachable:
+        if facts.reachable and not facts.drained:
             yield Fault(
                 what=(
                     f"the node exporter on {name} does not work ({facts.contact.error}), "
@@ -268,7 +302,7 @@ def _find_machine_faults(facts: MachineFacts, polled: frozenset[str]) -> Iterato
             about=f"disk {name} {disk.mountpoint}",
         )
     for service in facts.bad_services:
-        if service.name not in polled:
+        if service.name not in polled and not (facts.drained and service.name in ENGINE_SERVICES):
             yield Fault(
                 what=f"{service.name} on {name} is {service.state}",
                 next=f"journalctl -u {service.name} -n 50",

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 from bedplate_dashboard.health import parts
 from bedplate_dashboard.health.facts import Facts, derive_facts
-from bedplate_dashboard.health.faults import MONITORING_HOST, find_faults
+from bedplate_dashboard.health.faults import CONTROL_MACHINE, MONITORING_HOST, find_faults, undrain_command
 from bedplate_dashboard.health.model import (
     Answered,
     Fault,
@@ -75,7 +75,7 @@ def judge(
     operations = parts.describe_operations(settings, observation)
     return Verdict(
         state=state,
-        reason=_write_reason(models, counted, len(operations.alerts or ())),
+        reason=_write_reason(models, counted, _list_drained(facts), len(operations.alerts or ())),
         faults=counted,
         gateway=parts.describe_contact(observation.gateway.contact),
         prometheus=parts.describe_contact(observation.prometheus.contact),
@@ -153,7 +153,8 @@ def describe_now(last: Snapshot | None, now: float, started: datetime, started_m
             verdict=None,
         )
     verdict = last.verdict
-    first = verdict.faults[0] if verdict.faults else None
+    drained = (_undrain(host.name) for host in verdict.hosts if host.drained)
+    first = verdict.faults[0] if verdict.faults else next(drained, None)
     latest = Status(
         state=verdict.state,
         reason=verdict.reason,
@@ -178,6 +179,11 @@ def describe_now(last: Snapshot | None, now: float, started: datetime, started_m
         since=last.at + timedelta(seconds=STALE_SECONDS) if verdict.state != "degraded" else last.since,
         stale=True,
     )
+
+
+def _undrain(host: str) -> Fault:
+    """Return what to type for a drained host, which is no fault."""
+    return Fault(what=f"{host} is drained", next=undrain_command(host), next_on=CONTROL_MACHINE)
 
 
 _RESTART = Fault(
@@ -252,10 +258,18 @@ def _failed_without_cause(answered: Answered, unable: datetime | None) -> bool:
     return unable is None or unable < answered.at - timedelta(seconds=BLAME_SECONDS)
 
 
-def _write_reason(models: tuple[ModelStatus, ...], current_faults: tuple[Fault, ...], alerts: int) -> str:
+def _list_drained(facts: Facts) -> list[str]:
+    return [host.name for host in facts.hosts if host.drain]
+
+
+def _write_reason(
+    models: tuple[ModelStatus, ...], current_faults: tuple[Fault, ...], drained: list[str], alerts: int
+) -> str:
     """Return one sentence: what can be served and, if there are faults, the first of them."""
     served = _describe_served_models(models)
     if not current_faults:
+        if drained:
+            served += f"; {', '.join(drained)} {'are' if len(drained) > 1 else 'is'} drained"
         if not alerts:
             return f"{served}."
         return f"{served}; {alerts} alert{'s are' if alerts > 1 else ' is'} active."

@@ -72,8 +72,20 @@ class EngineStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drain:
+    """A host's engine gets no new request: who drained it, since when, and why (may be empty)."""
+
+    who: str
+    since: datetime
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class HostStatus:
-    """One inference host; `engine` is None if its exporter does not answer. Memory in bytes."""
+    """One inference host; `engine` is None if its exporter does not answer. Memory in bytes.
+
+    `drained` is None while its engine gets requests, or while the gateway returns no metrics.
+    """
 
     name: str
     ok: bool
@@ -84,6 +96,7 @@ class HostStatus:
     models_loaded: int | None
     memory_bytes: int | None
     undeclared: tuple[str, ...]
+    drained: Drain | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from bedplate_dashboard.health.model import (
     Answered,
     Canary,
     CheckStatus,
+    Drain,
     Gpu,
     Limit,
     Operations,
@@ -22,7 +23,7 @@ from bedplate_dashboard.health.model import (
 )
 from bedplate_dashboard.settings import VERSION, Settings
 from bedplate_dashboard.sources.collect import Contact, HostAnswer, Observation, ReportFile
-from bedplate_dashboard.sources.payloads import clean_label
+from bedplate_dashboard.sources.payloads import clean, clean_label
 from bedplate_dashboard.sources.prometheus_text import Samples
 
 CANARY_ALIAS = "canary"
@@ -89,6 +90,19 @@ def find_last_answer(name: str, observation: Observation) -> Answered | None:
         if at
         else None
     )
+
+
+def find_drains(metrics: Samples) -> dict[str, Drain]:
+    """Return the drained engines by name."""
+    return {
+        sample.labels.get("engine", ""): Drain(
+            who=str(clean(sample.labels.get("who", ""))),
+            since=since,
+            why=str(clean(sample.labels.get("why", ""))),
+        )
+        for sample in metrics["bedplate_gateway_drain_timestamp_seconds"]
+        if (since := _to_datetime(sample.value)) is not None
+    }
 
 
 def list_gpus(observation: Observation) -> tuple[Gpu, ...]:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from bedplate_dashboard.health.facts import Facts, GpuFacts, HostFacts, LitellmFacts
-from bedplate_dashboard.health.faults import Faults
+from bedplate_dashboard.health.facts import Facts, HostFacts, LitellmFacts
+from bedplate_dashboard.health.faults import Faults, describe_drain, undrain_command
 from bedplate_dashboard.health.model import Fault, Health, Hop, Litellm, ModelStatus, Queue, Traffic
 from bedplate_dashboard.settings import Settings
 
@@ -19,7 +19,7 @@ def trace_request(
         yield _describe_litellm(facts.litellm)
     for host in facts.hosts:
         yield _describe_host(host)
-        yield _describe_gpu(host.name, host.gpu, faults.gpus[host.name])
+        yield _describe_gpu(host, faults.gpus[host.name])
 
 
 def _describe_clients(settings: Settings, traffic: Traffic | None) -> Hop:
@@ -112,6 +112,15 @@ def _list_litellm_details(status: Litellm) -> Iterator[str]:
 
 def _describe_host(host: HostFacts) -> Hop:
     status = host.status
+    if host.drain:
+        # What fails here meanwhile is no error.
+        return Hop(
+            kind="host",
+            name=host.name,
+            state="warn",
+            detail=f"{describe_drain(host.drain)}; next: {undrain_command(host.name)}",
+            version=host.engine.version if host.engine else None,
+        )
     if host.engine is None:
         return Hop(
             kind="host",
@@ -141,13 +150,14 @@ def _describe_host(host: HostFacts) -> Hop:
     )
 
 
-def _describe_gpu(name: str, gpu: GpuFacts | None, faults: tuple[Fault, ...]) -> Hop:
+def _describe_gpu(host: HostFacts, faults: tuple[Fault, ...]) -> Hop:
+    name, gpu = host.name, host.gpu
     if gpu is None:
         return Hop(kind="gpu", name=name, state="unknown", detail="unknown")
     state: Health = "ok"
     error = None
     if faults:
-        state, error = "bad", faults[0].what
+        state, error = "warn" if host.drain else "bad", faults[0].what
     elif gpu.throttling:
         state, error = "warn", f"throttled ({gpu.throttling})"
     return Hop(

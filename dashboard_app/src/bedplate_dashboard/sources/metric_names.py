@@ -19,6 +19,7 @@ GATEWAY_METRICS = frozenset(
         "bedplate_gateway_last_request_timestamp_seconds",
         "bedplate_gateway_last_answer_tokens_per_second",
         "bedplate_gateway_engine_serves",
+        "bedplate_gateway_drain_timestamp_seconds",
         "bedplate_gateway_slots",
         "bedplate_gateway_slots_busy",
         "bedplate_gateway_queue_requests",

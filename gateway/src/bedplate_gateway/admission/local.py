@@ -11,6 +11,7 @@ from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Le
 from bedplate_gateway.admission.limits import ExceededLimit, Limits, Unit, Usage
 from bedplate_gateway.admission.scheduler import Scheduler, Slot, Ticket
 from bedplate_gateway.admission.usage_log import UsageLog
+from bedplate_gateway.engines.drains import Drain
 from bedplate_gateway.errors import ApiError
 from bedplate_gateway.keys import Key, Keys
 from bedplate_gateway.settings import Engine, Settings
@@ -25,7 +26,10 @@ class EngineStates(Protocol):
     """What admission needs to know about engines."""
 
     def serves(self, engine: Engine, model: str) -> bool:
-        """Return whether the engine is up and has the model."""
+        """Return whether the engine may get a request for the model."""
+
+    def drain(self, engine: Engine) -> Drain | None:
+        """Return who drained the engine, since when and why; None where it is not drained."""
 
     def loaded(self, engine: Engine, model: str) -> bool:
         """Return whether the model is in the engine's memory."""
@@ -114,6 +118,13 @@ class LocalAdmission:
         self.scheduler.release(lease.slot, now)
         self._learn(lease, now)
         self.scheduler.dispatch(now)
+
+    def can_be_served(self, model: str) -> bool:
+        """Return whether an engine serves the model now, or will when it is no longer drained."""
+        return self.scheduler.can_be_served(model) or any(
+            model in slots.models and self.engines.drain(slots.engine) is not None
+            for slots in self.scheduler.engine_slots()
+        )
 
     def check_limits(self, key: Key) -> None:
         """Raise ApiError 429 where the key's own limits refuse any request, whatever its body is."""
@@ -245,12 +256,17 @@ class LocalAdmission:
         return self.limits.exceeded(ticket.key.alias, ticket.model, "tokens", self.clock()) is None
 
     def _refusal(self, request: AdmissionRequest, now: float) -> ApiError | None:
-        if not self.scheduler.can_be_served(request.model):
+        if not self.scheduler.can_be_served(request.model) and not self._may_wait(request):
             return errors.engine_unavailable(request.model)
         for unit in UNITS:
             if limit := self.limits.exceeded(request.key.alias, request.model, unit, now):
                 return self._limited(limit, request.key.alias, request.model, now)
         return self._queue_full(request)
+
+    def _may_wait(self, request: AdmissionRequest) -> bool:
+        """Return whether to wait for an engine that no longer is drained; a fallback answers at once."""
+        fallbacks = self.settings.fallbacks.get(request.model, ())
+        return self.can_be_served(request.model) and not any(map(request.key.may_use, fallbacks))
 
     def _queue_full(self, request: AdmissionRequest) -> ApiError | None:
         name, queue = request.priority_class, self.settings.queue(request.priority_class)

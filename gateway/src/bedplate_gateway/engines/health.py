@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from bedplate_gateway import background
 from bedplate_gateway.engines import client
 from bedplate_gateway.engines.client import CONNECTION_REFUSED
+from bedplate_gateway.engines.drains import Drain
 from bedplate_gateway.settings import Engine, EngineModel, Settings
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Engines:
 
     def __init__(self, settings: Settings) -> None:
         self.on_change: Callable[[], None] = lambda: None
+        self._drains: Mapping[str, Drain] = {}
         self._engines = {engine.name: engine for engine in settings.engines}
         self._states = {
             # Requests to LiteLLM wait while it starts, and so it counts as up until it is known to be down.
@@ -113,13 +115,32 @@ class Engines:
         """Return the state of an engine at its last poll."""
         return self._states[engine_name]
 
-    def serves(self, engine: Engine, model: str) -> bool:
+    def has(self, engine: Engine, model: str) -> bool:
         """Return whether the engine is up and has the model."""
         state = self._states[engine.name]
         return state.up and model in state.present
 
+    def drain(self, engine: Engine) -> Drain | None:
+        """Return who drained the engine, since when and why; None where it is not drained."""
+        return self._drains.get(engine.name)
+
+    def set_drains(self, drains: Mapping[str, Drain]) -> None:
+        """Give no new request to these engines; they are polled as the others."""
+        before, self._drains = self._drains, drains
+        for name in self._engines:
+            drain = drains.get(name)
+            if drain and name not in before:
+                log.info("Engine %s is drained by %s: %s.", name, drain.who, drain.why or "no reason given")
+            elif name in before and not drain:
+                log.info("Engine %s is no longer drained.", name)
+        self.on_change()
+
+    def serves(self, engine: Engine, model: str) -> bool:
+        """Return whether the engine may get a request for the model: it has it and is not drained."""
+        return self.has(engine, model) and engine.name not in self._drains
+
     def serves_elsewhere(self, engine: Engine, model: str) -> bool:
-        """Return whether another engine is up and has the model."""
+        """Return whether another engine may get a request for the model."""
         return any(
             other.name != engine.name and self.serves(other, model) for other in self._engines.values()
         )

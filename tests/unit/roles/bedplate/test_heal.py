@@ -128,6 +128,26 @@ def test_a_service_that_answers_again_is_left_alone(service: Service) -> None:
     assert (service.questions, service.commands()) == (3, [])
 
 
+def test_a_drained_engine_is_left_alone(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.silent = 99
+    drained = tmp_path / "drained"
+    monkeypatch.setattr(service.program, "DRAINED", drained)
+    settings = {"url": service.url, "busy_seconds": 0}
+    drained.write_text("gpu1\n")
+    assert service.program.heal("ollama", settings) == ""
+    assert (service.questions, service.commands()) == (0, [])
+    # Other services of its host are not drained.
+    assert service.program.heal("engine", settings) != ""
+    drained.unlink()
+    assert service.program.heal("ollama", settings) != ""
+    assert service.commands() == [
+        "kill --signal=SIGKILL engine.service",
+        "kill --signal=SIGKILL ollama.service",
+    ]
+
+
 @pytest.mark.parametrize(
     "state", ["inactive\n\n", "activating\nrun-1\n", "deactivating\nrun-1\n", "reloading\nrun-1\n"]
 )

@@ -47,8 +47,12 @@ def first_token(le: str) -> str:
 
 
 UP = 'up{job="ollama", host="box"}'
+NODE_TARGET = 'up{job="node", host="box"}'
+OLLAMA_RESTARTS = 'node_systemd_service_restart_total{host="box", name="ollama.service"}'
+OTHER_DRAINED = 'bedplate_gateway_engine_drained{engine="other", host="gateway1", job="gateway"}'
 GUARD = unit("ollama-guard", "failed")
 RESTARTS = 'node_systemd_service_restart_total{host="box", name="bedplate-gateway.service"}'
+DRAINED = 'bedplate_gateway_engine_drained{engine="box", host="gateway1", job="gateway"}'
 SERVES = f'bedplate_gateway_engine_serves{{engine="box", {MODEL}}}'
 IN_GPU = f'bedplate_ollama_model_gpu_memory_bytes{{host="box", {MODEL}}}'
 IN_ALL = f'bedplate_ollama_model_memory_bytes{{host="box", {MODEL}}}'
@@ -96,6 +100,66 @@ DAY = 1440
 
 CASES = [
     Case("a target is gone", {UP: "1 0x5"}, "4m", ("TargetDown warning",)),
+    Case(
+        "a drained host is shut down",
+        {
+            DRAINED: "1x30",
+            UP: "1 0x30",
+            NODE_TARGET: "1 0x30",
+            unit("ollama"): "1 0x30",
+            unit("bedplate-exporter"): "1 0x30",
+            SERVES: "1 0x30",
+            GPUS: "2 1x30",
+            EXPECTED_GPUS: "2x30",
+            DRIVER: "1 0x30",
+            IN_GPU: "50x30",
+            IN_ALL: "100x30",
+            OLLAMA_RESTARTS: "0x3 1x3 2x30",
+            HEALED: "0x3 1x30",
+        },
+        "8m",
+    ),
+    Case(
+        "its other services are not drained",
+        {
+            DRAINED: "1x30",
+            GATEWAY_TARGET: "1 0x30",
+            'up{job="dashboard", host="box"}': "1 0x30",
+            unit("bedplate-gateway"): "1 0x30",
+            unit("bedplate-dashboard"): "1 0x30",
+            RESTARTS: "0x3 1x3 2x30",
+            GUARD: "0 1x30",
+            AVAILABLE: "4x30",
+            SIZE: "100x30",
+        },
+        "9m",
+        (
+            "TargetDown critical",
+            "TargetDown warning",
+            "ServiceDown critical",
+            "ServiceDown warning",
+            "ServiceRestarting warning",
+            "OllamaUnguarded critical",
+            "DiskFull critical",
+        ),
+    ),
+    Case(
+        "another host is drained",
+        {OTHER_DRAINED: "1x30", DRAINED: "0x30", unit("ollama"): "1 0x30", SERVES: "1 0x30"},
+        "9m",
+        ("ServiceDown critical", "ModelUnavailable critical"),
+    ),
+    Case(
+        "an engine starts again after its drain",
+        {DRAINED: "1x9 0x30", unit("ollama"): "0x11 1x30", SERVES: "0x12 1x30", OLLAMA_RESTARTS: "0x5 2x30"},
+        "18m",
+    ),
+    Case(
+        "an engine stays down after its drain",
+        {DRAINED: "1x9 0x30", unit("ollama"): "0x30", SERVES: "0x30"},
+        "18m",
+        ("ServiceDown critical", "ModelUnavailable critical"),
+    ),
     Case("a target missed one scrape", {UP: "1 0 1x5"}, "4m", about="TargetDown"),
     Case(
         "LiteLLM returns no metrics",
@@ -317,6 +381,7 @@ RECORDED = {
         },
         0.75,
     ),
+    "bedplate:engine_drained:max5m": ({DRAINED: "1x5 0x9"}, 1),
     "bedplate:requests:rate5m": ({requests("200"): "0+60x9"}, 1),
     "bedplate:success:ratio5m": ({requests("200"): "0+60x9"}, 1),
     "bedplate:refusals:rate5m": ({FULL: "0+30x9"}, 0.5),
