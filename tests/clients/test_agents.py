@@ -5,7 +5,6 @@ The real model calls the tool that makes a file. The fake engine calls whichever
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +27,6 @@ QUESTION = "Make the file."
 def texts(agents: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What `make client` prints for each client of the endpoint."""
     url, folder = urlsplit(agents.url), tmp_path_factory.mktemp("printed")
-    trust = folder / "config/bedplate/bedplate/trust.crt"
     installation = {
         "bedplate_bind_address": url.hostname,
         "gateway_port": url.port,
@@ -37,10 +35,8 @@ def texts(agents: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "ollama_models": [{"name": agents.model, "pull": agents.model}],
         "gateway_keys": [{"alias": "any"}],
     }
-    result = printed(folder, installation, {"any": agents.key})
-    if agents.ca_file:
-        shutil.copy(agents.ca_file, trust)
-    return result
+    authority = Path(agents.ca_file).read_text() if agents.ca_file else ""
+    return printed(folder, installation, {"any": agents.key}, authority=authority)
 
 
 @pytest.fixture(autouse=True)
