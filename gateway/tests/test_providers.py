@@ -19,7 +19,7 @@ from bedplate_gateway.settings import Engine, LiteLLMSettings, Settings
 
 from gateway.tests.engines.test_litellm import FakeServer, cut, stream
 
-CHAT = "/v1/chat/completions"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
 ANSWER: dict[str, Any] = {
     "id": "chatcmpl-f",
@@ -323,16 +323,42 @@ NO_USAGE = CHUNK % ("", "")
 COUNTED = CHUNK % ("", ',"usage":{"completion_tokens":0,"prompt_tokens":11,"total_tokens":11}')
 
 
-@pytest.mark.parametrize("events", [(END, "[DONE]"), (END, NO_USAGE, "[DONE]"), (END, COUNTED, "[DONE]")])
-@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+TEXT = CHUNK.replace("chat.completion.chunk", "text_completion")
+TEXT_END = TEXT % ('{"finish_reason":"stop","index":0}', "")
+
+
+async def ask_path(stack: Stack, path: str) -> httpx.Response:
+    """Request a stream with what each path requires."""
+    prompt = {"prompt": "hi"} if path == COMPLETIONS else {"messages": HI}
+    body = {"model": "cloud", "max_tokens": 9, "stream": True} | prompt
+    return await stack.client.post(path, json=body, headers={"authorization": "Bearer sk-all"})
+
+
+@pytest.mark.parametrize("more", [(), (NO_USAGE,), (COUNTED,)])
+@pytest.mark.parametrize(
+    ("path", "end"), [(CHAT, END), ("/v1/messages", END), (COMPLETIONS, TEXT_END)], ids=lambda text: text[:9]
+)
 def test_an_end_that_litellm_made_of_garbage_is_an_error(
-    tmp_path: Path, events: tuple[str, ...], path: str
+    tmp_path: Path, path: str, end: str, more: tuple[str, ...]
 ) -> None:
     async def test(stack: Stack) -> None:
-        stack.litellm.answer = stream(*events)
-        body = {"model": "cloud", "messages": HI, "max_tokens": 9, "stream": True}
-        answer = await stack.client.post(path, json=body, headers={"authorization": "Bearer sk-all"})
+        stack.litellm.answer = stream(end, *more, "[DONE]")
+        answer = await ask_path(stack, path)
         assert (answer.status_code, "(its provider failed)" in answer.text) == (502, True), answer.text
+
+    run(tmp_path, test)
+
+
+def test_a_stream_of_text_may_begin_without_text(tmp_path: Path) -> None:
+    first, text = (TEXT % (f'{{"text":"{part}","index":0}}', "") for part in ("", "Hello!"))
+
+    async def test(stack: Stack) -> None:
+        stack.litellm.answer = stream(first, text, TEXT_END, "[DONE]")
+        answer = await ask_path(stack, COMPLETIONS)
+        events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+        parts = [json.loads(event)["choices"][0].get("text") for event in events[:-1]]
+        assert (answer.status_code, parts) == (200, ["", "Hello!", ""])
+        assert events[-1] == "[DONE]"
 
     run(tmp_path, test)
 

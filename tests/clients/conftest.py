@@ -5,7 +5,9 @@ it is this checkout's gateway with the lab's Ollama, or if CLIENTS_ENGINE=fake w
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -34,6 +36,7 @@ def live() -> Endpoint:
 
 
 KEYS = [{"alias": "any", "rpm": 100_000, "tpm": 10_000_000}]
+AGENTS = {"max_output_tokens": 60, "first_byte_seconds": 600}
 
 
 @pytest.fixture(scope="session")
@@ -62,15 +65,24 @@ def endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="session")
 def agents(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
-    """A working endpoint with a context that is long enough for coding agents."""
+    """A working endpoint with TLS and a context that is long enough for coding agents."""
     if "OPENAI_BASE_URL" in os.environ:
         yield live()
         return
     engine = servers.engine(request.getfixturevalue("engine_url"), agent_model.NAME)
     engine["models"][0]["context"] = agent_model.CONTEXT
-    with servers.gateway([engine], KEYS, max_output_tokens=60, first_byte_seconds=600) as gateway:
-        url, key = f"{gateway.url}/v1", gateway.keys["any"]
-        yield Endpoint(url, key, agent_model.NAME, metrics_url=gateway.metrics_url)
+    with (
+        tempfile.TemporaryDirectory(prefix="clients-") as folder,
+        servers.gateway([engine], KEYS, Path(folder) / "http.sock", **AGENTS) as gateway,
+        servers.edge(Path(folder) / "http.sock", tls=True) as edge,
+    ):
+        yield Endpoint(
+            f"{edge.url}/v1",
+            gateway.keys["any"],
+            agent_model.NAME,
+            ca_file=str(edge.ca_file),
+            metrics_url=gateway.metrics_url,
+        )
 
 
 @pytest.fixture(scope="session")

@@ -38,29 +38,36 @@ def parse(text: str) -> Settings:
 
 
 def printed(
-    folder: Path, settings: dict[str, Any], keys: dict[str, str], programs: Iterable[str] = CLIENTS
+    folder: Path,
+    settings: dict[str, Any],
+    keys: dict[str, str],
+    programs: Iterable[str] = CLIENTS,
+    *,
+    forms: Iterable[str] = (),
+    authority: str = "",
 ) -> dict[str, str]:
     """Return what `make client` prints, by client, for an installation on one host.
 
-    `settings` are those of an inventory; what a run leaves on the control machine is made in `folder`.
+    `settings` are those of an inventory; what a run leaves on the control machine, such as the installation's
+    own CA `authority` in PEM, is made in `folder`. `forms` are others that are printed: env and ca.
     """
     home = folder / "config/bedplate/bedplate"
     home.mkdir(parents=True)
     (home / "keys.json").write_text(json.dumps({"keys": keys}))
+    if authority:
+        (home / "trust.crt").write_text(authority)
     groups: dict[str, Any] = {name: {"hosts": {"one": {}}} for name in ("inference", "gateway", "monitoring")}
     (folder / "inventory.json").write_text(json.dumps({"all": {"vars": settings, "children": groups}}))
+    wanted = {form: {"client_form": form} for form in forms}
+    wanted |= {program: {"client_form": "program", "client_program": program} for program in programs}
     plays = [
         {
             "import_playbook": str(ROOT / "playbooks/client.yml"),
-            "vars": {
-                "client_form": "program",
-                "client_program": program,
-                "client_file": str(folder / program),
-            },
+            "vars": {"client_file": str(folder / name), **form},
         }
-        for program in programs
+        for name, form in wanted.items()
     ]
     (folder / "all.yml").write_text(json.dumps(plays))
     inventory = str(folder / "inventory.json")
     run_local_play(["--inventory", inventory, str(folder / "all.yml")], folder)
-    return {program: (folder / program).read_text() for program in programs}
+    return {name: (folder / name).read_text() for name in wanted}

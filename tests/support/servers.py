@@ -71,6 +71,8 @@ class Server:
     keys: dict[str, str] = field(default_factory=dict)
     metrics_url: str = ""
     key_file: Path | None = None
+    ca_file: Path | None = None
+    """The CA of an https URL."""
     trusted: ssl.SSLContext | None = None
     """What verifies the certificate of an https URL."""
 
@@ -246,7 +248,10 @@ def gateway(
 
 @contextmanager
 def edge(path: Path, *, tls: bool) -> Iterator[Server]:
-    """Run HAProxy with the role's configuration before a gateway on the Unix socket `path`."""
+    """Run HAProxy with the role's configuration before a gateway on the Unix socket `path`.
+
+    With TLS, the role's own CA has signed its certificate.
+    """
     program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         raise BenchError("HAProxy is missing here: apt-get install haproxy")
@@ -268,18 +273,18 @@ def edge(path: Path, *, tls: bool) -> Iterator[Server]:
         config = config.replace("/run/bedplate-edge", name).replace("/etc/bedplate/bedplate-edge", name)
         if not tls:
             config = re.sub(r" ssl crt \S+ alpn \S+", "", config)
-        certificate = [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-            *("-subj", "/CN=bench", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(folder / "key"), "-out", str(folder / "crt")),
-        ]
-        subprocess.run(certificate, check=True, capture_output=True)
-        (folder / "server.pem").write_text((folder / "crt").read_text() + (folder / "key").read_text())
+        certificate = {"directory": str(folder / "ca"), "host": "bench", "addresses": ["127.0.0.1"]}
+        make = [str(ROOT / ".venv/bin/ansible"), "localhost", "--module-name", "edge_certificates"]
+        make += ["--module-path", str(ROOT / "roles/edge/library"), "--args", json.dumps(certificate)]
+        subprocess.run(make, check=True, capture_output=True)
+        shutil.copy(folder / "ca/edge-bench.pem", folder / "server.pem")
+        authority = folder / "ca/trust.crt"
         (folder / "haproxy.cfg").write_text(config)
         command = [program, "-db", "-f", str(folder / "haproxy.cfg")]
         with _running(command, folder, f"http://127.0.0.1:{metrics}/metrics", {}, "HAProxy") as server:
             server.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
-            server.trusted = ssl.create_default_context(cafile=folder / "crt") if tls else None
+            if tls:
+                server.ca_file, server.trusted = authority, ssl.create_default_context(cafile=authority)
             yield server
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +55,9 @@ short_description: Make and renew the edge's certificates with a CA of this inst
 description:
   - Runs on the control machine without becoming another user. The library cryptography is a dependency of
     ansible-core.
-  - Makes the CA once, as C(ca.crt) and C(ca.key). Name constraints restrict it to loopback, to private
-    addresses and names, and to the other names and addresses that were asked for when it was made.
-    A permitted name includes the names below it.
+  - Makes the CA once, as C(ca.crt) and C(ca.key). Name constraints restrict it to private names, and to the
+    other names that were asked for when it was made. A permitted name includes the names below it.
+    Addresses are not restricted, because BoringSSL refuses each CA that restricts them.
   - Makes the certificate of a host as C(edge-HOST.pem), which contains the certificate and its private key.
     It is made anew if it is missing or damaged, was issued by another CA or for other names, or if less
     than a third of its life is left.
@@ -89,11 +89,6 @@ options:
     type: list
     elements: str
     default: []
-  ca_addresses:
-    description: The IP addresses of all hosts. A new CA permits them besides those of this host.
-    type: list
-    elements: str
-    default: []
   replace_ca:
     description:
       - Make a new CA. The old one stays trusted until it expires.
@@ -112,7 +107,6 @@ EXAMPLES = r"""
       dns_names: [localhost, web1.example.org]
       addresses: [127.0.0.1, 10.0.0.1]
       ca_dns_names: [localhost, web1.example.org, web2.example.org]
-      ca_addresses: [127.0.0.1, 10.0.0.1, 203.0.113.7]
     replace_ca: true
   delegate_to: localhost
   become: false
@@ -158,18 +152,8 @@ MAX_CA_NAMES = 1000
 HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,199}")
 LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 DNS_NAME = re.compile(rf"(?=.{{1,253}}\Z){LABEL}(?:\.{LABEL})*")
-# What every CA permits: names and addresses that mean something else in each network.
+# What every CA permits: names that mean something else in each network.
 PRIVATE_DOMAINS = ("localhost", "internal", "lan", "home.arpa", "local", "test")
-PRIVATE_NETWORKS = (
-    IPv4Network("127.0.0.0/8"),
-    IPv4Network("10.0.0.0/8"),
-    IPv4Network("172.16.0.0/12"),
-    IPv4Network("192.168.0.0/16"),
-    IPv4Network("100.64.0.0/10"),
-    IPv6Network("::1/128"),
-    IPv6Network("fc00::/7"),
-    IPv6Network("fe80::/10"),
-)
 NEW_CA = "make replace-ca; all clients then need the new CA (make ca)"
 REMEDY = f"restore it from a backup, or replace the CA with {NEW_CA}"
 
@@ -261,18 +245,17 @@ def network_covers(network: Network, address: Address) -> bool:
     return address.version == network.version and address in network
 
 
-def name_constraints(asked: Names) -> x509.NameConstraints:
-    """Return what a new CA permits: the private names and addresses, and the others that are asked for."""
+def name_constraints(asked: list[str]) -> x509.NameConstraints:
+    """Return what a new CA permits: the private names, the others that are asked for, and any address.
+
+    BoringSSL (Claude Code and other programs of bun) cannot check a constraint on addresses and refuses what
+    such a CA has signed for one. A kind of name that no constraint mentions is permitted (RFC 5280).
+    """
     domains = [*PRIVATE_DOMAINS]
-    for name in sorted(asked.dns, key=len):
+    for name in sorted(asked, key=len):
         if not any(domain_covers(domain, name) for domain in domains):
             domains.append(name)
-    networks: list[Network] = [*PRIVATE_NETWORKS]
-    for address in asked.addresses:
-        if not any(network_covers(network, address) for network in networks):
-            networks.append(ip_network(address))
-    permitted = [*map(x509.DNSName, domains), *map(x509.IPAddress, networks)]
-    return x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None)
+    return x509.NameConstraints(permitted_subtrees=[*map(x509.DNSName, domains)], excluded_subtrees=None)
 
 
 def not_permitted(authority: x509.Certificate, names: Names) -> str:
@@ -284,14 +267,15 @@ def not_permitted(authority: x509.Certificate, names: Names) -> str:
     for name in names.dns:
         if not any(domain_covers(domain, name) for domain in domains):
             return name
-    for address in names.addresses:
+    # Only a CA of an earlier release restricts addresses.
+    for address in names.addresses if networks else ():
         if not any(network_covers(network, address) for network in networks):
             return str(address)
     return ""
 
 
-def new_authority(asked: Names, now: datetime) -> Pair:
-    """Generate a CA that permits these names and addresses besides the private ones."""
+def new_authority(asked: list[str], now: datetime) -> Pair:
+    """Generate a CA that permits these names besides the private ones."""
     key = generate_private_key(SECP256R1())
     serial = x509.random_serial_number()
     # A name of its own, so that clients which trust several CAs find the right one.
@@ -570,7 +554,7 @@ def current_authority(files: Files, now: datetime) -> Pair | None:
     return authority
 
 
-def run(module: AnsibleModule, files: Files, names: Names, asked: Names) -> dict[str, Any]:
+def run(module: AnsibleModule, files: Files, names: Names, asked: list[str]) -> dict[str, Any]:
     """Return the module's result; raises CertificatesError for a refusal."""
     now = utc_now()
     old = read_old(files, now)
@@ -628,7 +612,6 @@ def main() -> None:
             "dns_names": names_option,
             "addresses": names_option,
             "ca_dns_names": names_option,
-            "ca_addresses": names_option,
             "replace_ca": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -652,15 +635,12 @@ def main() -> None:
                 "set dns_names or addresses."
             )
         everyone = parse_names(
-            [*params["ca_dns_names"], *params["dns_names"]],
-            [*params["ca_addresses"], *params["addresses"]],
-            MAX_CA_NAMES,
-            "those of the CA",
+            [*params["ca_dns_names"], *params["dns_names"]], [], MAX_CA_NAMES, "those of the CA"
         )
         files = Files(params["directory"], params["host"])
         # Check mode must not create the directory of the lock.
         with nullcontext() if module.check_mode else locked(files.folder):
-            result = run(module, files, names, everyone)
+            result = run(module, files, names, everyone.dns)
     except CertificatesError as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tests.support.client_settings import CLIENTS, parse, printed
 KEY = "sk-of-a-client' $HOME"
 URL = "https://10.0.0.1:18000"
 MODEL = "coder:7b"
+# One of each way to name the CA.
+TRUSTING = ("claude-code", "codex", "continue", "open-webui")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "ollama_models": [{"name": "small", "pull": "small"}, {"name": MODEL, "pull": MODEL}],
         "gateway_keys": [{"alias": "default", "tpm": 1000}, {"alias": "app", "models": [MODEL]}],
     }
-    return printed(tmp_path_factory.mktemp("tls"), settings, {"default": "sk-other", "app": KEY})
+    keys = {"default": "sk-other", "app": KEY}
+    folder = tmp_path_factory.mktemp("tls")
+    return printed(folder, settings, keys, forms=["env", "ca"], authority="CA")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,28 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "ollama_models": models,
         "gateway_keys": [{"alias": "any", "tpm": 1000}],
     }
-    return printed(tmp_path_factory.mktemp("small"), settings, {"any": "sk-x"}, ["claude-code", "codex"])
+    folder, programs = tmp_path_factory.mktemp("small"), ["claude-code", "codex"]
+    return printed(folder, settings, {"any": "sk-x"}, programs, forms=["env", "ca"])
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+    """Make the output for a certificate of the user's own, with and without its CA."""
+
+    def output(**settings: str) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("given")
+        (folder / "private ca.crt").write_text("CA")
+        installation = {
+            "bedplate_bind_address": "10.0.0.1",
+            "edge_certificate": "server.crt",
+            "edge_key": "server.key",
+            "ollama_models": [{"name": MODEL, "pull": MODEL}],
+            "gateway_keys": [{"alias": "any"}],
+            **settings,
+        }
+        return printed(folder, installation, {"any": "sk-x"}, TRUSTING, forms=["env", "ca"])
+
+    return output
 
 
 def test_every_client_is_printed() -> None:
@@ -82,7 +108,8 @@ def test_the_files_are_in_the_language_of_their_program(texts: dict[str, str]) -
 
 
 def test_what_breaks_a_coding_agent_is_said(small: dict[str, str], texts: dict[str, str]) -> None:
-    for client, text in small.items():
+    for client in ("claude-code", "codex"):
+        text = small[client]
         assert "The context of small is 8192 tokens. A coding agent needs 32768 or more" in text
         assert "The key any may use 1000 tokens per minute." in text
         assert f"# Models of this key: small, {MODEL}\n" in text
@@ -98,9 +125,45 @@ def test_each_part_begins_on_a_line_of_its_own(client: str, texts: dict[str, str
 
 
 def test_without_a_ca_nothing_is_trusted(small: dict[str, str]) -> None:
-    for text in small.values():
-        assert "http://127.0.0.1:8000" in text
-        assert "CERT" not in text.upper()
+    assert small["ca"].startswith("edge_tls is off: ")
+    for name in ("claude-code", "codex", "env"):
+        assert "http://127.0.0.1:8000" in small[name]
+        assert "CERT" not in small[name].upper()
+
+
+def trusting(text: str) -> set[str]:
+    """Return the files that the variables for CAs name."""
+    names = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+    exported = parse(text).environment
+    return {exported[name] for name in names}
+
+
+def test_the_shell_and_the_advice_name_the_installations_ca(texts: dict[str, str]) -> None:
+    [path] = trusting(texts["env"])
+    assert path.endswith("/config/bedplate/bedplate/trust.crt")
+    assert texts["ca"].startswith(f"The CA of this installation is {path}. ")
+
+
+def test_a_certificate_of_ones_own_has_the_ca_that_the_inventory_names(
+    given: Callable[..., dict[str, str]],
+) -> None:
+    # Relative to the checkout, in which ansible-playbook runs.
+    texts = given(edge_tls="given", edge_ca="private ca.crt")
+    [path] = trusting(texts["env"])
+    assert (path[0], Path(path).name) == ("/", "private ca.crt")
+    assert texts["ca"].startswith(f"The CA of its certificate is {path}. ")
+    assert "name constraints" not in texts["ca"]
+    assert all(path in texts[client] for client in TRUSTING)
+
+
+@pytest.mark.parametrize("mode", ["given", "own"])
+def test_a_ca_that_is_not_there_is_not_printed(given: Callable[..., dict[str, str]], mode: str) -> None:
+    texts = given(edge_tls=mode)
+    assert texts["ca"].startswith(f"edge_tls is {mode}")
+    for name in (*TRUSTING, "env"):
+        assert "https://10.0.0.1:" in texts[name]
+        assert "CERT" not in texts[name].upper()
+        assert "caBundlePath" not in texts[name]
 
 
 def test_an_unknown_client_names_the_known_ones(tmp_path: Path) -> None:

@@ -32,7 +32,14 @@ all:
     monitoring: {hosts: {box: }}
 """
 # What each inventory must name that is not validated.
-FOR_ALL = {"edge_user", "gateway_memory_max", "gateway_queues", "ollama_memory_max", "prometheus_memory_max"}
+FOR_ALL = {
+    "edge_user",
+    "gateway_memory_max",
+    "gateway_queues",
+    "gateway_refuse_truncation",
+    "ollama_memory_max",
+    "prometheus_memory_max",
+}
 
 
 class Checkout:

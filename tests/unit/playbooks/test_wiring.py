@@ -72,8 +72,8 @@ def pins(gateway: str, *engines: str) -> list[dict[str, str]]:
     ]
 
 
-def edge(listen: str, host: str, *stack: str, **more: Any) -> dict[str, Any]:
-    """Return the edge's variables of a host; `stack`: the addresses of all gateway and monitoring hosts."""
+def edge(listen: str, host: str, **more: Any) -> dict[str, Any]:
+    """Return the edge's variables of a host."""
     return {
         "edge_listen_address": listen,
         "edge_host_address": host,
@@ -81,7 +81,6 @@ def edge(listen: str, host: str, *stack: str, **more: Any) -> dict[str, Any]:
         "edge_api": {},
         "edge_pages": [],
         "edge_groups": [],
-        "edge_ca_addresses": list(stack),
         # Read only if the files exist.
         "edge_ca_text": "",
         "edge_login_password": "",
@@ -192,8 +191,6 @@ def canary(
 
 
 # The addresses of the gateway host and the monitoring host of three-hosts.
-RACK = ("10.1.0.2", "10.1.0.3")
-
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "one-box": {
         "box": {
@@ -201,7 +198,6 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             **edge(
                 "127.0.0.1",
                 "box",
-                "127.0.0.1",
                 edge_api=api(8000),
                 edge_pages=[dashboard_page(), prometheus_page()],
                 edge_groups=["bedplate-gateway", "bedplate-dashboard"],
@@ -266,7 +262,6 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             **edge(
                 "127.0.0.1",
                 "10.1.0.1",
-                *RACK,
                 edge_name="rack",
                 edge_ca_names=["gateway1", "monitor1", "watch.example.org"],
             ),
@@ -289,7 +284,6 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             **edge(
                 "10.1.0.2",
                 "10.1.0.2",
-                *RACK,
                 edge_name="rack",
                 edge_api=api(8000),
                 edge_groups=["bedplate-gateway"],
@@ -324,7 +318,6 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             **edge(
                 "10.1.0.3",
                 "10.1.0.3",
-                *RACK,
                 edge_name="rack",
                 edge_pages=[dashboard_page(), prometheus_page()],
                 edge_groups=["bedplate-dashboard"],
@@ -384,7 +377,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
         **{
             name: {
                 **all_hosts(address, ["10.2.0.3", address]),
-                **edge("127.0.0.1", address, "10.2.0.3", edge_ca_names=["front", "front.example.org"]),
+                **edge("127.0.0.1", address, edge_ca_names=["front", "front.example.org"]),
                 **PROXIES,
                 "ollama_listen_address": address,
                 "ollama_allowed_clients": ["10.2.0.3", address],
@@ -404,7 +397,6 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
         "front": {
             **all_hosts("127.0.0.1", [], node_exporter_served_certificates=["10.2.0.3:18000"]),
             **edge(
-                "10.2.0.3",
                 "10.2.0.3",
                 "10.2.0.3",
                 edge_api=api(18000, 1260),

@@ -107,6 +107,27 @@ def test_the_first_tool_is_called_until_it_has_answered() -> None:
     assert "tool_calls" not in answer["choices"][0]["message"]
 
 
+def test_a_call_has_what_the_tool_requires_in_its_types() -> None:
+    # As Codex declares its tools: whole numbers are numbers, and most arguments can be left out.
+    properties = {
+        "cmd": {"type": "string"},
+        "yield_time_ms": {"type": "number"},
+        "lines": {"type": "integer"},
+        "login": {"type": "boolean"},
+    }
+
+    def called(**more: Any) -> str:
+        parameters = {"type": "object", "properties": properties, **more}
+        tool = {"type": "function", "function": {"name": "run", "parameters": parameters}}
+        _, answer = serve(Behaviour(), lambda session: post(session, CHAT, chat(tools=[tool])))
+        return str(answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"])
+
+    # The texts, because Python counts 1 and 1.0 as equal.
+    assert called() == '{"cmd": "fake", "yield_time_ms": 1, "lines": 1, "login": true}'
+    assert called(required=["cmd", "yield_time_ms"]) == '{"cmd": "fake", "yield_time_ms": 1}'
+    assert called(required=[]) == "{}"
+
+
 RESPONSES = "/v1/responses"
 ASKED = {"model": "fake", "instructions": "be kind", "input": "one two"}
 

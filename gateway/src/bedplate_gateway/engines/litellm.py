@@ -371,9 +371,9 @@ def restored_responses_event(event: bytes) -> bytes:
 
 
 def ends_only(chunk: dict[str, Any]) -> bool:
-    """Return whether a chunk of a chat has nothing but an end, which LiteLLM writes where nothing came."""
+    """Return whether a chunk has nothing but an end, which LiteLLM writes where nothing came."""
     choices = chunk.get("choices") or []
-    return bool(choices) and all("delta" in each and not each["delta"] for each in choices)
+    return bool(choices) and not any(each.get("delta") or each.get("text") for each in choices)
 
 
 class LiteLLMEvents:
@@ -410,11 +410,11 @@ class LiteLLMEvents:
 
     def _restored_chunk(self, chunk: dict[str, Any]) -> bytes:
         choices = chunk.get("choices") or []
-        if not self._begun and ends_only(chunk):
+        is_text = chunk.get("object") == "text_completion"
+        if not self._begun and not is_text and ends_only(chunk):
             self._cut = True
             return to_event({"error": {"message": ENDED_EARLY}})
         self._begun = self._begun or bool(choices)
-        is_text = chunk.get("object") == "text_completion"
         if choices and self._finished and not choices[0].get("delta") and not choices[0].get("finish_reason"):
             self._engine_counted = True
             return b""

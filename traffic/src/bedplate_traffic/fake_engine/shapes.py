@@ -82,9 +82,13 @@ def make_tool_call(body: dict[str, Any]) -> dict[str, Any] | None:
         return None
     # In /v1/responses the tool itself has the function's fields.
     function = tools[0].get("function") or tools[0]
-    properties = (function.get("parameters") or {}).get("properties") or {}
-    values = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
-    arguments = {name: values.get(schema.get("type"), "fake") for name, schema in properties.items()}
+    parameters = function.get("parameters") or {}
+    properties = parameters.get("properties") or {}
+    # Tools that read a whole number, such as Codex's, declare it as a number.
+    values = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}}
+    # As a model does, it leaves out what a tool does not require.
+    named = parameters.get("required", properties)
+    arguments = {name: values.get(properties.get(name, {}).get("type"), "fake") for name in named}
     return {
         "id": f"call_{time.monotonic_ns():x}",
         "index": 0,
