@@ -124,7 +124,7 @@ def unreached(target: Target, error: str) -> str:
     for pattern, sentence in UNREACHED:
         if re.search(pattern, error):
             return sentence.format(**words)
-    reason = error.strip().splitlines()[-1] if error.strip() else "no reason was given"
+    reason = (error.strip().splitlines() or ["no reason was given"])[-1].rpartition("via ssh: ")[2]
     if target.host:
         return f"{target.name} cannot be reached ({reason}): try {target.ssh}, then run make init again."
     return f"This machine cannot be read ({reason}): run make init as root."

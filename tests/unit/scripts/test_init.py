@@ -109,7 +109,8 @@ def test_what_is_no_machine(script: ModuleType, text: str) -> None:
             "The name 192.0.2.10 has no address: correct HOST=root@192.0.2.10.",
         ),
         (
-            "ssh: connect to host 192.0.2.10 port 22: Connection timed out",
+            "Task failed: Failed to connect to the host via ssh: ssh: connect to host 192.0.2.10 port 22: "
+            "Connection timed out",
             "root@192.0.2.10 cannot be reached (ssh: connect to host 192.0.2.10 port 22: Connection timed "
             "out): try "
             "ssh root@192.0.2.10 true, then run make init again.",
@@ -217,6 +218,64 @@ def test_an_answer_is_asked_for_until_it_is_accepted(
     monkeypatch.setattr("builtins.input", lambda _: next(answers))
     assert script.ask("Open?", "no", script.yes_or_no) == "no"
     assert "Answer yes or no." in capsys.readouterr().out
+
+
+def test_the_questions(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["admin@192.0.2.10", "yes", "1 2"])
+    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(script, "look", lambda _: found())
+    choice = script.choose(script.parse([]))
+    assert choice.target == script.Target("192.0.2.10", "admin")
+    assert (choice.name, choice.address, choice.context) == ("gpu1", "192.168.1.20", 4096)
+    assert [model["name"] for model in choice.models] == ["small:1b", "middle:8b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields", "address"),
+    [
+        ([], {}, ""),
+        (["--open"], {}, "192.168.1.20"),
+        ([], {"address": "", "name": "localhost"}, ""),
+    ],
+)
+def test_what_is_proposed(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    fields: dict[str, Any],
+    address: str,
+) -> None:
+    monkeypatch.setattr(script, "look", lambda _: found(**fields))
+    choice = script.choose(script.parse(["--yes", *arguments]))
+    assert (choice.target, choice.address, choice.context) == (script.Target(), address, 0)
+    assert [model["name"] for model in choice.models] == ["small:1b"]
+    assert choice.name == ("box1" if fields else "gpu1")
+
+
+def test_a_machine_without_an_ipv4_address_cannot_be_opened(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "look", lambda _: found(address=""))
+    with pytest.raises(script.InitError, match="has no IPv4 address to serve a network at"):
+        script.choose(script.parse(["--yes", "--open"]))
+
+
+def test_an_interrupt_is_one_sentence(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "choose", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        script.main("--inventory", str(tmp_path / "mine"))
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nStopped. Nothing was written.\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("address", ["", "192.168.1.20"])
