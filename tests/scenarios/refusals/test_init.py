@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,14 +50,26 @@ def test_a_bare_host(control: Control, plain: Host, tmp_path: Path) -> None:
     hosts["all"]["hosts"]["plain"].update(plain.vars)
     (folder / "hosts.yml").write_text(yaml.safe_dump(hosts))
     control.run(folder).accepted()
-    assert "exists and stays as it is" in init(plain, folder).stderr
+    listed = tmp_path / "models.txt"
+    run = control.run(folder, {"models_file": str(listed)}, "playbooks/models.yml", "--tags", "gpu-probe")
+    assert run.code == 0, run.output
+    lines = listed.read_text().splitlines()
+    assert re.fullmatch(r"plain: [0-9.]+ GB of memory, no GPU in use", lines[0])
+    (declared,) = (line for line in lines[4:6] if line)
+    (model,) = yaml.safe_load((folder / "group_vars/all.yml").read_text())["ollama_models"]
+    assert re.fullmatch(rf"  {model['name']} +[0-9.]+ GB +[0-9.]+ GB  fits on the CPU: .* slots", declared)
+    assert plain.changes_since(MARK) == ""
 
 
 def test_an_unsupported_system(plain: Host, tmp_path: Path) -> None:
+    # Ansible reads Debian's point release from a file of its own.
+    before = plain("cat /etc/debian_version").strip()
     with system(plain, DEBIAN_11):
+        plain("echo 11.11 >/etc/debian_version")
         done = init(plain, tmp_path / "mine")
+        plain(f"echo {before} >/etc/debian_version")
     assert done.returncode == 1
     assert done.stderr.startswith(
-        f"root@{plain.address} runs Debian 11, but Bedplate runs on Debian 12 and 13"
+        f"root@{plain.address} runs Debian 11.11, but Bedplate runs on Debian 12 and 13"
     )
     assert list(tmp_path.iterdir()) == []
