@@ -165,7 +165,7 @@ def fitting(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def chosen_models(names: Iterable[str], found: Mapping[str, Any], target: Target) -> list[Mapping[str, Any]]:
     """Return the rows of the named models; one that is not in the list has only a name. Raises InitError."""
     rows = {row["name"]: row for row in found["models"]}
-    possible = {row["name"] for row in fitting(found)}
+    possible = [row["name"] for row in fitting(found)]
     chosen = []
     for name in names:
         if not MODEL_NAME.fullmatch(name):
@@ -173,8 +173,8 @@ def chosen_models(names: Iterable[str], found: Mapping[str, Any], target: Target
         if name in rows and name not in possible and rows[name]["kind"] != "unknown":
             raise InitError(
                 f"{name} needs {rows[name]['needs']}, and {target.name} has {found['memory']} and "
-                f"{found['model_bytes'] / 1e9:.1f} GB of disk for models: choose one of "
-                f"{', '.join(sorted(possible))}."
+                f"{found['model_bytes'] / 1e9:.1f} GB of disk for models: choose "
+                f"{f'{possible[-1]} or a smaller one' if possible else 'a smaller one'}."
             )
         chosen.append(rows.get(name, {"name": name, "kind": "unknown"}))
     if not chosen:

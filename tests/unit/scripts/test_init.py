@@ -185,8 +185,7 @@ def test_a_model_that_does_not_fit_is_refused(script: ModuleType) -> None:
         script.chosen_models(["large:70b"], found(), script.Target())
     assert str(refused.value) == (
         "large:70b needs 44.0 GB, and this machine has 16.0 GB of memory, no GPU in use and 80.0 GB of "
-        "disk for models: "
-        "choose one of middle:8b, small:1b."
+        "disk for models: choose middle:8b or a smaller one."
     )
 
 
