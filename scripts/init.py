@@ -106,8 +106,8 @@ UNREACHED = (
     ),
     ("sudo: (command )?not found|become exe", "{host} has no sudo: use {root}."),
     (
-        "interpreter.* not found|[Nn]o python|python3?: (command )?not found",
-        "{host} has no Python: run apt-get install python3 there, then run make init again.",
+        r"interpreter.* not found|[Nn]o python|python[\d.]*: (command )?not found",
+        "{host} has no working Python: run apt-get install python3 there, then run make init again.",
     ),
 )
 
@@ -124,10 +124,11 @@ def unreached(target: Target, error: str) -> str:
     for pattern, sentence in UNREACHED:
         if re.search(pattern, error):
             return sentence.format(**words)
-    reason = (error.strip().splitlines() or ["no reason was given"])[-1].rpartition("via ssh: ")[2]
+    lines = error.strip().splitlines() or ["no reason was given"]
     if target.host:
+        reason = lines[-1].rpartition("via ssh: ")[2]
         return f"{target.name} cannot be reached ({reason}): try {target.ssh}, then run make init again."
-    return f"This machine cannot be read ({reason}): run make init as root."
+    return f"this machine cannot be read ({lines[0]}): run make init as root."
 
 
 def unfit(found: Mapping[str, Any], target: Target) -> str:
@@ -381,7 +382,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def stop(message: str, code: int) -> NoReturn:
     """Print a sentence and end."""
-    print(message, file=sys.stderr)
+    print(re.sub(r"^this machine", "This machine", message), file=sys.stderr)
     sys.exit(code)
 
 

@@ -125,7 +125,7 @@ def test_what_is_no_machine(script: ModuleType, text: str) -> None:
         ),
         (
             "/bin/sh: 1: /usr/bin/python3: not found",
-            "192.0.2.10 has no Python: run apt-get install python3 there, then run make init again.",
+            "192.0.2.10 has no working Python: run apt-get install python3 there, then run make init again.",
         ),
     ],
 )
@@ -134,6 +134,12 @@ def test_a_machine_that_cannot_be_read(script: ModuleType, error: str, sentence:
 
 
 def test_this_machine_without_a_right_to_read_it(script: ModuleType) -> None:
+    assert script.unreached(script.Target(), "pyenv: python3.13: command not found") == (
+        "this machine has no working Python: run apt-get install python3 there, then run make init again."
+    )
+    assert script.unreached(script.Target(), "Strange.\nMore.") == (
+        "this machine cannot be read (Strange.): run make init as root."
+    )
     assert script.unreached(script.Target(), "sudo: a password is required") == (
         "sudo on this machine asks for a password: use a root shell, or permit sudo without one."
     )
