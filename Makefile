@@ -55,6 +55,11 @@ down: ## Remove the lab's hosts with all their data
 .PHONY: install
 install: $(VENV)/.control $(VENV)/.traffic ## Create the Python environment of the playbooks and of traffic (.venv)
 
+.PHONY: init
+init: $(VENV)/.control ## Look at a machine, propose models and write inventory/mine: make init HOST=root@192.0.2.10
+	@$(VENV)/bin/python scripts/init.py --inventory '$(if $(filter file,$(origin INVENTORY)),inventory/mine,$(INVENTORY))' \
+	  $(if $(filter command,$(origin HOST)),--host '$(HOST)') $(if $(OPEN),--open) $(MODELS:%=--model '%') $(if $(YES),--yes)
+
 .PHONY: deploy
 deploy: install ## Install or update the stack: make deploy INVENTORY=inventory/mine
 	$(PLAY) site.yml
@@ -62,6 +67,10 @@ deploy: install ## Install or update the stack: make deploy INVENTORY=inventory/
 .PHONY: gpu-probe
 gpu-probe: hosts ## Show the GPUs and which driver they would get, and why; changes nothing
 	@$(call output,playbooks/gpu_probe.yml --tags gpu-probe --extra-vars "probe_file=$$file")
+
+.PHONY: models
+models: hosts ## Show which models fit each inference host, and why
+	@$(call output,playbooks/models.yml --tags gpu-probe --extra-vars "models_file=$$file")
 
 .PHONY: verify
 verify: hosts ## Check the running system

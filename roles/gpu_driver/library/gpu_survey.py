@@ -80,6 +80,7 @@ cards:
     physical_function: {description: Slot of the card that it is a virtual function of; or empty., type: str}
     virtual_functions: {description: Number of enabled virtual functions., type: int}
     name: {description: Its name in the host's pci.ids; empty if unknown., type: str}
+    memory_bytes: {description: 'Its memory, which only a running driver knows; 0 if unknown.', type: int}
 kernels:
   description: The running kernel, the installed and the requested ones.
   returned: always
@@ -168,6 +169,8 @@ REQUESTED = "etc/bedplate/gpu_driver/requested"
 """The packages that the role installed and that were missing before, one per line."""
 OWN_HOLDS = "etc/bedplate/gpu_driver/held"
 """The packages that the role put on hold, one per line."""
+NVIDIA_SECONDS = 10
+"""How long nvidia-smi may take; on a card that fell off the bus it never ends."""
 
 
 def read_text(path: Path) -> str:
@@ -178,10 +181,10 @@ def read_text(path: Path) -> str:
         return ""
 
 
-def output_of(*command: str) -> str:
+def output_of(*command: str, seconds: float = 60) -> str:
     """Return a command's standard output; empty if the command does not exist."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds).stdout
     except FileNotFoundError:
         return ""
 
@@ -214,12 +217,31 @@ def cards(root: Path = ROOT) -> list[dict[str, Any]]:
                 "physical_function": link_name(device / "physfn"),
                 "virtual_functions": int(read("sriov_numvfs") or 0),
                 "name": "",
+                "memory_bytes": amd_memory(device),
             }
         )
     names = card_names(root, {(card["vendor"], card["device"]) for card in result})
     for card in result:
         card["name"] = names.get((card["vendor"], card["device"]), "")
     return result
+
+
+def amd_memory(device: Path) -> int:
+    """Return the memory of an AMD card in bytes; 0 without amdgpu."""
+    text = read_text(device / "mem_info_vram_total")
+    return int(text) if text.isdigit() else 0
+
+
+def nvidia_memory() -> dict[str, int]:
+    """Return the memory in bytes of each card with NVIDIA's driver, by slot; empty if it gives no answer."""
+    command = ("nvidia-smi", "--query-gpu=pci.bus_id,memory.total", "--format=csv,noheader,nounits")
+    try:
+        listing = output_of(*command, seconds=NVIDIA_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {}
+    # The domain has eight digits, and four in sysfs. MiB, or [N/A] for a card that uses the host's memory.
+    rows = re.findall(r"^0000([0-9a-f]{4}:[0-9a-f:.]+), (\d+)$", listing.lower(), re.MULTILINE)
+    return {slot: int(mebibytes) << 20 for slot, mebibytes in rows}
 
 
 def card_names(root: Path, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
@@ -385,6 +407,10 @@ def main() -> None:
     installed, broken, held = parse_packages(listing, read_text(ROOT / OWN_HOLDS).split())
     kinds = kernel_kinds(installed)
     host_kernels = kernels(module.params["kernels"], installed)
+    modules, found = loaded_modules(), cards()
+    memory = nvidia_memory() if "nvidia" in modules else {}
+    for card in found:
+        card["memory_bytes"] = memory.get(card["slot"], card["memory_bytes"])
     module.exit_json(
         changed=False,
         release=release(),
@@ -393,12 +419,12 @@ def main() -> None:
         virtualization=virtualization(),
         secure_boot=secure_boot(),
         certificate_enrolled=certificate_enrolled(Path(module.params["certificate"])),
-        cards=cards(),
+        cards=found,
         kernels=host_kernels,
         kernel_kinds=kinds,
         package_lists=any((ROOT / "var/lib/apt/lists").glob("*_Packages*")),
         signed_modules=signed_modules([kernel["release"] for kernel in host_kernels], kinds),
-        modules=loaded_modules(),
+        modules=modules,
         packages=installed,
         broken=broken,
         held=held,

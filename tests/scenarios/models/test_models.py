@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from playbooks.filter_plugins import model_fit
 from tests.support.hosts import lab_artifact, run_lab
 from tests.support.stack import Stack
 
 WRONG = f"sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize("context", [2048, 8192])
+def test_the_formula_is_what_ollama_takes(stack: Stack, context: int) -> None:
+    """The host has two slots. Above /api/ps is the header of the file, and the process takes some more."""
+    need = model_fit.gguf_model(stack.model, Path(lab_artifact("model")["path"])).need(context, 2)
+    body = {"model": stack.model, "prompt": "Hi", "options": {"num_ctx": context, "num_predict": 1}}
+    stack(f"curl --silent --fail http://127.0.0.1:11434/api/generate --data '{json.dumps(body)}'")
+    (loaded,) = json.loads(stack("curl --silent --fail http://127.0.0.1:11434/api/ps"))["models"]
+    assert loaded["size"] <= need <= loaded["size"] * 1.02
+    resident = max(int(line) for line in stack("ps -o rss= -C ollama").split()) * 1024
+    assert resident <= need + model_fit.CPU_BYTES
 
 
 @pytest.fixture(scope="module")

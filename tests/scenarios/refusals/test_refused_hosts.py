@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,6 +132,27 @@ def test_a_small_disk_for_models_is_a_warning(control: Control, plain: Host) -> 
         assert warning in control.run(inventory).accepted()
     finally:
         plain("umount /srv/models && rmdir /srv/models")
+
+
+def test_a_model_that_cannot_fit_is_refused(control: Control, plain: Host, tmp_path: Path) -> None:
+    # A header of 30 layers, and a hole of 8 TB in place of the weights.
+    numbers = {"block_count": 30, "attention.head_count": 9, "embedding_length": 576, "context_length": 8192}
+    pairs = [gguf_string("general.architecture") + struct.pack("<I", 8) + gguf_string("llama")]
+    pairs += [gguf_string(f"llama.{key}") + struct.pack("<II", 4, value) for key, value in numbers.items()]
+    path = tmp_path / "large.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs))
+    os.truncate(path, 8 * 10**12)
+    model = {"name": "large:8t", "gguf": str(path), "checksum": f"sha256:{'0' * 64}"}
+    refused = control.run(control.one_box(plain, {"ollama_models": [model]})).refused()
+    assert "'large:8t' needs 8001." in refused
+    assert re.search(
+        r"but plain has [0-9.]+ GB of memory: use \S+, the largest of the list that fits", refused
+    )
+
+
+def gguf_string(text: str) -> bytes:
+    """Return a string of a GGUF header."""
+    return struct.pack("<Q", len(text)) + text.encode()
 
 
 def test_a_host_with_keys_needs_their_file(control: Control, one_box: Path, plain: Host) -> None:

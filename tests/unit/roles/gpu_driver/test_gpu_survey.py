@@ -66,6 +66,7 @@ def test_cards_by_class(survey: ModuleType, tmp_path: Path) -> None:
         "physical_function": "",
         "virtual_functions": 2,
         "name": "",
+        "memory_bytes": 0,
     }
     assert (cards[1]["physical_function"], cards[1]["driver"]) == ("0000:01:00.0", "vfio-pci")
     assert (cards[2]["class"], cards[2]["driver"]) == ("120000", "")
@@ -81,6 +82,28 @@ def test_names_come_from_the_hosts_list(survey: ModuleType, tmp_path: Path) -> N
         "\t2684  AD102 [GeForce RTX 4090]\n\t\t1043 889a  A board\n"
     )
     assert [card["name"] for card in survey.cards(tmp_path)] == ["AD102 [GeForce RTX 4090]", ""]
+
+
+def test_the_memory_of_an_amd_card(survey: ModuleType, tmp_path: Path) -> None:
+    card = device(tmp_path, "0000:02:00.0", "1002", "74a1", "120000")
+    (card / "mem_info_vram_total").write_text("206141652992\n")
+    assert survey.cards(tmp_path)[0]["memory_bytes"] == 206141652992
+
+
+def test_the_memory_of_nvidias_cards(survey: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The second shares the host's memory, as GB10 does.
+    listing = "00000000:01:00.0, 24564\n00000000:0F:01.0, [N/A]\n"
+    monkeypatch.setattr(survey, "output_of", lambda *_, **__: listing)
+    assert survey.nvidia_memory() == {"0000:01:00.0": 24564 << 20}
+
+
+def test_a_hanging_nvidia_smi(survey: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\nexec sleep 30\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(survey, "NVIDIA_SECONDS", 0.1)
+    assert survey.nvidia_memory() == {}
 
 
 def test_a_machine_without_pci(survey: ModuleType, tmp_path: Path) -> None:
