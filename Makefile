@@ -67,6 +67,10 @@ gpu-probe: hosts ## Show the GPUs and which driver they would get, and why; chan
 verify: hosts ## Check the running system
 	$(PLAY) playbooks/verify.yml
 
+.PHONY: drift
+drift: hosts ## Compare the hosts with the inventory, without a request; changes nothing
+	$(PLAY) playbooks/drift.yml
+
 # Without hosts ansible would only print a warning and succeed. (grep -q would cause a broken pipe in ansible.)
 .PHONY: hosts
 hosts: install
