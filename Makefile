@@ -76,6 +76,10 @@ models: hosts ## Show which models fit each inference host, and why
 verify: hosts ## Check the running system
 	$(PLAY) playbooks/verify.yml
 
+.PHONY: drift
+drift: hosts ## Compare the hosts with the inventory, without a request; changes nothing
+	$(PLAY) playbooks/drift.yml
+
 # Without hosts ansible would only print a warning and succeed. (grep -q would cause a broken pipe in ansible.)
 .PHONY: hosts
 hosts: install

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renders the texts of a service's files and units on the control machine and runs the module on the host."""
+"""Renders the texts of a service's files and units on the control machine and runs the module on the host.
+
+Where `__bedplate_expecting` is true (playbooks/compare.yml), it runs nothing: it adds the arguments, with a
+hash in place of each text, to the fact bedplate_rendered.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -81,6 +86,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
             files.append({name: value for name, value in entry.items() if name not in RENDERING})
         for unit in arguments.get("units", []):
             contents[f"{UNIT_DIRECTORY}/{unit}"] = self._render(str(UNIT_TEMPLATES / f"{unit}.j2"), task_vars)
+        if task_vars.get("__bedplate_expecting"):
+            hashes = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in contents.items()}
+            before = task_vars["ansible_facts"].get("bedplate_rendered", [])
+            facts = {"bedplate_rendered": [*before, {**arguments, "files": files, "hashes": hashes}]}
+            result.update(changed=False, ansible_facts=facts)
+            return result
         packed = base64.b64encode(zlib.compress(json.dumps(contents).encode())).decode()
         arguments.update(files=files, contents=packed)
         result.update(self._execute_module(module_args=arguments, task_vars=task_vars))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import yaml
 
 from tests.support.hosts import run_script, running_hosts, users_environment
 
@@ -24,10 +25,14 @@ SOON_SECONDS = 20.0
 
 
 class Stack:
-    """The host `one` with the whole stack; `url` is the gateway's without /v1."""
+    """The host `one` with the whole stack; `url` is the gateway's without /v1.
 
-    def __init__(self, name: str, variables: dict[str, Any]) -> None:
+    `settings` are those with which the scenario installed it.
+    """
+
+    def __init__(self, name: str, variables: dict[str, Any], settings: dict[str, Any] | None = None) -> None:
         self.name = name
+        self.settings = settings or {}
         self.address = str(variables["bedplate_bind_address"])
         self.url = f"https://{self.address}:8000"
         self.dashboard_url = f"https://{self.address}:3001"
@@ -95,8 +100,8 @@ class Stack:
         return " ".join(output.split())
 
     def verify(self) -> None:
-        """Check the running stack; fails with the failed checks."""
-        self.play(playbook="playbooks/verify.yml")
+        """Check the running stack with the scenario's settings; fails with the failed checks."""
+        self.play(playbook="playbooks/verify.yml", settings=self.settings)
 
     def client(self, secret: str = "") -> httpx.Client:
         """Return a client with a key and persistent connections; the timeout is 60 s."""
@@ -163,7 +168,17 @@ def stack_of(scenario: str) -> Stack:
     """Return the host `one` of a running scenario."""
     hosts = running_hosts()
     assert "one" in hosts, f"there is no host `one`: run molecule converge --scenario-name {scenario}"
-    return Stack("one", hosts["one"])
+    return Stack("one", hosts["one"], converged_settings(scenario))
+
+
+def converged_settings(scenario: str) -> dict[str, Any]:
+    """Return the settings with which a scenario ran site.yml, beside those of the lab's inventory."""
+    file = ROOT / "molecule" / scenario / "converge.yml"
+    plays = yaml.safe_load(file.read_text()) if file.exists() else []
+    site = [
+        play for play in plays if str(play.get("ansible.builtin.import_playbook", "")).endswith("/site.yml")
+    ]
+    return dict(site[0].get("vars", {})) if site else {}
 
 
 class Outcome(NamedTuple):

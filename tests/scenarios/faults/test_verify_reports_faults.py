@@ -40,6 +40,7 @@ systemctl reload bedplate-gateway
 CHATS = "three chat requests are answered"
 TARGETS = "every Prometheus target is up"
 DASHBOARD = "the dashboard reports healthy"
+DRIFT = "the host is as the inventory declares"
 MODELS = "the gateway lists every declared model"
 READY = "the gateway reports ready"
 
@@ -100,17 +101,15 @@ def wait_for_targets_down(prometheus: PrometheusApi, *jobs: str) -> None:
     wait_for(are_down, 45)
 
 
-def check_verify_reports(stack: Stack, expected: dict[str, Check]) -> None:
-    """Run verify, which must fail with exactly the expected checks."""
-    # Prometheus has already detected the fault, so verify need not wait for the next scrape.
-    output = stack.play_fails(
-        playbook="playbooks/verify.yml", settings={"prometheus_scrape_interval_seconds": 1}
-    )
+def check_verify_reports(stack: Stack, expected: dict[str, Check], *, differs: bool = True) -> None:
+    """Run verify, which must fail with exactly the expected checks, and, where the host differs, that one."""
+    output = stack.play_fails(playbook="playbooks/verify.yml", settings=stack.settings)
     assert "checks failed" in output
     report = json.loads(stack("cat /var/lib/bedplate-dashboard/verify.json"))
     failed = {check["name"]: check for check in report["checks"] if check["ok"] is False}
     print("", *(f"{name} | {check['seen']} | {check['next']}" for name, check in failed.items()), sep="\n")
     assert report["ok"] is False
+    assert (failed.pop(DRIFT, None) is not None) == differs
     assert failed.keys() == expected.keys()
     for name, check in expected.items():
         assert re.match(check.seen, failed[name]["seen"]), failed[name]
@@ -304,6 +303,7 @@ def test_killed_services_restart(stack: Stack, prometheus: PrometheusApi) -> Non
             )
             for name in names
         },
+        differs=False,
     )
     stack(f"systemctl restart {' '.join(names)}")
     stack.verify()

@@ -19,7 +19,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils import host_record
+from ansible.module_utils import drift, host_record
 
 USER = pwd.getpwuid(os.getuid()).pw_name
 GROUP = grp.getgrgid(os.getgid()).gr_name
@@ -805,6 +805,31 @@ def test_a_play_writes_the_files_of_a_role(site: Site) -> None:
     again = site.play()
     assert "changed=0" in again
     assert "app is restarted" not in again
+
+
+def test_what_a_run_would_record_is_known_without_it(site: Site) -> None:
+    keep = {"content": "{{ ansible_facts['bedplate_rendered'] }}", "dest": str(site.path / "rendered.json")}
+    site.write(
+        "playbooks/site.yml",
+        f"{PLAY}  post_tasks: [{{name: Keep, ansible.builtin.copy: {json.dumps(keep)}}}]\n",
+    )
+    before = tree(site.host)
+    output = site.play('--extra-vars={"__bedplate_expecting": true}', "-vvv")
+    assert tree(site.host) == before
+    assert "app is restarted" not in output
+    (arguments,) = json.loads((site.path / "rendered.json").read_text())
+    assert SECRET not in json.dumps(arguments)
+
+    site.write("playbooks/site.yml", PLAY)
+    site.play()
+    recorded = json.loads((site.path / "state/record/app.json").read_text())["paths"]
+    for state in recorded.values():
+        state.pop("secret", None)
+    # The text of a file of the host is known only there, and what is absent has no record.
+    del recorded[f"{site.host}/copy"]["sha256"]
+    expected = drift.rendered_paths(arguments)
+    assert expected.pop(f"{site.host}/former") == {"state": "absent"}
+    assert expected == recorded
 
 
 def test_a_role_must_declare_what_its_task_writes(site: Site) -> None:

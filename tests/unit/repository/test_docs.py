@@ -61,6 +61,7 @@ METRICS = {
         *ROOT.glob("*/src/**/metrics.py"),
         *ROOT.glob("*/src/**/canary.py"),
         *ROOT.glob("roles/*/files/*.py"),
+        *ROOT.glob("playbooks/module_utils/*.py"),
     ]
     for kind, name in re.findall(r'(?:(\w+)\(\s*)?"(bedplate_[a-z_]+)"', source.read_text())
 }

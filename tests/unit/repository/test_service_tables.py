@@ -48,7 +48,7 @@ CLIENTS = {
     "{{ node_exporter_allowed_clients }}": "monitoring hosts",
 }
 # Units that are no service of services.yml: one loads a GPU's modules, the others are started by timers.
-OTHER_UNITS = {"gpu-devices", "host-facts", "bedplate-heal@"}
+OTHER_UNITS = {"gpu-devices", "host-facts", "bedplate-drift", "bedplate-heal@"}
 SOURCE_SUFFIXES = {".py", ".html", ".txt"}
 ARCHITECTURE = "docs/design/architecture.md"
 SECURITY = "docs/reference/security.md"

@@ -67,6 +67,7 @@ def test_a_misspelt_directive_is_detected_in_every_unit(stack: Stack, verify: Ve
     units = stack.hosts["box"].units
     for name in units.keys() - {
         "bedplate.target",
+        "bedplate-drift.timer",
         "bedplate-heal@.timer",
         "host-facts.timer",
         "traffic-canary.timer",
@@ -213,6 +214,7 @@ def test_every_unit_is_marked_as_managed_and_belongs_to_the_target(stack: Stack)
             assert text.startswith("# Managed by Bedplate.\n"), name
             if name not in (
                 "bedplate.target",
+                "bedplate-drift.service",
                 "bedplate-heal@.service",
                 "bedplate-heal@.timer",
                 "ollama-preload.service",
@@ -228,7 +230,8 @@ def test_every_unit_is_marked_as_managed_and_belongs_to_the_target(stack: Stack)
 
 def test_each_writer_of_host_metrics_may_write_its_own_only(stack: Stack) -> None:
     for rendered in stack.hosts.values():
-        for name, folder in (("host-facts", "host"), ("traffic-canary", "canary")):
+        folders = {"host-facts": "host", "traffic-canary": "canary", "bedplate-drift": "drift"}
+        for name, folder in folders.items():
             unit = directives(rendered.units.get(f"{name}.service", ""))
             if unit:
                 assert unit["ReadWritePaths"] == f"/var/lib/node-exporter/{folder}"

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from ansible.module_utils import models
 from ansible.module_utils.basic import AnsibleModule
 
 WEIGHTS = b"GGUF and some weights"
@@ -144,16 +145,16 @@ def model(plugin: ModuleType, run_module: Run, engine: FakeOllama, tmp_path: Pat
         ("10.1.2.3:5000/library/smollm2", "manifests/10.1.2.3:5000/library/smollm2/latest"),
     ],
 )
-def test_manifest_path(plugin: ModuleType, text: str, path: str) -> None:
-    assert str(plugin.parse_name(text).path) == path
+def test_manifest_path(text: str, path: str) -> None:
+    assert str(models.parse_name(text).path) == path
 
 
 @pytest.mark.parametrize(
     "text", ["", "two words", "a//b", "../../etc:x", "a/b/c/d", "model:", "model:a/b:c", ".."]
 )
-def test_an_invalid_name(plugin: ModuleType, text: str) -> None:
-    with pytest.raises(plugin.ModelError, match="is not a model's name"):
-        plugin.parse_name(text)
+def test_an_invalid_name(text: str) -> None:
+    with pytest.raises(models.ModelError, match="is not a model's name"):
+        models.parse_name(text)
 
 
 @pytest.mark.parametrize(
@@ -170,26 +171,24 @@ def test_an_invalid_name(plugin: ModuleType, text: str) -> None:
         ({"stop": ["a"]}, {}, ["stop"]),
     ],
 )
-def test_parameters(
-    plugin: ModuleType, wanted: dict[str, Any], stored: dict[str, Any], names: list[str]
-) -> None:
-    assert plugin.differing_parameters(wanted, stored) == names
+def test_parameters(wanted: dict[str, Any], stored: dict[str, Any], names: list[str]) -> None:
+    assert models.differing_parameters(wanted, stored) == names
 
 
 @pytest.mark.parametrize(
     ("name", "value", "result"),
     [("num_ctx", "4096", 4096), ("top_p", "0.9", 0.9), ("use_mmap", "False", False), ("stop", "a", ["a"])],
 )
-def test_parameters_given_as_text(plugin: ModuleType, name: str, value: str, result: object) -> None:
-    assert plugin.normalized_parameter(name, value) == result
+def test_parameters_given_as_text(name: str, value: str, result: object) -> None:
+    assert models.normalized_parameter(name, value) == result
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("num_ctx", "many"), ("num_ctx", None), ("num_ctx", [1]), ("stop", [1])]
 )
-def test_bad_parameters(plugin: ModuleType, name: str, value: object) -> None:
-    with pytest.raises(plugin.ModelError, match=f"parameter {name} is "):
-        plugin.normalized_parameter(name, value)
+def test_bad_parameters(name: str, value: object) -> None:
+    with pytest.raises(models.ModelError, match=f"parameter {name} is "):
+        models.normalized_parameter(name, value)
 
 
 def test_created_from_a_file_once(model: Run, engine: FakeOllama) -> None:
