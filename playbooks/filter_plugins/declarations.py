@@ -36,6 +36,11 @@ def declaring_roles(root: str) -> list[str]:
     return sorted(path.parts[-3] for path in Path(root, "roles").glob("*/meta/host.yml"))
 
 
+def declaration_files(root: str) -> list[str]:
+    """Return the files of all declarations."""
+    return [str(Path(root, "roles", role, "meta/host.yml")) for role in declaring_roles(root)]
+
+
 def declarations(texts: Iterable[str], root: str) -> list[dict[str, Any]]:
     """Return the declarations of all roles from their files' texts, in which the settings are filled in."""
     return [
@@ -64,6 +69,7 @@ class FilterModule:
         return {
             "declared_packages": declared_packages,
             "declaring_roles": declaring_roles,
+            "declaration_files": declaration_files,
             "declarations": declarations,
             "package_masks": package_masks,
             "roles_to_remove": roles_to_remove,
