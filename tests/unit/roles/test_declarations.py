@@ -223,6 +223,13 @@ def test_the_declarations_are_those_of_the_files(filters: ModuleType) -> None:
     assert found[0]["file"] == "roles/alertmanager/meta/host.yml"
 
 
+def test_the_metrics_of_each_healed_service_are_declared() -> None:
+    services = load(ROOT / "playbooks/group_vars/all/services.yml")["bedplate_services"]
+    folder = "/var/lib/node-exporter/textfile"
+    files = sorted(f"{folder}/heal-{name}.prom" for name, row in services.items() if "heal" in row)
+    assert [path for path in declared("node_exporter").whole if path.startswith(folder)] == files
+
+
 def test_what_is_whole_is_declared() -> None:
     for role in DECLARING:
         declaration = declared(role)
