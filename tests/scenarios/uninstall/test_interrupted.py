@@ -101,7 +101,9 @@ def test_site_works_again(stack: Stack, confirmed: Confirmed) -> None:
     print("\nleft with the data:", *others, sep="\n  ")
     kept = r"(users|groups): (ollama|prometheus|bedplate)|contents: /etc/(g?shadow|passwd|group|sub.id)"
     # The user's file and its folders.
-    kept += r"|files: /etc/bedplate(/bedplate-gateway(/mine)?)?:|contents: /etc/bedplate/bedplate-gateway/mine:"
+    kept += (
+        r"|files: /etc/bedplate(/bedplate-gateway(/mine)?)?:|contents: /etc/bedplate/bedplate-gateway/mine:"
+    )
     assert [line for line in others if not re.match(kept, line)] == []
     models = stack("find /var/lib/ollama/models -type f").split()
     stack.play()
