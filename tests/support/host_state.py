@@ -47,6 +47,8 @@ OTHERS = {
     "/var/log/*": "logs and the journal",
     "/var/lib/systemd/*": "systemd's own state: timers, linger, random seed",
     "/var/lib/prometheus*": "of Debian's packages: the home of their user",
+    "/etc/machine-id": "a lab host that starts from a layer has its own",
+    "/etc/ssh/ssh_host_*": "so are its keys",
     "/etc/.updated": "systemd's mark of the boot that last updated /etc",
     "/etc/*-": "the copies of passwd and group that useradd keeps",
     "/etc/lighttpd*": "a link of Debian's javascript-common, which prometheus needs",
