@@ -6,21 +6,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import platform
 import pwd
 import re
-import select
-import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.disks import in_time
 from ansible.module_utils.units import socket_units, unit_of_cgroup
 
 DOCUMENTATION = r"""
@@ -203,8 +201,6 @@ PROGRAMS = Path("/opt/bedplate")
 # The first that exists says when apt last fetched its lists, as Ansible's module apt has it.
 PACKAGE_LISTS = (Path("/var/lib/apt/periodic/update-success-stamp"), Path("/var/lib/apt/lists"))
 UNIT_FILES = Path("/etc/systemd/system")
-DISK_SECONDS = 10.0
-"""How long a disk may take to answer."""
 SYSTEM_FOLDERS = frozenset(
     [
         "",
@@ -379,31 +375,6 @@ def listeners(
         ours = unit is not None and stem(unit) in map(stem, accepted) and unit not in set(third_party)
         found[port, pid] = {"port": port, "pid": pid, "process": process, "unit": unit, "ours": ours}
     return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1] or 0))]
-
-
-def in_time(read: Callable[[], Any], seconds: float = DISK_SECONDS) -> Any:
-    """Return what a function reads from a disk; raises TimeoutError if the disk does not answer.
-
-    A process that waits for a dead disk cannot be killed, so a child reads, and nobody waits for it.
-    """
-    output, input_ = os.pipe()
-    child = os.fork()
-    if not child:
-        # Ansible waits until nobody holds the module's own standard output.
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(null, stream)
-        with os.fdopen(input_, "w") as file:
-            json.dump(read(), file)
-        os._exit(0)
-    os.close(input_)
-    with os.fdopen(output) as file:
-        if not select.select([file], [], [], seconds)[0]:
-            os.kill(child, signal.SIGKILL)
-            raise TimeoutError
-        text = file.read()
-    os.waitpid(child, 0)
-    return json.loads(text)
 
 
 def disk_of(path: str) -> tuple[int, int]:
