@@ -80,6 +80,13 @@ verify: hosts ## Check the running system
 drift: hosts ## Compare the hosts with the inventory, without a request; changes nothing
 	$(PLAY) playbooks/drift.yml
 
+uninstalled = uninstall_state='$(STATE)' uninstall_confirm='$(CONFIRM)'
+.PHONY: uninstall remove-host
+uninstall: hosts ## Show what would be removed: make uninstall NAME=all; with CONFIRM=<bedplate_name> remove it
+	$(PLAY) playbooks/uninstall.yml --extra-vars "uninstall='$(NAME)' $(uninstalled)"
+remove-host: hosts ## Take a host out of the installation, also a dead one: make remove-host HOST=gpu2
+	$(PLAY) playbooks/remove_host.yml --extra-vars "remove_host='$(HOST)' $(uninstalled)"
+
 # Without hosts ansible would only print a warning and succeed. (grep -q would cause a broken pipe in ansible.)
 .PHONY: hosts
 hosts: install

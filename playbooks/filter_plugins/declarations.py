@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+BASE = "bedplate"
+"""The role that every other one needs."""
+
 
 def declared_packages(roles: Iterable[str], root: str) -> list[str]:
     """Return the Debian packages that these roles need."""
@@ -28,9 +31,46 @@ def declaration(root: str, role: str) -> dict[str, Any]:
     return dict(yaml.safe_load(Path(root, "roles", role, "meta/host.yml").read_text()))
 
 
+def declaring_roles(root: str) -> list[str]:
+    """Return the roles that have a declaration."""
+    return sorted(path.parts[-3] for path in Path(root, "roles").glob("*/meta/host.yml"))
+
+
+def declaration_files(root: str) -> list[str]:
+    """Return the files of all declarations."""
+    return [str(Path(root, "roles", role, "meta/host.yml")) for role in declaring_roles(root)]
+
+
+def declarations(texts: Iterable[str], root: str) -> list[dict[str, Any]]:
+    """Return the declarations of all roles from their files' texts, in which the settings are filled in."""
+    return [
+        {**yaml.safe_load(text), "role": role, "file": f"roles/{role}/meta/host.yml"}
+        for role, text in zip(declaring_roles(root), texts, strict=True)
+    ]
+
+
+def roles_to_remove(name: str, root: str) -> list[str]:
+    """Return the roles that a name stands for: `all`, a role, or a service of one; none if it is unknown."""
+    roles = declaring_roles(root)
+    if name == "all":
+        return roles
+    services = {
+        unit.rpartition(".")[0]: role for role in roles for unit in declaration(root, role).get("units", [])
+    }
+    found = name if name in roles else services.get(name, services.get(f"bedplate-{name}"))
+    return [found] if found and found != BASE else []
+
+
 class FilterModule:
     """The filters by their names."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters."""
-        return {"declared_packages": declared_packages, "package_masks": package_masks}
+        return {
+            "declared_packages": declared_packages,
+            "declaring_roles": declaring_roles,
+            "declaration_files": declaration_files,
+            "declarations": declarations,
+            "package_masks": package_masks,
+            "roles_to_remove": roles_to_remove,
+        }

@@ -7,10 +7,17 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host_record import PACKAGES, RECORDS, SCHEMA, RecordError, load_packages, write_json
+from ansible.module_utils.host_record import (
+    PACKAGES,
+    RECORDS,
+    Packages,
+    RecordError,
+    load_packages,
+    write_json,
+)
 
 DOCUMENTATION = r"""
 module: record_packages
@@ -18,6 +25,8 @@ short_description: Record which Debian packages an installation is going to add
 description:
   - Lets apt simulate the installation, without recommended packages, and adds the new packages, dependencies
     included, with their versions to /var/lib/bedplate/record/packages.json.
+  - Records also which of the packages are there as dependencies of others. The installation marks them as
+    manually installed, and the uninstallation undoes that.
   - Runs before the installation, so that one that is interrupted is recorded, too.
   - In check mode, and if apt refuses the installation, it records nothing; apt then tells why.
 options:
@@ -61,11 +70,31 @@ def new_packages(names: Iterable[str]) -> dict[str, str]:
     return dict(NEW_PACKAGE.findall(done.stdout)) if done.returncode == 0 else {}
 
 
-def record(new: dict[str, str]) -> None:
+def automatic(names: Iterable[str]) -> list[str]:
+    """Return those of the packages that are installed as dependencies of others."""
+    done = subprocess.run(
+        ["apt-mark", "showauto", *names],
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+def record(names: Iterable[str], new: Mapping[str, str]) -> None:
     """Add packages to the record; raises RecordError."""
     known = load_packages(RECORDS)
-    if not new.items() <= known.items():
-        write_json(RECORDS / f"{PACKAGES}.json", {"schema": SCHEMA, "installed": {**known, **new}})
+    # A name that is new is no dependency of others, and what we added was none before.
+    were_there = [name for name in names if name not in {*new, *known.installed, *known.automatic}]
+    found = Packages(
+        installed={**known.installed, **new},
+        requested=sorted({*known.requested, *(name for name in names if name in new)}),
+        automatic=sorted({*known.automatic, *(automatic(were_there) if were_there else [])}),
+    )
+    if found != known:
+        write_json(RECORDS / f"{PACKAGES}.json", found.as_json())
 
 
 def main() -> None:
@@ -77,8 +106,8 @@ def main() -> None:
     try:
         new = new_packages(module.params["names"])
         if not module.check_mode:
-            record(new)
-    except (RecordError, OSError, subprocess.TimeoutExpired) as error:
+            record(module.params["names"], new)
+    except (RecordError, OSError, subprocess.SubprocessError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, new=new)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading disks that may not answer; uses only the standard library."""
+"""Reading from a disk that may hang; uses only the standard library."""
 
 from __future__ import annotations
 

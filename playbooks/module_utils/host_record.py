@@ -32,7 +32,7 @@ PACKAGES = "packages"
 """The record of the Debian packages belongs to no role."""
 
 State = dict[str, Any]
-"""What is at a path: `state` and, as far as it has them, owner, group, mode, target, sha256, secret, copy."""
+"""What is at a path: `state`, and what it has of owner, group, mode, target, sha256, secret, copy, empty."""
 
 
 class RecordError(Exception):
@@ -53,6 +53,7 @@ class Declaration:
     packages: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     runtime: list[str] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
     data: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -130,10 +131,12 @@ class Record:
         return {"schema": SCHEMA, **content}
 
 
-def read_json(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
+def read_json(
+    path: Path, types: Mapping[str, type], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return what a record's file says under these names; raises RecordError."""
     try:
-        content = json.loads(path.read_bytes())
+        content = {**(defaults or {}), **json.loads(path.read_bytes())}
         schema = content["schema"]
         found = {name: content[name] for name in types} if schema == SCHEMA else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -167,10 +170,31 @@ def load_record(directory: Path) -> dict[str, Record]:
     return records
 
 
-def load_packages(directory: Path) -> dict[str, str]:
-    """Return the Debian packages that Bedplate added, with their versions; raises RecordError."""
+@dataclass
+class Packages:
+    """The Debian packages that Bedplate added, with their versions, and what it asked apt for.
+
+    `requested` are those of them that it named, `automatic` the named ones that were there before as
+    dependencies, which apt has marked as manually installed since.
+    """
+
+    installed: dict[str, str] = field(default_factory=dict)
+    requested: list[str] = field(default_factory=list)
+    automatic: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of the record's file."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def load_packages(directory: Path) -> Packages:
+    """Return the record of the Debian packages; raises RecordError."""
     path = directory / f"{PACKAGES}.json"
-    return dict(read_json(path, {"installed": dict})["installed"]) if path.exists() else {}
+    if not path.exists():
+        return Packages()
+    types = {"installed": dict, "requested": list, "automatic": list}
+    # Until 2026-11-28 the record had only the installed ones.
+    return Packages(**read_json(path, types, {"requested": [], "automatic": []}))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -234,8 +258,18 @@ def look_at_user(name: str) -> State:
     try:
         user = pwd.getpwnam(name)
     except KeyError:
-        return {"state": "absent"}
+        # A group of this name may be another's.
+        return {"state": "absent", **({"group": name} if has_group(name) else {})}
     return {"state": "present", "home": user.pw_dir, "shell": user.pw_shell}
+
+
+def has_group(name: str) -> bool:
+    """Return whether there is a group of this name."""
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def copy_former(path: Path) -> str:
@@ -274,11 +308,12 @@ class RoleRecord:
         self.record = self._records.setdefault(declaration.role, Record(declaration.role))
         self._saved = self.record.as_json()
 
-    def _is_installed_without_record(self) -> bool:
+    def is_installed_without_record(self) -> bool:
         """Return whether the role is installed, but by an earlier release, or its record is lost."""
         if not self._is_new:
             return False
-        ours = [path for path in self.declaration.paths if path.startswith(OUR_FOLDERS)]
+        # A folder alone may have been left for a file of the user's.
+        ours = [path for path in self.declaration.whole if path.startswith(OUR_FOLDERS)]
         return any(os.path.lexists(path) for path in ours) or any(
             has_marker(UNIT_DIRECTORY / unit) for unit in self.declaration.units
         )
@@ -290,8 +325,13 @@ class RoleRecord:
 
     def begin(self, paths: Iterable[str]) -> None:
         """Write down what is there before the role changes it; what is known is not looked at again."""
+        self.look_before(paths)
+        self._save()
+
+    def look_before(self, paths: Iterable[str]) -> None:
+        """Note what is there before the role changes it, without writing it down."""
         declaration, before = self.declaration, self.record.before
-        earlier = self._is_installed_without_record()
+        earlier = self.is_installed_without_record()
         for user in declaration.users:
             name = f"user {user}"
             if name not in before:
@@ -309,7 +349,6 @@ class RoleRecord:
             # In a folder that was there before, a file may be another's.
             if not self._was_absent(path) and path not in before and declaration.records(path):
                 before[path] = self._former(path)
-        self._save()
 
     def _was_absent(self, path: str) -> bool:
         """Return whether the path, or a folder that it is in, was not there before."""
@@ -317,9 +356,14 @@ class RoleRecord:
         return any(self.record.before.get(folder, {}).get("state") == "absent" for folder in folders)
 
     def _former(self, path: str) -> State:
-        """Return what is at a path, a file with a copy of it."""
+        """Return what is at a path, a file with a copy of it, a folder of data with whether it is empty."""
         found = look_at(Path(path))
-        return {**found, "copy": copy_former(Path(path))} if found["state"] == "file" else found
+        if found["state"] == "file":
+            return {**found, "copy": copy_former(Path(path))}
+        if found["state"] == "directory" and path in self.declaration.data_folders:
+            # A new file system has lost+found.
+            return {**found, "empty": {entry.name for entry in os.scandir(path)} <= {"lost+found"}}
+        return found
 
     def end(self) -> None:
         """Write the record if it changed; that of a role of which nothing is left is removed."""

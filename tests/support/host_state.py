@@ -20,6 +20,10 @@ echo '# owned'
 sort -u /var/lib/dpkg/info/*.list
 echo '# packages'
 dpkg-query --show --showformat='${db:Status-Abbrev}${Package}\t${Version}\n' | sed -n 's/^ii *//p'
+echo '# automatic'
+apt-mark showauto
+echo '# contents'
+find /etc -xdev -type f -exec sha256sum {} + | sed 's/^\([0-9a-f]*\) *\(.*\)/\2\t\1/'
 echo '# users'
 cut -d: -f1 /etc/passwd
 echo '# groups'
@@ -43,6 +47,9 @@ OTHERS = {
     "/var/log/*": "logs and the journal",
     "/var/lib/systemd/*": "systemd's own state: timers, linger, random seed",
     "/var/lib/prometheus*": "of Debian's packages: the home of their user",
+    "/etc/machine-id": "a lab host that starts from a layer has its own",
+    "/etc/ssh/ssh_host_*": "so are its keys",
+    "/etc/.updated": "systemd's mark of the boot that last updated /etc",
     "/etc/*-": "the copies of passwd and group that useradd keeps",
     "/etc/lighttpd*": "a link of Debian's javascript-common, which prometheus needs",
     "/usr/lib/python3*/__pycache__*": "compiled files of Debian's Python",
@@ -54,11 +61,13 @@ OTHERS = {
 
 
 class HostState(NamedTuple):
-    """One look at a host; `owned` are the files of Debian's packages."""
+    """One look at a host; `owned` are the files of Debian's packages, `contents` the checksums in /etc."""
 
     files: dict[str, str]
     owned: list[str]
     packages: dict[str, str]
+    automatic: list[str]
+    contents: dict[str, str]
     users: list[str]
     groups: list[str]
     units: dict[str, str]
@@ -85,7 +94,8 @@ def look(run: Callable[[str], str]) -> HostState:
         else:
             rows.append(line)
     pairs: dict[str, Any] = {
-        name: dict(row.partition("\t")[::2] for row in parts[name]) for name in ("files", "packages", "units")
+        name: dict(row.partition("\t")[::2] for row in parts[name])
+        for name in ("files", "packages", "contents", "units")
     }
     return HostState(**{**parts, **pairs})
 
@@ -93,6 +103,23 @@ def look(run: Callable[[str], str]) -> HostState:
 def is_anothers(path: str) -> bool:
     """Return whether an installation leaves a path that is not Bedplate's own."""
     return any(fnmatch.fnmatch(path, pattern) for pattern in OTHERS)
+
+
+def differences(before: HostState, after: HostState) -> list[str]:
+    """Return each difference between two looks as a line, without what is not Bedplate's own."""
+    lines = []
+    for name in ("files", "contents", "packages", "units"):
+        old, new = getattr(before, name), getattr(after, name)
+        lines += [
+            f"{name}: {key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and not is_anothers(key) and not key.endswith(".scope")
+        ]
+    for name in ("automatic", "users", "groups", "tables", "holds", "diversions"):
+        old, new = set(getattr(before, name)), set(getattr(after, name))
+        lines += [f"{name}: {key}: gone" for key in sorted(old - new)]
+        lines += [f"{name}: {key}: new" for key in sorted(new - old)]
+    return lines
 
 
 def undeclared(before: HostState, after: HostState, roles: Iterable[str] = DECLARING) -> list[str]:

@@ -85,7 +85,7 @@ def test_the_first_role_that_comes_says_what_was_there(host: Path) -> None:
 @pytest.mark.parametrize("sign", ["folder", "unit"])
 def test_what_an_earlier_release_left_without_a_record_is_ours(host: Path, sign: str) -> None:
     if sign == "folder":
-        (host / "opt/app").mkdir(parents=True)
+        (host / "opt/app/releases").mkdir(parents=True)
     else:
         (host / "units/app.service").write_text("# Managed by Bedplate.\n[Unit]\n")
     (host / "etc").mkdir()
@@ -95,6 +95,7 @@ def test_what_an_earlier_release_left_without_a_record_is_ours(host: Path, sign:
         "units": ["app.service"],
         "paths": [f"{host}/opt/app", f"{host}/etc/app.conf"],
         "shared": [f"{host}/etc", f"{host}/opt"],
+        "whole": [f"{host}/opt/app/releases"],
     }
     before = begun(host, "app", **declared)
     # Others may use it.
@@ -103,6 +104,21 @@ def test_what_an_earlier_release_left_without_a_record_is_ours(host: Path, sign:
     # The record is there now, and so is what was before a path that is declared later.
     (host / "etc/new.conf").write_text("")
     assert begun(host, "app", paths=[f"{host}/etc/new.conf"])["etc/new.conf"] == "file"
+
+
+def test_a_folder_that_is_left_for_a_file_of_the_users_is_no_earlier_release(host: Path) -> None:
+    (host / "opt/app").mkdir(parents=True)
+    assert begun(host, "app", paths=[f"{host}/opt/app"]) == {"opt/app": "directory"}
+
+
+def test_whether_a_folder_of_data_was_empty_is_recorded(host: Path) -> None:
+    for name in ("new/lost+found", "used/model"):
+        (host / name).mkdir(parents=True)
+    folders = [f"{host}/{name}" for name in ("new", "used", "none")]
+    given = {"role": "app", "file": "app.yml", "data": {"models": folders}}
+    record = host_record.RoleRecord(host_record.declaration_from(given))
+    record.begin([])
+    assert [record.record.before[folder].get("empty") for folder in folders] == [True, False, None]
 
 
 def test_a_unit_of_another_is_kept(host: Path) -> None:
@@ -131,7 +147,7 @@ def test_a_write_that_is_cut_leaves_the_former_record(host: Path, monkeypatch: p
     monkeypatch.setattr(host_record.os, "fsync", power_cut)
     with pytest.raises(OSError, match="power cut"):
         host_record.write_json(file, {"schema": 1, "installed": {}})
-    assert host_record.load_packages(file.parent) == {"zstd": "1.5"}
+    assert host_record.load_packages(file.parent) == host_record.Packages({"zstd": "1.5"})
     # What is left of the new file disturbs no one.
     assert host_record.load_record(file.parent) == {}
-    assert host_record.load_packages(host / "none") == {}
+    assert host_record.load_packages(host / "none") == host_record.Packages()

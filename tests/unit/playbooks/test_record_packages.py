@@ -28,6 +28,7 @@ def plugin(
     load_source: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> ModuleType:
     module = load_source("playbooks/library/record_packages.py")
+    monkeypatch.setattr(module, "automatic", lambda names: [name for name in names if name == "nftables"])
     monkeypatch.setattr(module, "RECORDS", tmp_path)
     return module
 
@@ -48,17 +49,30 @@ def test_new_packages_with_dependencies_are_recorded_and_upgrades_are_not(
     assert run_module(plugin, {"names": ["zstd"]}, check=True)["new"] == NEW
     assert [*tmp_path.iterdir()] == []
     assert run_module(plugin, {"names": ["zstd"]})["changed"] is False
-    assert installed(tmp_path) == {"schema": 1, "installed": NEW}
+    assert installed(tmp_path) == {"schema": 1, "installed": NEW, "requested": ["zstd"], "automatic": []}
     assert (tmp_path / "packages.json").stat().st_mode & 0o777 == 0o600
     # A later installation adds its own.
     simulate(plugin, monkeypatch, "echo 'Inst curl (8.14.1-2 Debian:13.1/stable [amd64])'")
     run_module(plugin, {"names": ["curl"]})
     assert installed(tmp_path)["installed"] == {**NEW, "curl": "8.14.1-2"}
+    assert installed(tmp_path)["requested"] == ["curl", "zstd"]
     # Nothing is new, so nothing is written.
     inode = (tmp_path / "packages.json").stat().st_ino
     simulate(plugin, monkeypatch, "true")
     run_module(plugin, {"names": ["curl"]})
     assert (tmp_path / "packages.json").stat().st_ino == inode
+
+
+def test_what_was_there_as_a_dependency_is_recorded_once(
+    plugin: ModuleType, run_module: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulate(plugin, monkeypatch, f"cat <<'E'\n{SIMULATED}E")
+    run_module(plugin, {"names": ["zstd", "nftables"]})
+    assert installed(tmp_path)["automatic"] == ["nftables"]
+    # apt has marked it as manually installed since.
+    monkeypatch.setattr(plugin, "automatic", lambda _names: [])
+    run_module(plugin, {"names": ["zstd", "nftables"]})
+    assert installed(tmp_path)["automatic"] == ["nftables"]
 
 
 def test_nothing_is_recorded_if_apt_refuses(
@@ -80,4 +94,5 @@ def test_a_record_that_cannot_be_read_is_named(
 
 def test_the_real_apt_understands_the_simulation(plugin: ModuleType) -> None:
     assert "no-such-package" not in plugin.new_packages(["no-such-package"])
+    assert plugin.automatic(["no-such-package"]) == []
     assert host_record.PACKAGES == "packages"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -104,7 +105,7 @@ def test_a_declaration_is_tidy(role: str) -> None:
     assert set(declaration.data) <= KINDS
     given = yaml.safe_load((ROOT / "roles" / role / "meta/host.yml").read_text())
     assert all(given.values()), "leave out a key with nothing in it"
-    for key in ("paths", "shared", "runtime"):
+    for key in ("paths", "shared", "runtime", "whole"):
         assert getattr(declaration, key) == sorted(set(getattr(declaration, key))), key
     for path in [*declaration.paths, *declaration.shared, *declaration.runtime, *declaration.data_folders]:
         assert re.fullmatch(r"(/[\w.@-]+)+", path), path
@@ -186,6 +187,58 @@ def test_the_units_of_missing_packages_are_masked(filters: ModuleType) -> None:
         assert {unit.removesuffix(".service") for unit in declared(role).masks} <= set(
             declared(role).packages
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("all", DECLARING),
+        ("node_exporter", ["node_exporter"]),
+        ("node-exporter", ["node_exporter"]),
+        ("host-facts", ["node_exporter"]),
+        ("bedplate-gateway", ["gateway"]),
+        ("traffic-canary", ["traffic"]),
+        ("ollama", ["ollama"]),
+        ("", []),
+        ("olama", []),
+        # The others need it.
+        ("bedplate", []),
+        ("bedplate-heal@", []),
+    ],
+)
+def test_what_a_name_removes(filters: ModuleType, name: str, roles: list[str]) -> None:
+    assert filters.roles_to_remove(name, str(ROOT)) == roles
+
+
+def test_each_service_can_be_removed_by_its_name(filters: ModuleType) -> None:
+    services = load(ROOT / "playbooks/group_vars/all/services.yml")["bedplate_services"]
+    assert [name for name in services if not filters.roles_to_remove(name, str(ROOT))] == []
+
+
+def test_the_declarations_are_those_of_the_files(filters: ModuleType) -> None:
+    assert filters.declaring_roles(str(ROOT)) == DECLARING
+    texts = [Path(file).read_text() for file in filters.declaration_files(str(ROOT))]
+    found = filters.declarations(texts, str(ROOT))
+    assert [host_record.declaration_from(given).role for given in found] == DECLARING
+    assert found[0]["file"] == "roles/alertmanager/meta/host.yml"
+
+
+def test_the_metrics_of_each_healed_service_are_declared() -> None:
+    services = load(ROOT / "playbooks/group_vars/all/services.yml")["bedplate_services"]
+    folder = "/var/lib/node-exporter/textfile"
+    files = sorted(f"{folder}/heal-{name}.prom" for name, row in services.items() if "heal" in row)
+    assert [path for path in declared("node_exporter").whole if path.startswith(folder)] == files
+
+
+def test_what_is_whole_is_declared() -> None:
+    for role in DECLARING:
+        declaration = declared(role)
+        assert [path for path in declaration.whole if not declaration.covers(path)] == []
+
+
+def test_no_role_has_two_kinds_of_data() -> None:
+    """So a folder that another setting had named has the kind of the others."""
+    assert [role for role in DECLARING if len(declared(role).data) > 1] == []
 
 
 def test_each_role_declares() -> None:
