@@ -490,9 +490,9 @@ def _compare_releases(expected: Expectation, seen: Mapping[str, Mapping[str, Any
         lock, installed = release["lock"], release["packages"]
         # The lock also has packages of other platforms.
         wrongs += [
-            (f"{folder}: {package}", lock.get(package, "no such package"), version)
+            (f"{folder}: {package}", " or ".join(lock.get(package, ["no such package"])), version)
             for package, version in sorted(installed.items())
-            if version != lock.get(package)
+            if version not in lock.get(package, ())
         ]
         for what, want, have in wrongs:
             yield Difference(

@@ -341,10 +341,12 @@ def normalized(package: str) -> str:
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
-def read_lock(text: str) -> dict[str, str]:
-    """Return the version of each package of a lock file."""
-    pairs = [*LOCKED.findall(text), *OWN_WHEEL.findall(text)]
-    return {normalized(name): version for name, version in pairs}
+def read_lock(text: str) -> dict[str, list[str]]:
+    """Return the versions of each package of a lock file, which may have one for each version of Python."""
+    lock: dict[str, list[str]] = {}
+    for name, version in [*LOCKED.findall(text), *OWN_WHEEL.findall(text)]:
+        lock.setdefault(normalized(name), []).append(version)
+    return lock
 
 
 def installed_packages(folder: Path) -> dict[str, str]:

@@ -108,7 +108,7 @@ def right_host() -> dict[str, Any]:
                 FOLDER: {
                     "complete": True,
                     "newer": [],
-                    "lock": {"httpx": "1.0", "only-on-windows": "2"},
+                    "lock": {"httpx": ["1.0", "1.1"], "only-on-windows": ["2"]},
                     "packages": {"httpx": "1.0"},
                 }
             },

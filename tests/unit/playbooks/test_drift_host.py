@@ -52,7 +52,7 @@ def test_a_release_names_what_changed_in_it(tmp_path: Path) -> None:
     assert found == {
         "complete": True,
         "newer": [str(packages / "evil.py")],
-        "lock": {"httpx": "1.0", "uvicorn": "2.0", "my-app": "0.1.0"},
+        "lock": {"httpx": ["1.0"], "uvicorn": ["2.0"], "my-app": ["0.1.0"]},
         "packages": {"httpx": "1.0", "my-app": "0.1.0"},
     }
 
