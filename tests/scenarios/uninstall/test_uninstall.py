@@ -30,7 +30,7 @@ def test_without_a_confirmation_nothing_is_removed(stack: Stack, confirmed: Conf
 
 def test_nothing_is_left_but_what_was_there_before(stack: Stack, confirmed: Confirmed) -> None:
     # What other tests of the scenario left.
-    stack("systemctl stop lab-registry; rm --recursive --force /srv/models")
+    stack("systemctl stop lab-registry; rm --recursive --force /srv/models /usr/local/lib/lab-registry")
     stack.play(playbook=UNINSTALL, settings=confirmed())
     left = differences(load_state(BARE_HOST), look(stack))
     print("\nleft:", *left, sep="\n  ")
