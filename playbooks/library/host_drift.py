@@ -117,6 +117,8 @@ def main() -> None:
             "rendered": {"type": "list", "elements": "dict"},
             "roles": {"type": "list", "elements": "str", "default": []},
         },
+        # The journal would get 40 KB for each comparison, with hashes of passwords.
+        no_log=True,
         supports_check_mode=True,
     )
     try:
