@@ -191,9 +191,8 @@ def dashboard_check(status: Result, url: str) -> Check:
     else:
         seen, next_command = f"{document['state']}: {document['reason']}", document.get("next") or ""
     faults = document.get("faults") or []
-    # Differences from the inventory are a check of their own; the page may know of a repair later.
-    meant = bool(faults) and all(str(fault["about"]).startswith(("drain ", "drift ")) for fault in faults)
-    ok = None if meant else document.get("state") == "healthy"
+    only_drained = bool(faults) and all(str(fault["about"]).startswith("drain ") for fault in faults)
+    ok = None if only_drained else document.get("state") == "healthy"
     return check("the dashboard reports healthy", ok, seen, next_command)
 
 

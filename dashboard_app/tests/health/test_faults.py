@@ -201,25 +201,6 @@ def test_litellm(
 
 
 @pytest.mark.parametrize(
-    ("count", "first", "what"),
-    [
-        (0, 'bedplate_host_drift{kind="file",what="/etc/x"} 1', None),
-        (1, 'bedplate_host_drift{kind="file",what="/etc/x"} 1', "(file /etc/x)"),
-        (3, 'bedplate_host_drift{kind="service",what="x.timer"} 1', "(service x.timer and 2 more)"),
-    ],
-)
-def test_a_host_that_differs_from_its_inventory(
-    settings: Settings, all_well: Observation, count: int, first: str, what: str | None
-) -> None:
-    change = machine(f"bedplate_host_drift_differences {count}", first)
-    faults = find(settings, change(all_well)).counted
-    assert [fault.what for fault in faults] == (
-        [f"gpu1 is not as its inventory declares {what}"] if what else []
-    )
-    assert {(fault.next, fault.next_on) for fault in faults} <= {("make drift", "the control machine")}
-
-
-@pytest.mark.parametrize(
     "change",
     [
         host(0, "answered", None, ENGINE_DOWN),

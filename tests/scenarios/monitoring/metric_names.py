@@ -20,8 +20,16 @@ NAME = re.compile(
     r"|node_(?!exporter(?!_build_info))\w+|bedplate:[a-z0-9_:]+)\b"
 )
 HISTOGRAM = ("_bucket", "_sum", "_count")
-# Exposed after the first request for a model of a provider, which the scenario gateway sends.
-OF_PROVIDERS = {"bedplate_gateway_cost_dollars_total", "bedplate_gateway_fallbacks_total"}
+NOT_ALWAYS = {
+    # After the first request for a model of a provider, which the scenario gateway sends.
+    "bedplate_gateway_cost_dollars_total",
+    "bedplate_gateway_fallbacks_total",
+    # While an engine is drained, as in the scenario gateway.
+    "bedplate_gateway_drain_timestamp_seconds",
+    "bedplate:engine_drained:max5m",
+    # While a host differs from its inventory.
+    "bedplate_host_drift",
+}
 
 
 def used() -> dict[str, set[str]]:
@@ -40,4 +48,4 @@ def missing(exposed: Iterable[str]) -> dict[str, set[str]]:
     known |= {name.removesuffix(ending) for name in known for ending in HISTOGRAM}
     # prometheus_client adds the suffix to a counter's name in the dashboard's code.
     known |= {name.removesuffix("_total") for name in known}
-    return {name: files for name, files in used().items() if name not in known | OF_PROVIDERS}
+    return {name: files for name, files in used().items() if name not in known | NOT_ALWAYS}

@@ -117,14 +117,6 @@ class LitellmFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drift:
-    """How many things of a host are not as its inventory declares, and the first of them."""
-
-    count: int
-    first: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class MachineFacts:
     """One host as its node exporter reports it; `reachable` is False for an unreachable inference host."""
 
@@ -134,7 +126,6 @@ class MachineFacts:
     machine: Machine
     full_disks: tuple[Disk, ...]
     bad_services: tuple[Service, ...]
-    drift: Drift | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +174,9 @@ def derive_facts(
         litellm=_derive_litellm(settings, observation, recent, units.get((settings.gateway, "litellm"))),
         hosts=hosts,
         machines=tuple(
-            _derive_machine(answer, machine, machine.name not in unreachable, drained=machine.name in drains)
+            _derive_machine(
+                answer.contact, machine, machine.name not in unreachable, drained=machine.name in drains
+            )
             for answer, machine in zip(observation.machines, described, strict=True)
         ),
         prometheus=ServiceFacts(
@@ -319,27 +312,15 @@ def _waits_too_long(waiting: QueueClass) -> bool:
     )
 
 
-def _derive_machine(
-    answer: MachineAnswer, machine: Machine, reachable: bool, *, drained: bool
-) -> MachineFacts:
+def _derive_machine(contact: Contact, machine: Machine, reachable: bool, *, drained: bool) -> MachineFacts:
     return MachineFacts(
-        contact=answer.contact,
+        contact=contact,
         reachable=reachable,
         drained=drained,
         machine=machine,
         full_disks=tuple(filter(_is_full, machine.disks)),
         bad_services=tuple(filter(_is_bad, machine.services)),
-        drift=_find_drift(answer.metrics),
     )
-
-
-def _find_drift(metrics: Samples) -> Drift | None:
-    count = parts.to_int(metrics.value("bedplate_host_drift_differences"))
-    first = next(iter(metrics["bedplate_host_drift"]), None)
-    if not count or first is None:
-        return None
-    labels = first.labels
-    return Drift(count=count, first=f"{labels.get('kind', '')} {clean_label(labels.get('what', ''))}".strip())
 
 
 def _describe_machine(answer: MachineAnswer, days_left: DaysLeft) -> Machine:

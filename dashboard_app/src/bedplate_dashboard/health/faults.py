@@ -309,14 +309,6 @@ def _find_machine_faults(facts: MachineFacts, polled: frozenset[str]) -> Iterato
                 next_on=name,
                 about=f"{service.name} {name}",
             )
-    if facts.drift:
-        others = f" and {facts.drift.count - 1} more" if facts.drift.count > 1 else ""
-        yield Fault(
-            what=f"{name} is not as its inventory declares ({facts.drift.first}{others})",
-            next="make drift",
-            next_on=CONTROL_MACHINE,
-            about=f"drift {name}",
-        )
 
 
 def _find_prometheus_faults(prometheus: ServiceFacts, stores: bool) -> Iterator[Fault]:

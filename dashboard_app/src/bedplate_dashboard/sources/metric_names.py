@@ -47,8 +47,6 @@ NODE_METRICS = frozenset(
         "node_memory_MemTotal_bytes",
         "node_systemd_unit_state",
         "node_systemd_service_restart_total",
-        "bedplate_host_drift",
-        "bedplate_host_drift_differences",
         "bedplate_host_reboot_required",
         "bedplate_traffic_canary_success",
         "bedplate_traffic_canary_result",
