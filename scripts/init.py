@@ -188,8 +188,9 @@ def chosen_models(names: Iterable[str], found: Mapping[str, Any], target: Target
 
 
 def newest_change() -> str:
-    """Return the day of the newest change of a setting's name or meaning."""
-    return max(str(row["since"]) for row in yaml.safe_load(RENAMED.read_text()))
+    """Return the day of the newest change of a setting's meaning."""
+    rows = yaml.safe_load(RENAMED.read_text())
+    return max(str(row["since"]) for row in rows if "changed" in row)
 
 
 def texts(choice: Choice) -> dict[str, str]:
