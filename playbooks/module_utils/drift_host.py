@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 from .disks import in_time
 from .drift import SCHEMA, Difference, Expectation
 from .host_record import (
-    MARKER,
     UNIT_DIRECTORY,
     Record,
     RecordError,
     State,
     group_name,
+    has_marker,
     is_inside,
     look_at,
     write_json,
@@ -270,7 +270,9 @@ def find_strays(declarations: Iterable[Mapping[str, Any]], roles: set[str]) -> l
             if path.name.rpartition(".")[0] in units:
                 found += [str(link) for link in children(path) if template_of(link.name) not in units]
         elif (
-            path.name not in units and path.is_file() and (path.name.startswith("bedplate-") or is_ours(path))
+            path.name not in units
+            and path.is_file()
+            and (path.name.startswith("bedplate-") or has_marker(path))
         ):
             found.append(str(path))
     return sorted(found) if roles else []
@@ -279,14 +281,6 @@ def find_strays(declarations: Iterable[Mapping[str, Any]], roles: set[str]) -> l
 def template_of(unit: str) -> str:
     """Return the name of the template of an instance, or the unit itself."""
     return re.sub(r"@[^.]*\.", "@.", unit)
-
-
-def is_ours(path: Path) -> bool:
-    """Return whether a unit file has Bedplate's line."""
-    try:
-        return MARKER in path.read_bytes().splitlines()
-    except OSError:
-        return False
 
 
 def children(folder: Path) -> list[Path]:
