@@ -111,7 +111,7 @@ def check_verify_reports(stack: Stack, expected: dict[str, Check]) -> None:
     failed = {check["name"]: check for check in report["checks"] if check["ok"] is False}
     print("", *(f"{name} | {check['seen']} | {check['next']}" for name, check in failed.items()), sep="\n")
     assert report["ok"] is False
-    assert failed.keys() == expected.keys()
+    assert failed.keys() == expected.keys(), failed
     for name, check in expected.items():
         assert re.match(check.seen, failed[name]["seen"]), failed[name]
         assert check.next in (None, failed[name]["next"]), failed[name]
