@@ -428,8 +428,9 @@ REST = (
         f" -exec cp --archive {{}} {KEPT}/blobs/ ';';"
         f" printf 'FROM {MODEL}\\nPARAMETER num_ctx 512\\n' >{KEPT}/model;"
         f" {OLLAMA} create {MODEL} -f {KEPT}/model >/dev/null 2>&1",
-        # Ollama removes the content that no model needs any more.
-        repair=f"cp --archive {KEPT}/manifests {KEPT}/blobs /var/lib/ollama/models/",
+        # Ollama removes the content that no model needs any more. Its folder stays Ollama's.
+        repair=f"cp --archive {KEPT}/manifests /var/lib/ollama/models/;"
+        f" cp --archive {KEPT}/blobs/* /var/lib/ollama/models/blobs/",
         remedy="ansible-playbook site.yml --tags ollama",
     ),
     Wrong(
