@@ -27,7 +27,6 @@ class Compared:
     """One row; `off` is how far the formula lies from what the source allows, negative if below it."""
 
     group: str
-    computed: float
     off: float
 
 
@@ -57,9 +56,9 @@ def compare(fit: ModuleType, models: Any, group: str, row: dict[str, Any]) -> Co
     computed = model.bytes + cache * CACHES[row.get("cache", "f16")] + fit.CARD_BYTES
     low, high = bounds(row["size"])
     if low <= computed <= high:
-        return Compared(group, computed, 0)
+        return Compared(group, 0)
     nearest = low if computed < low else high
-    return Compared(group, computed, (computed - nearest) / nearest)
+    return Compared(group, (computed - nearest) / nearest)
 
 
 @pytest.fixture(scope="module")
