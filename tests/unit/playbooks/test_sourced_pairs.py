@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
-SOURCES: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "sourced_pairs.yml").read_text())[
+SOURCES: list[dict[str, Any]] = yaml.safe_load((ROOT / "tests/unit/sourced_pairs.yml").read_text())[
     "sourced_pairs"
 ]
 CATALOGUE = yaml.safe_load((ROOT / "playbooks/model_catalogue.yml").read_text())["model_catalogue"]
