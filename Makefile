@@ -219,6 +219,6 @@ $(VENV)/.traffic: requirements/traffic.txt traffic/pyproject.toml $(VENV)/.contr
 
 # After .traffic: the development lock may have other versions of traffic's dependencies, and they win.
 $(VENV)/.dev: requirements/dev.txt $(wildcard */pyproject.toml) $(VENV)/.control $(VENV)/.traffic
-	$(VENV)/bin/uv pip install --quiet --python $(VENV) --require-hashes --requirement requirements/dev.txt
+	$(VENV)/bin/uv pip install --quiet --system-certs --python $(VENV) --require-hashes --requirement requirements/dev.txt
 	$(VENV)/bin/uv pip install --quiet --offline --no-deps --python $(VENV) $(addprefix --editable ./,exporter gateway dashboard_app lab)
 	touch $@

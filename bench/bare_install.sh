@@ -34,7 +34,7 @@ python3 -m venv /opt/bedplate/uv
 /opt/bedplate/uv/bin/pip install --quiet --require-hashes --requirement uv.txt
 app() { # SERVICE LOCK [WHEEL]
   /opt/bedplate/uv/bin/uv venv --quiet --python /usr/bin/python3 "/opt/bedplate/$1/current"
-  /opt/bedplate/uv/bin/uv pip install --quiet --no-cache --no-deps --require-hashes --compile-bytecode \
+  /opt/bedplate/uv/bin/uv pip install --quiet --system-certs --no-cache --no-deps --require-hashes --compile-bytecode \
     --python "/opt/bedplate/$1/current" --requirement "$2.txt"
   [ $# -lt 3 ] || /opt/bedplate/uv/bin/uv pip install --quiet --offline --no-cache --no-deps --compile-bytecode --python "/opt/bedplate/$1/current" "$3"
 }

@@ -77,8 +77,7 @@ def test_a_disabled_source_is_left_out(tmp_path: Path) -> None:
     assert "mirror.example/debian\n" not in text
 
 
-def test_index_settings_pass_and_files_of_this_machine_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(this_machine, "has_own_ca", lambda: False)
+def test_index_settings_pass_and_files_of_this_machine_do_not() -> None:
     own = {
         "PIP_INDEX_URL": "http://index.example/simple",
         "UV_DEFAULT_INDEX": "http://index.example/simple",
@@ -86,23 +85,18 @@ def test_index_settings_pass_and_files_of_this_machine_do_not(monkeypatch: pytes
         "PIP_FIND_LINKS": "/opt/wheels",
         "UV_EXTRA_INDEX_URL": "file:///opt/index",
         "PIP_CERT": "/etc/own.pem",
+        "SSL_CERT_FILE": "/etc/own.pem",
         "UV_CACHE_DIR": "relative",
         "HOME": "/root",
     }
     assert sorted(this_machine.environment(own)) == ["PIP_INDEX_URL", "UV_DEFAULT_INDEX", "https_proxy"]
 
 
-def test_pip_configuration_names_the_bundle_inside_the_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pip_configuration_has_no_file_of_this_machine(tmp_path: Path) -> None:
     file = tmp_path / "pip.conf"
     file.write_text("[global]\nindex-url = http://index.example/a%20b\nfind-links = /opt/wheels\ncert = /a\n")
-    monkeypatch.setattr(this_machine, "has_own_ca", lambda: True)
     text = this_machine.pip_configuration([file, tmp_path / "missing"])
-    assert text == (
-        "[global]\nindex-url = http://index.example/a%20b\ncert = /etc/ssl/certs/ca-certificates.crt\n"
-    )
-    monkeypatch.setattr(this_machine, "has_own_ca", lambda: False)
+    assert text == "[global]\nindex-url = http://index.example/a%20b\n"
     assert this_machine.pip_configuration([tmp_path / "missing"]) == ""
 
 

@@ -132,8 +132,6 @@ def pip_configuration(files: Iterable[Path] = (Path("/etc/pip.conf"), Path("~/.c
         parser.read(path.expanduser())
         if parser.has_section("global"):
             settings |= {key: value for key, value in parser.items("global") if not _is_path(value)}
-    if has_own_ca():
-        settings["cert"] = str(CA_BUNDLE)
     return (
         "".join(["[global]\n", *(f"{key} = {value}\n" for key, value in settings.items())])
         if settings
@@ -144,10 +142,9 @@ def pip_configuration(files: Iterable[Path] = (Path("/etc/pip.conf"), Path("~/.c
 def environment(own: Mapping[str, str]) -> dict[str, str]:
     """Return the variables with which logins on a host reach the same indexes through the same proxies.
 
-    `own` is the environment of this process. Variables that name files of this machine are omitted; the CA
-    bundle is named for tools that ship their own certificates.
+    `own` is the environment of this process. Variables that name files of this machine are omitted.
     """
-    passed = {
+    return {
         key: value
         for key, value in own.items()
         if (key.lower() in PROXY_NAMES or key.startswith(("PIP_", "UV_")))
@@ -159,9 +156,6 @@ def environment(own: Mapping[str, str]) -> dict[str, str]:
             or re.search(r"INDEX|TRUSTED_HOST|INSECURE_HOST|PROXY|TIMEOUT|RETRIES", key)
         )
     }
-    if has_own_ca():
-        passed |= {"SSL_CERT_FILE": str(CA_BUNDLE), "REQUESTS_CA_BUNDLE": str(CA_BUNDLE)}
-    return passed
 
 
 def resolver() -> str:

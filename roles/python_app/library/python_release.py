@@ -154,6 +154,8 @@ def install(folder: Path, requirements: str, proxies: Mapping[str, str], held: I
         "--no-deps",
         "--require-hashes",
         "--compile-bytecode",
+        # As all other downloads: also the CA of a company that the host trusts.
+        "--system-certs",
         "--python=venv",
     ]
     with proxy_settings(folder, proxies):

@@ -42,6 +42,7 @@ TARGETS = "every Prometheus target is up"
 DASHBOARD = "the dashboard reports healthy"
 MODELS = "the gateway lists every declared model"
 READY = "the gateway reports ready"
+DECLARED = "the host is as the inventory declares"
 
 
 class Check(NamedTuple):
@@ -85,6 +86,16 @@ def stopped(stack: Stack, service: str, *, reported_seconds: float = 0) -> Itera
         stack(f"systemctl start {service}")
     time.sleep(reported_seconds)
     stack.verify()
+
+
+def is_served(stack: Stack) -> bool:
+    """Return whether the preloaded model is loaded and the gateway ready."""
+    shown = stack("systemctl show --property=ActiveState,Result ollama-preload")
+    try:
+        ready = httpx.get(f"{stack.url}/health/readiness", verify=stack.trusted(), trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return "inactive" in shown and "success" in shown and ready.status_code == 200
 
 
 def wait_for_targets_down(prometheus: PrometheusApi, *jobs: str) -> None:
@@ -227,7 +238,8 @@ def test_a_key_that_the_host_does_not_have(stack: Stack, prometheus: PrometheusA
     stack(REPLACE_KEY)
     try:
         wait_for_targets_down(prometheus)
-        check_verify_reports(stack, {MODELS: refused, CHATS: Check()})
+        edited = Check(f"{KEYS}: other content", "ansible-playbook site.yml --tags gateway")
+        check_verify_reports(stack, {MODELS: refused, CHATS: Check(), DECLARED: edited})
     finally:
         run_next_command(refused)
     stack.verify()
@@ -245,6 +257,7 @@ def test_a_removed_model(stack: Stack, prometheus: PrometheusApi) -> None:
                 **unserved(stack),
                 CHATS: Check(),
                 DASHBOARD: Check("down: .* cannot be served: the engine on one does not have"),
+                DECLARED: Check(f"{stack.model}: ", missing.next),
             },
         )
     finally:
@@ -294,6 +307,7 @@ def test_killed_services_restart(stack: Stack, prometheus: PrometheusApi) -> Non
 
     stack(f"for name in {' '.join(names)}; do systemctl kill --kill-who=main --signal=KILL $name; done")
     print(f"\nall are active again after {wait_for(lambda: states() == restarted, 60):.0f} s")
+    print(f"the model is loaded, and the gateway ready, {wait_for(lambda: is_served(stack), 60):.0f} s later")
     wait_for_targets_down(prometheus)
     check_verify_reports(
         stack,

@@ -18,6 +18,7 @@ FILE = {
 }
 KNOWN = {**FILE, "what": "/etc/y", "known": True}
 LISTENER = {**FILE, "kind": "listener", "what": "tcp 192.0.2.1:80"}
+STOPPED = {**FILE, "kind": "service", "what": "x.service", "expected": "active", "seen": "inactive"}
 AT = "2026-11-29T00:00:00Z"
 
 
@@ -79,8 +80,8 @@ def test_the_roles_that_a_run_deploys(
     [
         ([], True, "no difference", "make drift"),
         ([KNOWN], True, "no difference; 1 known", "make drift"),
-        # Verify has checks of its own for ports.
-        ([LISTENER], True, "no difference", "make drift"),
+        # Verify has checks of its own for ports and for services that do not run.
+        ([LISTENER, STOPPED], True, "no difference", "make drift"),
         ([FILE, KNOWN], False, "/etc/x: mode 0644 instead of mode 0640; 1 known", FILE["remedy"]),
         (
             [FILE] * 7,
