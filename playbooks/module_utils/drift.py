@@ -218,7 +218,7 @@ def find_differences(
         *_compare_packages(expected, seen),
         *_compare_releases(expected, seen["releases"]),
         *_compare_programs(paths, seen["programs"]),
-        *_compare_models(seen["models"]),
+        *_compare_models(expected.all_of("models"), paths, seen["models"]),
         *_compare_listeners(expected, seen["listeners"]),
         *_compare_tables(expected, seen["tables"]),
         *_compare_mounts(expected, seen["mounts"]),
@@ -516,7 +516,9 @@ def _compare_programs(paths: Mapping[str, Wanted], seen: Mapping[str, str]) -> I
             )
 
 
-def _compare_models(seen: Mapping[str, Any]) -> Iterator[Difference]:
+def _compare_models(
+    folders: Iterable[str], paths: Mapping[str, Wanted], seen: Mapping[str, Any]
+) -> Iterator[Difference]:
     for name, reason in sorted(seen["reasons"].items()):
         if reason:
             yield Difference(
@@ -534,6 +536,17 @@ def _compare_models(seen: Mapping[str, Any]) -> Iterator[Difference]:
             seen="a model that the inventory does not declare",
             remedy=f"declare it in ollama_models, or run ollama rm {name}",
         )
+    for folder in paths.keys() & set(folders):
+        owner = paths[folder].state["owner"]
+        for path, found in sorted(seen["owners"].items()):
+            if is_inside(path, [folder]) and found != owner:
+                yield Difference(
+                    kind="file",
+                    what=path,
+                    expected=f"owner {owner}",
+                    seen=f"owner {found}",
+                    remedy=f"chown --recursive {owner}: {path}",
+                )
 
 
 def _compare_listeners(expected: Expectation, seen: Iterable[Mapping[str, Any]]) -> Iterator[Difference]:

@@ -126,7 +126,7 @@ def look_at_host(
         "releases": {},
         "programs": {},
         "held": [],
-        "models": {"reasons": {}, "undeclared": []},
+        "models": {"reasons": {}, "undeclared": [], "owners": {}},
     }
     for folder, read in reads.items():
         try:
@@ -141,6 +141,7 @@ def look_at_host(
             if name == "models":
                 seen["models"]["reasons"].update(value["reasons"])
                 seen["models"]["undeclared"] += value["undeclared"]
+                seen["models"]["owners"].update(value["owners"])
             elif isinstance(value, dict):
                 seen[name].update(value)
             else:
@@ -377,7 +378,22 @@ def read_models(folder: Path, declared: Iterable[Mapping[str, Any]]) -> dict[str
     present = [
         Name(*path.relative_to(manifests).parts) for path in manifests.glob("*/*/*/*") if path.is_file()
     ]
-    return {"reasons": reasons, "undeclared": sorted(map(shown, set(present) - names))}
+    return {
+        "reasons": reasons,
+        "undeclared": sorted(map(shown, set(present) - names)),
+        "owners": owners_below(folder),
+    }
+
+
+def owners_below(folder: Path) -> dict[str, str]:
+    """Return the owner of each folder below."""
+    states = {
+        str(path): look_at(path)
+        for parent, names, _ in os.walk(folder)
+        for path in (Path(parent, name) for name in names)
+    }
+    # One may vanish meanwhile.
+    return {path: state["owner"] for path, state in states.items() if state["state"] == "directory"}
 
 
 def shown(name: Name) -> str:

@@ -14,6 +14,7 @@ CANARY_KEY = "/etc/bedplate/traffic-canary/gateway-key"
 STORE = "/var/lib/prometheus/bedplate"
 KEPT = "/root/wrongs"
 MODEL = "smollm2:135m"
+BLOBS = "/var/lib/ollama/models/blobs"
 # Another row puts another program of that name first on PATH.
 OLLAMA = "/opt/bedplate/ollama/current/bin/ollama"
 PACKAGES = "cd /opt/bedplate/litellm/current/lib/python3*/site-packages"
@@ -208,6 +209,15 @@ FILES = (
     ),
     _mode("a folder open to all", "/etc/bedplate/litellm", "chmod 777", "chmod 750"),
     _mode("the models of another owner", "/var/lib/ollama/models", "chown root", "chown ollama"),
+    Wrong(
+        name="the models' content of another owner",
+        kind="file",
+        what=BLOBS,
+        inject=f"chown root {BLOBS}",
+        repair=f"chown ollama {BLOBS}",
+        remedy=f"chown --recursive ollama: {BLOBS}",
+        batch=2,
+    ),
     _edited(
         "ollama on PATH replaced",
         "/usr/local/bin/ollama",

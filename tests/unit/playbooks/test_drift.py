@@ -26,6 +26,7 @@ OWNED = {"owner": "root", "group": "app", "mode": "0640"}
 ROOT_FILE = {"state": "file", "owner": "root", "group": "root", "mode": "0644"}
 PATHS: dict[str, dict[str, Any]] = {
     "/etc/bedplate/app": {"state": "directory", **OWNED, "mode": "0750"},
+    MODELS: {"state": "directory", **OWNED, "mode": "0750"},
     KEYS: {"state": "file", **OWNED, "sha256": "aa", "secret": True},
     "/etc/bedplate/app/rules.nft": {"state": "file", **OWNED, "sha256": "ab", "secret": False},
     "/opt/bedplate/app/current": {"state": "link", "target": "releases/1-abc/venv"},
@@ -114,7 +115,11 @@ def right_host() -> dict[str, Any]:
             },
             "programs": {"/usr/local/bin/app": "/usr/local/bin/app"},
             "held": [],
-            "models": {"reasons": {"smollm2:135m": ""}, "undeclared": []},
+            "models": {
+                "reasons": {"smollm2:135m": ""},
+                "undeclared": [],
+                "owners": {f"{MODELS}/blobs": PATHS[MODELS]["owner"]},
+            },
             "units": dict.fromkeys(("app.service", "app.timer", "app-heal@x.timer"), RUNS),
             "processes": {"app.service": {"started": NOW - 900, "changed": NOW - 900, "replaced": ""}},
             "users": {"app": USER, "debian": {**USER, "home": "/nonexistent", "group": "nogroup"}},
@@ -345,6 +350,12 @@ WRONGS = {
         "llama3.2:3b",
         lambda host: host["models"]["undeclared"].append("llama3.2:3b"),
         "declare it in ollama_models, or run ollama rm llama3.2:3b",
+    ),
+    "a folder in which no model can be stored": Wrong(
+        "file",
+        f"{MODELS}/blobs",
+        lambda host: host["models"]["owners"].update({f"{MODELS}/blobs": "nobody"}),
+        f"chown --recursive {PATHS[MODELS]['owner']}: {MODELS}/blobs",
     ),
     "an undeclared listener": Wrong(
         "listener",

@@ -168,6 +168,9 @@ def test_models_that_nobody_declared(tmp_path: Path) -> None:
     found = drift_host.read_models(tmp_path, [{"name": "a:1", "pull": "a:1"}])
     assert found["reasons"] == {"a:1": "its manifest is damaged"}
     assert found["undeclared"] == ["10.0.0.1:5000/library/c:3", "me/b:2"]
+    assert found["owners"][str(tmp_path / "manifests/registry.ollama.ai")] == host_record.user_name(
+        os.getuid()
+    )
 
 
 def test_an_expectation_is_read_as_it_was_written(tmp_path: Path) -> None:
