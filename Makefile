@@ -69,8 +69,8 @@ gpu-probe: hosts ## Show the GPUs and which driver they would get, and why; chan
 	@$(call output,playbooks/gpu_probe.yml --tags gpu-probe --extra-vars "probe_file=$$file")
 
 .PHONY: models
-models: hosts ## Show which models fit each inference host, and why
-	@$(call output,playbooks/models.yml --tags gpu-probe --extra-vars "models_file=$$file")
+models: hosts ## Show which models fit each inference host, and why; PIN=1 shows the digests to declare
+	@$(call output,playbooks/$(if $(PIN),digests.yml,models.yml --tags gpu-probe) --extra-vars "models_file=$$file")
 
 .PHONY: verify
 verify: hosts ## Check the running system

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from playbooks.filter_plugins import model_fit
 from tests.support.hosts import lab_artifact, run_lab
@@ -57,11 +58,16 @@ def test_a_model_is_pulled(stack: Stack, registry: str, digest: str) -> None:
     assert [model["digest"] for model in tags["models"]] == [digest]
 
 
-def test_the_same_model_with_its_digest_changes_nothing(stack: Stack, registry: str, digest: str) -> None:
-    settings = declare(
-        name=stack.model, preload=True, pull=f"{registry}/{stack.model}", digest=f"sha256:{digest}"
-    )
-    assert stack.play("--tags", "ollama", settings=settings) == 0
+def test_the_same_model_with_its_printed_digest_changes_nothing(
+    stack: Stack, registry: str, digest: str, tmp_path: Path
+) -> None:
+    """What `make models PIN=1` prints goes into the inventory as it is."""
+    file = tmp_path / "printed.yml"
+    settings = declare(name=stack.model, preload=True, pull=f"{registry}/{stack.model}")
+    stack.play(playbook="playbooks/digests.yml", settings={**settings, "models_file": str(file)})
+    printed = yaml.safe_load(file.read_text())
+    assert printed["ollama_models"] == [{**settings["ollama_models"][0], "digest": f"sha256:{digest}"}]
+    assert stack.play("--tags", "ollama", settings=printed) == 0
 
 
 def test_a_wrong_digest_is_refused(stack: Stack, registry: str, digest: str) -> None:
