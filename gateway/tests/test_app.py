@@ -255,6 +255,9 @@ def test_the_list_holds_what_the_key_may_use_and_an_engine_serves(tmp_path: Path
 
         assert await listed("all") == ["m", "other"]
         assert await listed("one-model") == ["other"]
+        listing = await stack.client.get("/v1/models", headers={"authorization": "Bearer sk-all"})
+        # An engine that does not say what a model can is not guessed at.
+        assert [model.get("capabilities") for model in listing.json()["data"]] == [["completion"], None]
         one = await stack.client.get("/v1/models/m", headers={"authorization": "Bearer sk-one-model"})
         assert error_of(one) == (404, "model_not_found")
         assert error_of(await stack.ask("one-model")) == (404, "model_not_found")
@@ -306,6 +309,59 @@ def test_a_drain_is_seen_while_the_gateway_runs(tmp_path: Path, monkeypatch: pyt
         async with asyncio.timeout(5):
             assert (await waiting).status_code == 200
         ticker.cancel()
+
+    run(scenario)
+
+
+def test_a_client_sees_where_its_request_is_by_the_id_that_it_set(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stack = Stack(tmp_path)
+        end = asyncio.Event()
+        stack.act = answers_after(end)
+
+        async def ask(own: str) -> httpx.Response:
+            headers = {"authorization": "Bearer sk-all", "x-request-id": own}
+            return await stack.client.post("/v1/chat/completions", json=CHAT, headers=headers)
+
+        async def place(own: str, alias: str = "all") -> httpx.Response:
+            headers = {"authorization": f"Bearer sk-{alias}"}
+            return await stack.client.get(f"/v1/queue/{own}", headers=headers)
+
+        asked = [asyncio.create_task(ask(own)) for own in ("chat-1", "chat-2", "chat-3")]
+        async with asyncio.timeout(5):
+            while (last := await place("chat-3")).status_code == 404:
+                await asyncio.sleep(0.01)
+        assert last.json().pop("waited_seconds") < 5
+        assert last.json() | {"waited_seconds": 0} == {
+            "id": "chat-3",
+            "object": "queue.place",
+            "model": "m",
+            "state": "waiting",
+            "position": 2,
+            "waiting": 2,
+            "waited_seconds": 0,
+        }
+        runs = (await place("chat-1")).json()
+        assert (runs["state"], runs["position"]) == ("running", 0)
+        # Another key learns nothing of it.
+        assert error_of(await place("chat-3", "high")) == (404, "request_not_found")
+        assert error_of(await place("chat-3", "revoked")) == (401, "invalid_api_key")
+        assert error_of(await place("")) == (404, "unknown_url")
+        assert error_of(await stack.client.post("/v1/queue/chat-3")) == (405, "method_not_supported")
+        end.set()
+        assert [(await each).headers["x-request-id"] for each in asked] == ["chat-1", "chat-2", "chat-3"]
+        assert error_of(await place("chat-3")) == (404, "request_not_found")
+        assert stack.metric('bedplate_gateway_requests_total{alias="all",model="-",path="/v1/queue"')
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("own", ["", "two words", "x" * 65, 'quo"te', "a=b", "ümlaut"])
+def test_an_id_that_cannot_be_logged_is_replaced(tmp_path: Path, own: str) -> None:
+    async def scenario() -> None:
+        headers = {"authorization": "Bearer sk-all", "x-request-id": own.encode()}
+        response = await Stack(tmp_path).client.get("/v1/models", headers=headers)  # type: ignore[arg-type]
+        assert response.headers["x-request-id"].startswith("req_")
 
     run(scenario)
 

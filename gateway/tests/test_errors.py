@@ -25,6 +25,7 @@ EVERY = [
     errors.unknown_url("GET", "/" + "x" * 500, "/v1/models", "with /v1"),
     errors.unknown_metrics_url(),
     errors.model_not_found("m"),
+    errors.request_not_found("x" * 500),
     errors.method_not_supported("/v1/models", "GET", "PUT"),
     errors.request_timeout("body"),
     errors.text_too_large(5),

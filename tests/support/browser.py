@@ -74,7 +74,7 @@ class WatchedPage:
         dialog.dismiss()
 
     def _request(self, request: Request) -> None:
-        if not request.url.startswith((f"{self.url}/", "data:")):
+        if not request.url.startswith((f"{self.url}/", "data:", f"blob:{self.url}/")):
             self.problems.append(f"request to elsewhere: {request.url}")
 
     def open(self, query: str = "") -> Self:

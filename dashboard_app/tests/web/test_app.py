@@ -155,14 +155,20 @@ def test_the_page_needs_nothing_inline_and_nothing_from_elsewhere(
     targets = [urljoin("http://dashboard/", link) for link in links]
     assert all(target.startswith("http://dashboard/") for target in targets)
     for target in targets:
-        assert show(all_well).get(target).status_code == 200
+        # The chat is on the gateway.
+        assert show(all_well).get(target).status_code == (302 if target.endswith("/chat") else 200)
     assert "sk-secret" not in response.text
     assert "$OPENAI_API_KEY" in response.text
 
 
+def test_the_chat_is_on_the_gateway(show: Callable[..., FlaskClient], all_well: Observation) -> None:
+    response = show(all_well).get("/chat")
+    assert (response.status_code, response.headers["Location"]) == (302, "http://10.1.2.3:8000/chat")
+
+
 @pytest.mark.parametrize(
     "path",
-    ["/", "/?format=text", "/live", "/api/status.json", "/events", "/healthz", "/metrics", "/nothing"],
+    ["/", "/?format=text", "/live", "/chat", "/api/status.json", "/events", "/healthz", "/metrics", "/none"],
 )
 def test_every_answer_has_security_headers_and_is_not_stored(client: FlaskClient, path: str) -> None:
     headers = client.get(path).headers

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +23,7 @@ from bedplate_gateway.api.adapter import Adapter, PassThrough
 from bedplate_gateway.api.messages import COUNT_TOKENS, MESSAGES, MessagesAdapter
 from bedplate_gateway.api.responses import ResponsesAdapter
 from bedplate_gateway.api.schema import CHAT, RESPONSES, Request
+from bedplate_gateway.chat import pages
 from bedplate_gateway.clock import ExpiryClock
 from bedplate_gateway.engines.client import NO_HEADERS
 from bedplate_gateway.engines.drains import FILE as DRAINS_FILE
@@ -44,6 +46,9 @@ CHECK_SECONDS = 5.0
 """How often the usage log is tried again, the clock is looked at, and a failure that repeats is logged."""
 INFERENCE = frozenset({CHAT, "/v1/completions", "/v1/embeddings", RESPONSES, MESSAGES})
 MODELS = "/v1/models"
+QUEUE = "/v1/queue"
+OWN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+"""An id that a client may give its request, with the header x-request-id."""
 LIVELINESS, READINESS = "/health/liveliness", "/health/readiness"
 MOVED = {"/health": READINESS, "/metrics": "port 9464, from a monitoring host"}
 FALLBACK_CODES = frozenset({"engine_unavailable", "engine_error", "queue_full", "queue_timeout", "timeout"})
@@ -83,6 +88,7 @@ class Gateway:
         self.on_pass: Callable[[], None] = lambda: None
         """Called after each pass of the ticker that did not fail."""
         self._keyless = KeylessRefusals()
+        self._pages = pages.load()
         self._models = frozenset(model.name for engine in settings.engines for model in engine.models)
         self._provider_models = settings.provider_models
         self._ticker: asyncio.Task[Never] | None = None
@@ -131,7 +137,10 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request on the API's port."""
         client = ClientRequest(scope, receive, send)
-        record = AccessRecord(f"req_{secrets.token_hex(12)}", time.monotonic())
+        own = client.header("x-request-id")
+        if own is not None and OWN_ID.fullmatch(own):
+            client.own_id = own
+        record = AccessRecord(client.own_id or f"req_{secrets.token_hex(12)}", time.monotonic())
         # OpenAI's name for it, and Anthropic's.
         client.extra_headers = {"x-request-id": record.id, "request-id": record.id}
         if self.tracer is not None and client.path in INFERENCE:
@@ -202,6 +211,15 @@ class Gateway:
             if _is_anthropic(client):
                 listed = messages.listed_models(listed)
             await self._respond_json(client, record, listed, headers)
+        elif path.startswith(f"{QUEUE}/") and len(path) > len(QUEUE) + 1:
+            _only("GET", client)
+            record.path = QUEUE
+            key = self._authenticate(client, record)
+            await self._respond_json(client, record, self._place(key, unquote(path[len(QUEUE) + 1 :])))
+        elif path in self._pages:
+            _only("GET", client)
+            record.path, record.status = pages.PAGE, 200
+            await self._pages[path].respond(client)
         elif path == LIVELINESS:
             _only("GET", client)
             record.path = path
@@ -248,8 +266,28 @@ class Gateway:
         if model:
             if model not in names:
                 raise errors.model_not_found(model)
-            return _model_object(model)
-        return {"object": "list", "data": [_model_object(name) for name in names]}
+            return self._model_object(model)
+        return {"object": "list", "data": [self._model_object(name) for name in names]}
+
+    def _model_object(self, model: str) -> dict[str, Any]:
+        listed = {"id": model, "object": "model", "created": 0, "owned_by": "bedplate"}
+        known = self.engines.capabilities(model)
+        return listed if known is None else listed | {"capabilities": sorted(known)}
+
+    def _place(self, key: Key, request_id: str) -> dict[str, Any]:
+        """Return where the key's own request is that its client named so."""
+        place = self.local.place(key.alias, request_id)
+        if place is None:
+            raise errors.request_not_found(request_id)
+        return {
+            "id": request_id,
+            "object": "queue.place",
+            "model": place.model,
+            "state": "waiting" if place.position else "running",
+            "position": place.position,
+            "waiting": place.waiting,
+            "waited_seconds": round(place.waited, 3),
+        }
 
     # Inference
 
@@ -311,7 +349,9 @@ class Gateway:
         """Answer with the request's own model."""
         request = self._for_capabilities(request)
         priority_class = _lowered(key.priority_class, request.lower_to)
-        admission_request = AdmissionRequest(key, priority_class, request.model, request.prompt_bytes)
+        admission_request = AdmissionRequest(
+            key, priority_class, request.model, request.prompt_bytes, client.own_id
+        )
         record.model, record.priority_class, record.stream = request.model, priority_class, request.stream
         if client.trace is not None:
             client.trace.begin("wait")
@@ -416,10 +456,6 @@ def _lowered(own: PriorityClass, requested: PriorityClass | None) -> PriorityCla
 def _may_fall_back(error: ApiError) -> bool:
     """Return whether another model may answer: this one is down, full or failed, and no limit of a key is."""
     return error.code in FALLBACK_CODES or error.reason == "provider_limit"
-
-
-def _model_object(model: str) -> dict[str, Any]:
-    return {"id": model, "object": "model", "created": 0, "owned_by": "bedplate"}
 
 
 def _only(method: str, client: ClientRequest) -> None:

@@ -22,6 +22,7 @@ ApiError
   403 -                          403               the peer may not read metrics (metrics port only)
   404 unknown_url                                  the path does not exist
   404 model_not_found                              the model is not declared, or not allowed for the key
+  404 request_not_found                            no request of the key with this id waits or runs
   405 method_not_supported                         the path takes another method
   408 request_timeout                              header or body did not arrive in time
   413 request_too_large                            the body exceeds `max_body_bytes`, or its text 4 MiB
@@ -235,6 +236,16 @@ def model_not_found(model: str) -> ApiError:
         "model_not_found",
         f"The model {model!r} does not exist here or your key may not use it: GET /v1/models lists yours.",
         param="model",
+    )
+
+
+def request_not_found(request_id: str) -> ApiError:
+    """Return the 404 for an id under which no request of the key waits or runs."""
+    return ApiError(
+        404,
+        "request_not_found",
+        f"No request of your key with the id {request_id[:100]!r} waits or runs: "
+        "its client sets the id with the header x-request-id.",
     )
 
 

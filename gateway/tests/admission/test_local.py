@@ -1,13 +1,14 @@
 """Who may start and when, with a clock that the test holds."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import pytest
-from bedplate_gateway.admission.interface import AdmissionRequest, Lease, acquire
-from bedplate_gateway.admission.local import LocalAdmission
+from bedplate_gateway.admission.interface import AdmissionRequest, Lease, QueuedRequest, acquire
+from bedplate_gateway.admission.local import LocalAdmission, Place
 from bedplate_gateway.admission.usage_log import UsageLog
 from bedplate_gateway.engines.drains import Drain
 from bedplate_gateway.errors import ApiError, ClientDisconnected
@@ -359,3 +360,59 @@ def test_waiting_for_a_lease_ends_when_the_client_disconnects() -> None:
         assert bench.idle()
 
     asyncio.run(scenario())
+
+
+def named(bench: Bench, name: str, alias: str = "free") -> Place | None:
+    return bench.admission.place(alias, name)
+
+
+def submit_named(bench: Bench, name: str, alias: str = "free") -> QueuedRequest:
+    return bench.admission.submit(
+        replace(bench.ask(alias), id=name),
+        lambda lease: bench.leases.__setitem__(name, lease),
+        lambda error: bench.errors.__setitem__(name, error),
+    )
+
+
+def test_a_request_is_found_by_its_clients_id_while_it_waits_and_runs() -> None:
+    bench = Bench(slots=1)
+    for name in ("first", "second", "third"):
+        submit_named(bench, name)
+    bench.now += 3
+    assert named(bench, "first") == Place("m", 0, 2, 0.0)
+    assert named(bench, "second") == Place("m", 1, 2, 3.0)
+    assert named(bench, "third") == Place("m", 2, 2, 3.0)
+    # Nobody else's key finds it.
+    assert named(bench, "second", "rpm") is None
+    bench.leases["first"].release()
+    assert named(bench, "first") is None
+    assert named(bench, "second") == Place("m", 0, 1, 3.0)
+    bench.now += 1000
+    bench.admission.tick()
+    assert named(bench, "third") is None
+    assert bench.errors["third"].code == "queue_timeout"
+    bench.leases["second"].release()
+    assert bench.admission._by_id == {}
+
+
+def test_an_id_that_is_used_twice_leaves_nothing_behind() -> None:
+    bench = Bench(slots=1)
+    queued = [submit_named(bench, "same") for _ in range(3)]
+    assert named(bench, "same") == Place("m", 2, 2, 0.0)
+    queued[2].cancel()
+    assert named(bench, "same") is None
+    bench.leases["same"].release()
+    assert named(bench, "same") == Place("m", 0, 0, 0.0)
+    bench.leases["same"].release()
+    assert bench.admission._by_id == {}
+
+
+def test_a_refused_request_and_one_without_an_id_are_not_kept() -> None:
+    bench = Bench(slots=1)
+    bench.submit("no id")
+    for _ in range(4):
+        submit_named(bench, "limited", "rpm").cancel()
+    bench.engines.down = {"one"}
+    submit_named(bench, "down")
+    assert bench.errors["down"].code == "engine_unavailable"
+    assert bench.admission._by_id == {}

@@ -1,10 +1,11 @@
 """The next request: classes, the share, round-robin of keys, slots of models and engines."""
 
+import random
 from collections.abc import Callable
 
 from bedplate_gateway.admission.scheduler import Scheduler, Slot, Ticket
 from bedplate_gateway.keys import Key
-from bedplate_gateway.settings import Engine, EngineModel, PriorityClass
+from bedplate_gateway.settings import PRIORITY_CLASSES, Engine, EngineModel, PriorityClass
 
 
 def engine(
@@ -17,6 +18,10 @@ def engine(
         models_at_once=at_once,
         models=tuple(EngineModel(name=model, slots=slots) for model in models),
     )
+
+
+def key(alias: str, **limits: object) -> Key:
+    return Key.model_validate({"alias": alias, "secrets": [], **limits})
 
 
 class Table:
@@ -42,8 +47,9 @@ class Table:
         self, name: str, priority_class: PriorityClass = "normal", model: str = "m", **limits: object
     ) -> None:
         alias = str(limits.pop("alias", "key"))
-        key = Key.model_validate({"alias": alias, "secrets": [], **limits})
-        self.tickets[name] = Ticket(key, priority_class, model, self.now, self.now + 60, self._grant(name))
+        end = self.now + 60
+        grant = self._grant(name)
+        self.tickets[name] = Ticket(key(alias, **limits), priority_class, model, self.now, end, grant)
         self.now += 0.001
         self.scheduler.enqueue(self.tickets[name])
         self.scheduler.dispatch(self.now)
@@ -227,3 +233,30 @@ def test_a_slot_held_from_before_counts_even_where_it_is_one_too_many() -> None:
     table.scheduler.release(second, table.now)
     table.scheduler.dispatch(0.0)
     assert table.started == ["x"]
+
+
+def test_the_number_ahead_is_the_order_in_which_they_start() -> None:
+    """Random queues on one slot; the clock stands still, so no key becomes greedy or ceases to be."""
+    dice = random.Random(5)  # noqa: S311 - made-up queues
+    for _ in range(200):
+        table = Table(engine(), share=10**6)
+        table.ask("x")
+        # Each key has used slots before, some of them more than their part.
+        for alias in "abc":
+            table.scheduler._use(key(alias), 1, table.now)
+            table.now += dice.choice([0, 40])
+            table.scheduler._use(key(alias), -1, table.now)
+        for number in range(dice.randrange(1, 12)):
+            table.ask(str(number), dice.choice(PRIORITY_CLASSES), alias=dice.choice("abc"))
+        names = [str(number) for number in range(len(table.tickets) - 1)]
+        ahead = {name: table.scheduler.ahead(table.tickets[name], table.now) for name in names}
+        order = table.end_all()
+        assert ahead == {name: order.index(name) for name in names}
+
+
+def test_requests_for_another_model_are_not_ahead() -> None:
+    table = Table(engine(models=("m", "other")))
+    for name, model in (("x", "m"), ("y", "other"), ("1", "other"), ("2", "m"), ("3", "m")):
+        table.ask(name, "high", model)
+    assert [table.scheduler.ahead(table.tickets[name], table.now) for name in "123"] == [0, 0, 1]
+    assert [table.scheduler.waiting(model) for model in ("m", "other", "none")] == [2, 1, 0]

@@ -116,6 +116,8 @@ def test_ollama_state(monkeypatch: pytest.MonkeyPatch) -> None:
         # m:1b shares its blob with copy, which alone is named by /api/ps.
         assert state.loaded == {"m:1b", "copy"}
         assert state.capabilities["m:1b"] == {"completion"}
+        assert engines.capabilities("m:1b") == frozenset({"completion"})
+        assert engines.capabilities("absent") is None
         assert engines.serves(ENGINE, "m:1b")
         assert not engines.serves(ENGINE, "absent")
         assert engines.lacks("m:1b", "tools")

@@ -163,14 +163,14 @@ def used(process: Process, alias: str) -> dict[str, str]:
 
 def test_the_protocol_keeps_its_names_within_a_version(tmp_path: Path) -> None:
     """Another release is at the other end: a new name needs another VERSION."""
-    assert VERSION == "3"
+    assert VERSION == "4"
     local = Process("old", tmp_path).local
     key = local.keys.by_alias["a"]
     for _ in range(2):
         local.submit(AdmissionRequest(key, "normal", "m", 1), lambda _: None, lambda _: None)
     state = local.export()
     assert list(state) == ["uses", "leases", "waiting"]
-    request = {"alias", "class", "model", "prompt_bytes", "number"}
+    request = {"alias", "class", "model", "prompt_bytes", "id", "number"}
     assert set(state["leases"][0]) == request | {"engine", "charged"}
     assert set(state["waiting"][0]) == request | {"taken_at", "deadline"}
     assert set(asdict(ApiError(429, "x", "y"))) == {
@@ -193,6 +193,22 @@ def test_a_record_is_counted_in_the_new_process() -> None:
     counted: list[AccessRecord] = []
     Predecessor(writer, Mock(count=counted.append))._handle(sent[0])
     assert counted == [record]
+
+
+def test_a_client_finds_its_requests_in_the_new_process_by_its_ids(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        old, new = Process("old", tmp_path), Process("new", tmp_path)
+        key = old.local.keys.by_alias["a"]
+        await old.begin()
+        for name in ("runs", "waits"):
+            request = AdmissionRequest(key, "normal", "m", 1, id=name)
+            old.local.submit(request, lambda _: None, lambda _: None)
+        await new.take_over()
+        places = [new.local.place("a", name) for name in ("runs", "waits", "other")]
+        assert [place and place.position for place in places] == [0, 1, None]
+        assert old.local.place("a", "waits") is None
+
+    run(scenario)
 
 
 def test_requests_that_run_and_wait_keep_their_order(tmp_path: Path) -> None:

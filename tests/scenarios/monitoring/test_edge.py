@@ -74,6 +74,9 @@ def test_one_port_serves_all_by_path_and_name(client: httpx.Client, stack: Stack
     key = {"authorization": f"Bearer {stack.key('bench')}"}
     models = client.get(f"https://{stack.address}/v1/models", headers=key)
     assert [model["id"] for model in models.json()["data"]] == [stack.model]
+    # The chat page is the gateway's, and its key is the login.
+    for path in ("/chat", "/chat/chat.js"):
+        assert get(path).status_code == 200
     assert get("/").status_code == 401
     assert "Bedplate" in get("/", auth=stack.login).text
     assert get("/", host="evil.example", auth=stack.login).status_code == 421

@@ -89,6 +89,13 @@ def _add_pages(
         )
         return Response(text, mimetype="text/html")
 
+    @app.get("/chat")
+    def show_chat() -> Response:
+        """Lead to the gateway's page: only there is the API of the same origin."""
+        response = _text("The chat is the gateway's.\n", 302)
+        response.headers["Location"] = f"{settings.public_gateway_url}/chat"
+        return response
+
     @app.get("/live")
     def send_live() -> Response:
         """Return the changing part of the page, for browsers without an event stream."""

@@ -1,6 +1,6 @@
 """The page's static files, ours and uPlot's, read and compressed once at startup.
 
-scripts/vendor-uplot fetched uPlot's files; static/vendor/uplot/vendored.json has their version and hashes.
+scripts/vendor-npm fetched uPlot's files; static/vendor/uplot/vendored.json has their version and hashes.
 """
 
 import gzip

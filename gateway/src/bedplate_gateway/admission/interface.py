@@ -16,12 +16,13 @@ from bedplate_gateway.settings import Engine, EngineModel, PriorityClass
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRequest:
-    """A request for a slot: key, class, model and size of the prompt."""
+    """A request for a slot: key, class, model, size of the prompt; `id` only where the client chose one."""
 
     key: Key
     priority_class: PriorityClass
     model: str
     prompt_bytes: int
+    id: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request for JSON, the key by its alias."""
@@ -30,6 +31,7 @@ class AdmissionRequest:
             "class": self.priority_class,
             "model": self.model,
             "prompt_bytes": self.prompt_bytes,
+            "id": self.id,
         }
 
 

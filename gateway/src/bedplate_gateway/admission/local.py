@@ -35,6 +35,16 @@ class EngineStates(Protocol):
         """Return whether the model is in the engine's memory."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an admitted request is: `position` counts those that wait for its model from 1, 0 is running."""
+
+    model: str
+    position: int
+    waiting: int
+    waited: float
+
+
 @dataclass
 class LocalAdmission:
     """Decides in this process. `clock` is in seconds and continues across restarts (time.monotonic)."""
@@ -61,6 +71,8 @@ class LocalAdmission:
         self._numbers = itertools.count(1)
         self._queued: dict[Ticket, QueuedRequest] = {}
         self._leases: dict[int, Lease] = {}
+        # By key and its client's id; of two with the same id, the one that moved last.
+        self._by_id: dict[tuple[str, str], Ticket | Lease] = {}
         longest = max(self.settings.first_byte_seconds, self.settings.load_seconds)
         self._lease_seconds = longest * (self.settings.retries + 1) + 60
 
@@ -90,6 +102,7 @@ class LocalAdmission:
     def cancel(self, queued: QueuedRequest) -> None:
         """Remove a request from the queue and refund its count."""
         if queued.ticket and self._queued.pop(queued.ticket, None):
+            self._untrack(queued.request, queued.ticket)
             self.scheduler.remove(queued.ticket)
             self.limits.refund_request(queued.request.key.alias, queued.request.model, queued.counted_at)
 
@@ -114,6 +127,8 @@ class LocalAdmission:
         """Free the slot and give it to the next request."""
         if self._leases.pop(lease.number, None) is None:
             return
+        if lease.request.id:
+            self._untrack(lease.request, lease)
         now = self.clock()
         self.scheduler.release(lease.slot, now)
         self._learn(lease, now)
@@ -125,6 +140,18 @@ class LocalAdmission:
             model in slots.models and self.engines.drain(slots.engine) is not None
             for slots in self.scheduler.engine_slots()
         )
+
+    def place(self, alias: str, request_id: str) -> Place | None:
+        """Return where the key's request with the id that its client chose is; None where there is none."""
+        held = self._by_id.get((alias, request_id))
+        if held is None:
+            return None
+        if isinstance(held, Lease):
+            model = held.request.model
+            return Place(model, 0, self.scheduler.waiting(model), held.waited)
+        now = self.clock()
+        position = self.scheduler.ahead(held, now) + 1
+        return Place(held.model, position, self.scheduler.waiting(held.model), now - held.arrived)
 
     def check_limits(self, key: Key) -> None:
         """Raise ApiError 429 where the key's own limits refuse any request, whatever its body is."""
@@ -195,6 +222,7 @@ class LocalAdmission:
             lease.admission = to
         self._queued.clear()
         self._leases.clear()
+        self._by_id.clear()
         return queued, leases
 
     def open_usage_log(self) -> None:
@@ -243,6 +271,8 @@ class LocalAdmission:
         ticket = Ticket(request.key, request.priority_class, request.model, arrived, deadline, grant)
         queued.ticket = ticket
         self._queued[ticket] = queued
+        if request.id:
+            self._by_id[request.key.alias, request.id] = ticket
         self.scheduler.enqueue(ticket)
 
     def _new_lease(self, number: int, request: AdmissionRequest, slot: Slot, waited: float) -> Lease:
@@ -250,7 +280,14 @@ class LocalAdmission:
         headers = self.limits.headers(request.key.alias, request.model, now)
         lease = Lease(self, number, request, slot, waited, headers, now, now)
         self._leases[number] = lease
+        if request.id:
+            self._by_id[request.key.alias, request.id] = lease
         return lease
+
+    def _untrack(self, request: AdmissionRequest, held: Ticket | Lease) -> None:
+        name = request.key.alias, request.id
+        if self._by_id.get(name) is held:
+            del self._by_id[name]
 
     def _may_start(self, ticket: Ticket) -> bool:
         return self.limits.exceeded(ticket.key.alias, ticket.model, "tokens", self.clock()) is None

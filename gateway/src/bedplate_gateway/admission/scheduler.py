@@ -189,6 +189,33 @@ class Scheduler:
             return sum(len(lane.get(alias, ())) for lane in lanes)
         return sum(len(queued) for lane in lanes for queued in lane.values())
 
+    def waiting(self, model: str) -> int:
+        """Return the number of queued requests for a model."""
+        lanes = (lanes.get(model, OrderedDict()) for lanes in self._lanes.values())
+        return sum(len(queued) for lane in lanes for queued in lane.values())
+
+    def ahead(self, ticket: Ticket, now: float) -> int:
+        """Return how many queued requests for its model go before a queued one, in the order of this moment.
+
+        The share of lower classes and limits that block some of them are left out.
+        """
+        higher = PRIORITY_CLASSES[: PRIORITY_CLASSES.index(ticket.priority_class)]
+        lanes = (self._lanes[name].get(ticket.model, OrderedDict()) for name in higher)
+        ahead = sum(len(queued) for lane in lanes for queued in lane.values())
+        lane, own = self._lanes[ticket.priority_class][ticket.model], ticket.key.alias
+        turn = lane[own].index(ticket)
+        greedy = self._greedy(lane, now)
+        passed = False
+        for alias, queued in lane.items():
+            if alias == own:
+                ahead += turn
+                passed = True
+            elif (alias in greedy) == (own in greedy):
+                ahead += min(len(queued), turn if passed else turn + 1)
+            elif own in greedy:
+                ahead += len(queued)
+        return ahead
+
     def engine_slots(self) -> Iterator[EngineSlots]:
         """Iterate over the engines and their slots."""
         return iter(self._slots.values())
@@ -279,16 +306,16 @@ class Scheduler:
 
     def _in_turn(self, lane: Lane, now: float) -> Iterable[deque[Ticket]]:
         """Return the requests by key: keys take turns, but those that held more than their part go last."""
-        if len(lane) == 1:
-            return lane.values()
-        most = GREEDY_RATIO * self._usage_of_all.held(now) / max(len(self._usage), 1)
-
-        def is_greedy(queued: deque[Ticket]) -> bool:
-            usage = self._usage.get(queued[0].key.alias)
-            return usage is not None and usage.held(now) > most
-
+        greedy = self._greedy(lane, now)
         # The sort is stable, and a lane has the key that was served last at its end.
-        return sorted(lane.values(), key=is_greedy)
+        return sorted(lane.values(), key=lambda queued: queued[0].key.alias in greedy)
+
+    def _greedy(self, lane: Lane, now: float) -> set[str]:
+        """Return the keys of a lane that held more than their part; a key alone in its lane takes nothing."""
+        if len(lane) == 1:
+            return set()
+        most = GREEDY_RATIO * self._usage_of_all.held(now) / max(len(self._usage), 1)
+        return {alias for alias in lane if (usage := self._usage.get(alias)) and usage.held(now) > most}
 
     def _use(self, key: Key, slots: int, now: float) -> None:
         self._usage.setdefault(key.alias, SlotUsage()).change(slots, now)

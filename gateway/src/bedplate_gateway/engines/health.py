@@ -151,9 +151,14 @@ class Engines:
 
     def lacks(self, model: str, capability: str) -> bool:
         """Return whether all engines that serve the model report that it lacks a capability."""
+        names = self.capabilities(model)
+        return names is not None and capability not in names
+
+    def capabilities(self, model: str) -> frozenset[str] | None:
+        """Return what some engine that serves the model reports; None where one of them reports nothing."""
         serving = [self._states[name] for name, engine in self._engines.items() if self.serves(engine, model)]
-        reported = [state.capabilities.get(model) for state in serving]
-        return bool(reported) and all(names is not None and capability not in names for names in reported)
+        known = [names for state in serving if (names := state.capabilities.get(model)) is not None]
+        return frozenset().union(*known) if known and len(known) == len(serving) else None
 
     def context(self, engine: Engine, model: EngineModel) -> int | None:
         """Return the context that a request gets, in tokens: Ollama gives none that the model lacks."""

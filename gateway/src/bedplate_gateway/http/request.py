@@ -24,6 +24,7 @@ class ClientRequest:
         # Not decoded: a proxy's rules for a path see it so.
         self.path: str = scope["raw_path"].decode("latin-1")
         self.method: str = scope["method"]
+        self.query: bytes = scope.get("query_string", b"")
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._receive = receive
         self._send = send
@@ -33,6 +34,8 @@ class ClientRequest:
         self.started = False
         self.extra_headers: dict[str, str] = {}
         self.trace: Trace | None = None
+        self.own_id = ""
+        """The client's own id of the request, where it sent one that can be logged."""
 
     def header(self, name: str) -> str | None:
         """Return a request header, the first where it was sent twice."""

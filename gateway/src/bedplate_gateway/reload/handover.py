@@ -39,7 +39,7 @@ from bedplate_gateway.settings import Engine
 log = logging.getLogger(__name__)
 
 SOCKET = "handover.socket"
-VERSION = "3"
+VERSION = "4"
 """Of this protocol, raised with every change: no release takes over from one with another version."""
 TAKE = b"take\n"
 MAX_LINE_BYTES = 256 * 1024 * 1024
@@ -341,7 +341,9 @@ class Predecessor:
     def _request(self, message: Message) -> AdmissionRequest:
         # The key may have been removed meanwhile: its requests had begun before.
         key = self._app.local.keys.by_alias.get(message["alias"]) or Key(alias=message["alias"], secrets=())
-        return AdmissionRequest(key, message["class"], message["model"], message["prompt_bytes"])
+        return AdmissionRequest(
+            key, message["class"], message["model"], message["prompt_bytes"], message["id"]
+        )
 
 
 def _send(writer: asyncio.StreamWriter, message: Message) -> None:

@@ -1,0 +1,1 @@
+"""The page `/chat`, where people try the models in a browser."""
