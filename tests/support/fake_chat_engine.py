@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ class FakeChatEngine(ThreadingHTTPServer):
         """Answers by message, where it is not the message itself."""
         self.thoughts = ""
         self.first_seconds = 0.0
+        """The longest time until the first token."""
+        self.turns = threading.Semaphore(0)
+        """Each release of it begins one answer at once."""
         self.part_seconds = 0.0
         self.part_size = 8
         self.times = 1
@@ -82,7 +86,7 @@ class FakeChatHandler(BaseHTTPRequestHandler):
             {"content": answer[start : start + server.part_size]}
             for start in range(0, len(answer), server.part_size)
         ]
-        time.sleep(server.first_seconds)
+        server.turns.acquire(timeout=server.first_seconds)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
