@@ -53,6 +53,7 @@ class WatchedPage:
     page: Page
     url: str
     problems: list[str] = field(default_factory=list)
+    network_changed: bool = False
 
     def __post_init__(self) -> None:
         self.page.set_default_timeout(1000 * DETECTED_SECONDS)
@@ -63,7 +64,9 @@ class WatchedPage:
         self.page.on("request", self._request)
 
     def _console(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning") and NETWORK_CHANGED not in message.text:
+        if NETWORK_CHANGED in message.text:
+            self.network_changed = True
+        elif message.type in ("error", "warning"):
             self.problems.append(f"console: {message.text}")
 
     def _error(self, error: Error) -> None:

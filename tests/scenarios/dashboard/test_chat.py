@@ -188,6 +188,11 @@ class Chat:
     def finished(self, seconds: float = 10) -> Locator:
         """Wait for the end of the last answer."""
         self.last.locator(".as-curl").wait_for(timeout=1000 * seconds)
+        if self.watched.network_changed and self.error.is_visible():
+            # Chromium ended the connection, because another host came or went.
+            self.watched.network_changed = False
+            self.last.locator(".again").click()
+            return self.finished(seconds)
         return self.last
 
     def problems(self) -> list[str]:
@@ -296,8 +301,8 @@ SLOW = {
 }
 LONGEST_TASK = 2000
 """Milliseconds for which the page may take no input, on a machine that other tests keep busy."""
-LARGEST_PIECE = 8100
-"""Characters that are rendered at once, which do not depend on the machine."""
+LARGEST_PIECE = 16_100
+"""Characters that are rendered at once: a piece of 8,000, and at most as many that end its code block."""
 WATCH_GAPS = """() => {
   window.longest = window.largest = 0;
   window.rendered ??= renderMarkdown;
@@ -534,7 +539,7 @@ def test_the_chat_of_the_host(browser: Browser, stack: Stack) -> None:
     chat.send("Say hello.")
     answer = chat.finished(60)
     assert "tokens/s" in answer.locator(".meta p").inner_text()
-    assert answer.locator(".error").is_hidden()
+    assert chat.error.is_hidden(), chat.error.inner_text()
 
     def begin() -> None:
         """Begin an answer that goes on until it is ended."""
@@ -556,12 +561,11 @@ def test_the_chat_of_the_host(browser: Browser, stack: Stack) -> None:
         stack(f"{revoke}; systemctl reload bedplate-gateway")
         chat.page.keyboard.press("Escape")
         assert len(chat.finished().locator(".answer").inner_text()) > length
-        assert chat.error.is_hidden()
+        assert chat.error.is_hidden(), chat.error.inner_text()
         chat.send("And now?")
-        chat.page.locator("#key-error").filter(has_text="This API key was revoked: ask for a new one.").wait_for()
+        chat.page.locator("#key-error").filter(has_text="This API key was revoked").wait_for()
     finally:
-        stack(
-            f"mv /root/keys.json {KEYS_FILE}; systemctl reload bedplate-gateway; systemctl start --no-block litellm"
-        )
+        stack(f"mv /root/keys.json {KEYS_FILE}; systemctl reload bedplate-gateway")
+        stack("systemctl start --no-block litellm")
     assert chat.problems() == []
     context.close()
