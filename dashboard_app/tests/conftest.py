@@ -22,6 +22,23 @@ from flask.testing import FlaskClient
 from dashboard_app.tests.observed import ANSWERED, AT, SECRETS, engine_state, gateway_metrics, node_metrics
 
 
+def fit(name: str, kind: str, text: str, *, declared: bool = False) -> dict[str, Any]:
+    """Return how a model fits, as the filter model_fits does."""
+    row = {"name": name, "declared": declared, "kind": kind, "text": text}
+    return row | {"size": "1.0 GB", "needs": "1.5 GB", "abilities": ["chat"], "licence": "MIT", "slots": 2}
+
+
+FITS = {
+    "memory": "16.0 GB of memory, no GPU in use",
+    "context": 4096,
+    "slots": 2,
+    "models": [
+        fit("small:1b", "whole", "fits on the CPU: context 4096, up to 9 slots", declared=True),
+        fit("huge:70b", "no", "no"),
+    ],
+}
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, Any]:
     return {
@@ -34,7 +51,12 @@ def config(tmp_path: Path) -> dict[str, Any]:
         "prometheus_url": "http://127.0.0.1:9090",
         "scrape_seconds": 15,
         "inference_hosts": [
-            {"name": "gpu1", "exporter_url": "http://127.0.0.1:9101", "models": ["small:1b", "embed"]},
+            {
+                "name": "gpu1",
+                "exporter_url": "http://127.0.0.1:9101",
+                "models": ["small:1b", "embed"],
+                "fits": FITS,
+            },
             {"name": "gpu2", "exporter_url": "http://10.1.2.4:9101", "models": ["small:1b"]},
         ],
         "other_models": [],

@@ -406,7 +406,8 @@ def model_fits(
 def fit_row(found: Fit | None) -> dict[str, Any]:
     """Return one row of model_fits; None is a model whose size is not known."""
     if found is None:
-        return {"kind": UNKNOWN, "size": "", "needs": "", "text": "size not known", "abilities": []}
+        unknown = {"kind": UNKNOWN, "size": "", "needs": "", "text": "size not known"}
+        return unknown | {"abilities": [], "licence": ""}
     return {
         "kind": found.kind,
         "on": found.on,

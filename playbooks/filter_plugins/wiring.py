@@ -165,12 +165,13 @@ def served_models(models: Iterable[Mapping[str, Any]], slots: int, context: int)
 
 
 def dashboard_inference_hosts(groups: Groups, hostvars: HostVars) -> list[dict[str, Any]]:
-    """Return name, exporter_url and model names of each inference host."""
+    """Return name, exporter_url and model names of each inference host, and which models fit it."""
     return [
         {
             "name": host,
             "exporter_url": f"http://{hostvars[host]['__exporter_endpoint']}",
             "models": [model["name"] for model in hostvars[host].get("ollama_models", [])],
+            "fits": hostvars[host]["__ollama_fits"],
         }
         for host in groups.get("inference", [])
     ]

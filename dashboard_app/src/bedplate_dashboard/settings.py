@@ -51,12 +51,41 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ModelFit(_Settings):
+    """How a declared model, or one of the catalogue, fits a host: `text` says it, sizes are texts."""
+
+    # The filter model_fits returns more, for other users.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: ModelName
+    declared: bool
+    kind: Literal["whole", "less", "partly", "no", "unknown"]
+    text: ShortText
+    size: str
+    needs: str
+    abilities: tuple[ShortText, ...]
+    licence: str
+
+
+class Fits(_Settings):
+    """What fits a host: its memory in words, context in tokens, slots; declared models come first."""
+
+    memory: str
+    context: int
+    slots: int
+    models: tuple[ModelFit, ...]
+
+
 class InferenceHost(_Settings):
-    """One inference host: its name in the inventory, its exporter and its declared models."""
+    """One inference host: its name in the inventory, its exporter and its declared models.
+
+    `fits` is None where the last deployment did not read the host.
+    """
 
     name: HostName
     exporter_url: BaseUrl
     models: tuple[ModelName, ...]
+    fits: Fits | None = None
 
 
 class NodeExporter(_Settings):

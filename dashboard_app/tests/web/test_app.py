@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -161,6 +162,20 @@ def test_the_page_needs_nothing_inline_and_nothing_from_elsewhere(
     assert "$OPENAI_API_KEY" in response.text
 
 
+def test_the_models_that_fit_each_host(show: Callable[..., FlaskClient], all_well: Observation) -> None:
+    def texts() -> list[str]:
+        body = re.sub(r"<[^>]+>", " ", show(all_well).get("/models").text.partition("<main")[2])
+        return [" ".join(line.split()) for line in body.splitlines()]
+
+    lines = texts()
+    assert "gpu1 16.0 GB of memory, no GPU in use; context 4096, 2 slots" in lines
+    assert "fits on the CPU: context 4096, up to 9 slots" in lines
+    assert "huge:70b" in lines
+    assert "declared, present" in lines
+    # The last deployment did not read this one.
+    assert "The last deployment did not read this host: run it without --limit." in lines
+
+
 def test_the_chat_is_on_the_gateway(show: Callable[..., FlaskClient], all_well: Observation) -> None:
     response = show(all_well).get("/chat")
     assert (response.status_code, response.headers["Location"]) == (302, "http://10.1.2.3:8000/chat")
@@ -168,7 +183,10 @@ def test_the_chat_is_on_the_gateway(show: Callable[..., FlaskClient], all_well: 
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/?format=text", "/live", "/chat", "/api/status.json", "/events", "/healthz", "/metrics", "/none"],
+    [
+        *("/", "/?format=text", "/live", "/models", "/chat", "/none"),
+        *("/api/status.json", "/events", "/healthz", "/metrics"),
+    ],
 )
 def test_every_answer_has_security_headers_and_is_not_stored(client: FlaskClient, path: str) -> None:
     headers = client.get(path).headers

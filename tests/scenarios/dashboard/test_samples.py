@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
 from dashboard_app.tests.samples import SAMPLES
-from tests.support.browser import DESKTOP, PHONE, RULES, PageOpener
+from tests.support.browser import DESKTOP, PHONE, RULES, PageOpener, WatchedPage
 from tests.support.stack import ROOT
 
 
@@ -30,6 +30,19 @@ def addresses() -> Iterator[dict[str, str]]:
     finally:
         server.terminate()
         server.wait()
+
+
+def test_the_models_that_fit(browser: Browser, addresses: dict[str, str]) -> None:
+    for colours in ("light", "dark"):
+        for size in (DESKTOP, PHONE):
+            context = browser.new_context(color_scheme=colours, viewport=size)
+            page = WatchedPage(context.new_page(), addresses["gpu"].rstrip("/"))
+            page.page.goto(f"{page.url}/models")
+            result = Axe().run(page.page, options=RULES)
+            assert result.violations_count == 0, result.generate_report()
+            assert page.page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+            assert page.problems + page.violations() == []
+            context.close()
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -251,7 +251,12 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_pinned_versions": pins("box", "box"),
             "dashboard_prometheus_url": "http://127.0.0.1:19090",
             "dashboard_inference_hosts": [
-                {"name": "box", "exporter_url": "http://127.0.0.1:9101", "models": ["smollm2:135m"]}
+                {
+                    "name": "box",
+                    "exporter_url": "http://127.0.0.1:9101",
+                    "models": ["smollm2:135m"],
+                    "fits": None,
+                }
             ],
             "dashboard_gateway_key": "",
         }
@@ -368,7 +373,12 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_pinned_versions": pins("gateway1", "gpu1"),
             "dashboard_prometheus_url": "http://127.0.0.1:19090",
             "dashboard_inference_hosts": [
-                {"name": "gpu1", "exporter_url": "http://10.1.0.1:9101", "models": ["smollm2:135m"]}
+                {
+                    "name": "gpu1",
+                    "exporter_url": "http://10.1.0.1:9101",
+                    "models": ["smollm2:135m"],
+                    "fits": None,
+                }
             ],
             "dashboard_gateway_key": "",
         },
@@ -504,8 +514,14 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                     "name": "gpu1",
                     "exporter_url": "http://10.2.0.1:19101",
                     "models": ["smollm2:135m", "llama3.2:3b"],
+                    "fits": None,
                 },
-                {"name": "gpu2", "exporter_url": "http://10.2.0.2:19101", "models": ["smollm2:135m"]},
+                {
+                    "name": "gpu2",
+                    "exporter_url": "http://10.2.0.2:19101",
+                    "models": ["smollm2:135m"],
+                    "fits": None,
+                },
             ],
             "dashboard_gateway_key": "",
         },

@@ -62,7 +62,7 @@ def create_app(poller: Poller) -> Flask:
     events = Events(poller, render_live)
     app.extensions["events"] = events
     app.extensions["poller"] = poller
-    _add_pages(app, settings, render, render_live)
+    _add_pages(app, poller, render, render_live)
     _add_data(app, poller, History(settings), events)
     _add_events(app, events)
     _add_guards(app)
@@ -70,8 +70,9 @@ def create_app(poller: Poller) -> Flask:
 
 
 def _add_pages(
-    app: Flask, settings: Settings, render: Callable[..., str], render_live: Callable[[], str]
+    app: Flask, poller: Poller, render: Callable[..., str], render_live: Callable[[], str]
 ) -> None:
+    settings = poller.settings
     snippets = {"base_url": build_base_url(settings), "code": build_client_snippets(settings)}
 
     @app.get("/")
@@ -88,6 +89,12 @@ def _add_pages(
             "page.html", snippets=snippets, version=VERSION, range=span, kiosk="kiosk" in request.args
         )
         return Response(text, mimetype="text/html")
+
+    @app.get("/models")
+    def show_models() -> Response:
+        """Show which models fit each host, and which of them it has."""
+        states = describe_placements(poller.status())
+        return Response(render("models.html", states=states, version=VERSION), mimetype="text/html")
 
     @app.get("/chat")
     def show_chat() -> Response:
@@ -216,6 +223,16 @@ def status_to_json(status: Status, settings: Settings) -> dict[str, Any]:
         "machines": parts.get("machines"),
         "prometheus": parts.get("prometheus"),
         "operations": parts.get("operations"),
+    }
+
+
+def describe_placements(status: Status) -> dict[tuple[str, str], str]:
+    """Return whether each declared model is on each host, by host and model."""
+    words = {True: "present", False: "missing", None: "unknown"}
+    return {
+        (place.host, model.name): "loaded" if place.loaded else words[place.present]
+        for model in (status.verdict.models if status.verdict else ())
+        for place in model.placements
     }
 
 
