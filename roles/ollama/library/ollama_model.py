@@ -9,9 +9,10 @@ import http.client
 import json
 import os
 import re
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,6 +71,11 @@ options:
   digest:
     description: Digest that a pulled model must have, as the engine's /api/tags shows it.
     type: str
+  progress:
+    description:
+      - File with the progress of a pull while it runs. Its folder must exist. The action plugin of this name
+        runs the module in the background then, and prints the progress every five seconds.
+    type: path
 author: Bedplate
 """
 
@@ -125,6 +131,7 @@ PARAMETERS = {
 REQUEST_SECONDS = 30
 # Verifying the checksum of a very large file takes minutes without any output.
 SILENCE_SECONDS = 1800
+WRITE_SECONDS = 1.0
 
 
 class NotFoundError(ModelError):  # type: ignore[misc]  # ansible has no types, its module_utils neither
@@ -169,7 +176,13 @@ class Engine:
             ) from None
         return response
 
-    def stream(self, path: str, body: Mapping[str, Any], action: str) -> None:
+    def stream(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        action: str,
+        on_state: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Send one request and read its stream of states until success; `action` is named in errors."""
         last = ""
         with self.call("POST", path, body, timeout=SILENCE_SECONDS) as response:
@@ -177,6 +190,7 @@ class Engine:
                 if error := json_field(line, "error"):
                     raise ModelError(f"{action} failed: {error}")
                 last = json_field(line, "status") or last
+                on_state(line)
         if last != "success":
             raise ModelError(
                 f"{action} ended early, after {last or 'nothing'!r}; run the playbook again to resume."
@@ -193,6 +207,41 @@ class Engine:
     def upload(self, digest: str, file: BinaryIO) -> None:
         """Upload content; the engine verifies the digest."""
         self.call("POST", f"/api/blobs/{digest}", file, timeout=SILENCE_SECONDS).close()
+
+
+class Progress:
+    """Writes the progress of a pull into a file, at most once a second."""
+
+    def __init__(self, path: Path | None, name: str) -> None:
+        self.path = path
+        self.name = name
+        self.layers: dict[str, tuple[int, int]] = {}
+        self.written = 0.0
+        self.first: tuple[float, int] | None = None
+
+    def take(self, state: str) -> None:
+        """Add one state of the engine's stream. What an earlier run had pulled does not count as speed."""
+        digest = json_field(state, "digest")
+        if self.path is None or digest is None:
+            return
+        done, total = (int(json_field(state, field) or 0) for field in ("completed", "total"))
+        self.layers[digest] = done, total
+        now = time.monotonic()
+        if now - self.written < WRITE_SECONDS:
+            return
+        self.written = now
+        done, total = (sum(counts) for counts in zip(*self.layers.values(), strict=True))
+        since, before = self.first = self.first or (now, done)
+        speed = (done - before) / (now - since) if now > since else 0
+        document = {"model": self.name, "done": done, "total": total, "per_second": round(speed)}
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps(document))
+        new.replace(self.path)
+
+    def end(self) -> None:
+        """Remove the file."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def read_lines(response: http.client.HTTPResponse, action: str) -> Iterator[str]:
@@ -260,7 +309,7 @@ def check_free_space(models_dir: Path, file: BinaryIO) -> None:
         )
 
 
-def pull_model(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> None:
+def pull_model(engine: Engine, models_dir: Path, name: str, wanted: Wanted, file: Path | None = None) -> None:
     """Pull the reference and check its digest; copy the model to its name if that is another one."""
     reference = wanted.pull or ""
     source = parse_name(reference)
@@ -268,7 +317,11 @@ def pull_model(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> N
     # A model under a reference without a scheme may be in use; one with a scheme exists only for this pull.
     was_there = plain == reference and (models_dir / source.path).exists()
     body = {"model": reference, "insecure": reference.startswith("http://")}
-    engine.stream("/api/pull", body, f"pulling {reference}")
+    progress = Progress(file, name)
+    try:
+        engine.stream("/api/pull", body, f"pulling {reference}", progress.take)
+    finally:
+        progress.end()
     try:
         stored, _ = read_model(models_dir, source)
         if stored and wanted.digest and stored.digest != wanted.digest:
@@ -283,12 +336,15 @@ def pull_model(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> N
             engine.call("DELETE", "/api/delete", {"model": plain}).close()
 
 
-def create(engine: Engine, models_dir: Path, name: str, wanted: Wanted) -> None:
+def create(engine: Engine, models_dir: Path, name: str, wanted: Wanted, progress: Path | None = None) -> None:
     """Create the model and check that it is as declared; raises ModelError if it is not."""
     stored, _ = read_model(models_dir, wanted.name)
     for path in truncated_blobs(models_dir, stored.sizes) if stored else []:
         path.unlink()
-    (pull_model if wanted.pull else create_from_gguf)(engine, models_dir, name, wanted)
+    if wanted.pull:
+        pull_model(engine, models_dir, name, wanted, progress)
+    else:
+        create_from_gguf(engine, models_dir, name, wanted)
     if reason := missing_reason(models_dir, wanted):
         raise ModelError(
             f"{name}: Ollama reports success, but {reason}; "
@@ -308,7 +364,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         return {"changed": False, "reason": None, "digest": before.digest if before else None}
     after = None
     if not module.check_mode:
-        create(Engine(module.params["url"]), models_dir, name, wanted)
+        progress = module.params["progress"]
+        create(Engine(module.params["url"]), models_dir, name, wanted, Path(progress) if progress else None)
         after, _ = read_model(models_dir, wanted.name)
     shown: dict[str, Any] = {}
     if before and wanted.pull:
@@ -343,10 +400,11 @@ def main() -> None:
             "template": {"type": "str"},
             "pull": {"type": "str"},
             "digest": {"type": "str"},
+            "progress": {"type": "path"},
         },
         mutually_exclusive=[("gguf", "pull"), ("checksum", "pull"), ("gguf", "digest")],
         required_one_of=[("gguf", "pull")],
-        required_by={"gguf": "checksum", "digest": "pull"},
+        required_by={"gguf": "checksum", "digest": "pull", "progress": "pull"},
         supports_check_mode=True,
     )
     try:

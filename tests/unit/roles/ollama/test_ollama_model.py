@@ -109,7 +109,8 @@ class FakeOllama:
             self.store("registry.ollama.ai/library/smol/1", WEIGHTS, {})
         elif path == "/api/delete":
             (self.models_dir / "manifests" / request["model"].replace(":1", "/1")).unlink()
-        return 200, '{"status": "success"}\n'
+        layer = {"status": "pulling a", "digest": "sha256:a", "total": 100, "completed": 40}
+        return 200, f'{json.dumps(layer)}\n{{"status": "success"}}\n'
 
 
 @pytest.fixture
@@ -355,3 +356,31 @@ def test_an_unknown_parameter_causes_a_warning(model: Run, monkeypatch: pytest.M
     monkeypatch.setattr(AnsibleModule, "warn", lambda _self, text: warnings.append(text))
     model(parameters={"num_cxt": 1})
     assert "Ollama is not known to use the parameter num_cxt" in warnings[0]
+
+
+def test_the_progress_of_a_pull(plugin: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "WRITE_SECONDS", 0)
+    file = tmp_path / "progress.json"
+    progress = plugin.Progress(file, "smol:1")
+    progress.take('{"status": "pulling manifest"}')
+    assert not file.exists()
+    progress.take('{"status": "pulling a", "digest": "sha256:a", "total": 100, "completed": 40}')
+    assert json.loads(file.read_text())["per_second"] == 0
+    progress.take('{"status": "pulling b", "digest": "sha256:b", "total": 20}')
+    progress.first = (progress.written - 2, 40)
+    progress.written -= 2
+    monkeypatch.setattr(plugin.time, "monotonic", lambda: progress.written + 2)
+    progress.take('{"status": "pulling a", "digest": "sha256:a", "total": 100, "completed": 100}')
+    assert json.loads(file.read_text()) == {"model": "smol:1", "done": 100, "total": 120, "per_second": 30}
+    progress.end()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["", "cut"])
+def test_a_pull_leaves_no_progress_behind(model: Run, engine: FakeOllama, tmp_path: Path, fault: str) -> None:
+    engine.fault = fault
+    file = tmp_path / "run" / "progress.json"
+    file.parent.mkdir()
+    result = model(pull="http://10.1.2.3:5000/library/smol:1", progress=str(file))
+    assert result.get("changed", False) == (not fault)
+    assert list(file.parent.iterdir()) == []
