@@ -379,6 +379,7 @@ def test_state_of_a_healthy_engine(fake_ollama: FakeOllama) -> None:
                 "expires_at": None,
             },
         ],
+        "pull": None,
         "gpus": [],
         "drivers": [],
     }

@@ -16,7 +16,7 @@ from bedplate_dashboard.health.judge import Snapshot
 from bedplate_dashboard.health.poller import Poller
 from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources.collect import Contact, HostAnswer, Observation, PrometheusAnswer, ReportFile
-from bedplate_dashboard.sources.payloads import Check, EngineState, Report
+from bedplate_dashboard.sources.payloads import Check, EngineState, Pull, Report
 from bedplate_dashboard.web.app import build_client_snippets, create_app
 from flask.testing import FlaskClient
 
@@ -179,6 +179,32 @@ def test_the_models_that_fit_each_host(show: Callable[..., FlaskClient], all_wel
 def test_the_chat_is_on_the_gateway(show: Callable[..., FlaskClient], all_well: Observation) -> None:
     response = show(all_well).get("/chat")
     assert (response.status_code, response.headers["Location"]) == (302, "http://10.1.2.3:8000/chat")
+
+
+def test_a_pull_shows_percent_speed_and_time_left(
+    show: Callable[..., FlaskClient], all_well: Observation
+) -> None:
+    host = all_well.hosts[0]
+    assert host.state is not None
+    pull = Pull(model="qwen3:8b", done=2_500_000_000, total=5_000_000_000, per_second=100_000_000)
+    state = host.state.model_copy(update={"pull": pull})
+    pulling = dataclasses.replace(
+        all_well, hosts=(dataclasses.replace(host, state=state), *all_well.hosts[1:])
+    )
+    line = "gpu1 pulls qwen3:8b: 50\u202f% of 5.0 GB, 100 MB/s, 25 s left"
+    for path in ("/", "/?format=text"):
+        assert line in show(pulling).get(path).text
+        assert "pulls" not in show(all_well).get(path).text
+    status = show(pulling).get("/api/status.json").json
+    assert status is not None
+    assert status["inference_hosts"][0]["pull"] == {
+        "model": "qwen3:8b",
+        "done_bytes": 2_500_000_000,
+        "total_bytes": 5_000_000_000,
+        "bytes_per_second": 100_000_000,
+        "left_seconds": 25.0,
+    }
+    assert status["inference_hosts"][1]["pull"] is None
 
 
 @pytest.mark.parametrize(

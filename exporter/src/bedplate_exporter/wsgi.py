@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from bedplate_exporter.gpu import Answer, Gpus
 from bedplate_exporter.metrics import EngineCollector, GpuCollector
 from bedplate_exporter.ollama import Engine, State
+from bedplate_exporter.pull import Pull, read_pull
 from bedplate_exporter.settings import read_expected_gpus, read_ollama_url
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def create_app(engine: Engine, gpus: Gpus) -> "Callable[[WSGIEnvironment, StartR
                 lines: Iterable[bytes] = metrics(environ, start_response)
                 return lines
             case "/state.json":
-                body = json.dumps(build_state_document(engine.poll(), gpus.poll(GPU_WAIT_SECONDS))) + "\n"
+                document = build_state_document(engine.poll(), gpus.poll(GPU_WAIT_SECONDS), read_pull())
+                body = json.dumps(document) + "\n"
                 return respond("200 OK", "application/json", body, ("Cache-Control", "no-store"))
             case "/healthz":
                 return respond("200 OK", _TEXT, "ok\n")
@@ -56,8 +58,10 @@ def create_app(engine: Engine, gpus: Gpus) -> "Callable[[WSGIEnvironment, StartR
     return app
 
 
-def build_state_document(state: State, answers: tuple[Answer, ...]) -> dict[str, object]:
-    """Return the body of /state.json for one state and the GPUs' answers, ready for JSON."""
+def build_state_document(
+    state: State, answers: tuple[Answer, ...], pull: Pull | None = None
+) -> dict[str, object]:
+    """Return the body of /state.json for one state, the GPUs' answers and a pull, ready for JSON."""
     return {
         "schema": SCHEMA,
         "at": _format_rfc3339(state.at),
@@ -81,6 +85,7 @@ def build_state_document(state: State, answers: tuple[Answer, ...]) -> dict[str,
             }
             for model in state.models
         ],
+        "pull": asdict(pull) if pull else None,
         "gpus": [asdict(gpu) for answer in answers for gpu in answer.gpus],
         "drivers": [
             {

@@ -271,6 +271,7 @@ def _derive_host(
             memory_bytes=sum(model.memory_bytes or 0 for model in loaded) if engine.up else None,
             undeclared=tuple(model.name for model in state.models if model.name not in declared),
             drained=drain,
+            pull=parts.describe_pull(state),
         ),
     )
 

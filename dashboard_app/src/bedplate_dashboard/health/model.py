@@ -81,6 +81,17 @@ class Drain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pull:
+    """A model that a deployment pulls now: bytes here and in all, bytes per second, seconds left."""
+
+    model: str
+    done_bytes: int
+    total_bytes: int
+    bytes_per_second: int
+    left_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class HostStatus:
     """One inference host; `engine` is None if its exporter does not answer. Memory in bytes.
 
@@ -97,6 +108,7 @@ class HostStatus:
     memory_bytes: int | None
     undeclared: tuple[str, ...]
     drained: Drain | None = None
+    pull: Pull | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from bedplate_dashboard.health.model import (
     Operations,
     Part,
     Placement,
+    Pull,
     Queue,
     QueueClass,
     ReportStatus,
@@ -23,7 +24,7 @@ from bedplate_dashboard.health.model import (
 )
 from bedplate_dashboard.settings import VERSION, Settings
 from bedplate_dashboard.sources.collect import Contact, HostAnswer, Observation, ReportFile
-from bedplate_dashboard.sources.payloads import clean, clean_label
+from bedplate_dashboard.sources.payloads import EngineState, clean, clean_label
 from bedplate_dashboard.sources.prometheus_text import Samples
 
 CANARY_ALIAS = "canary"
@@ -59,6 +60,20 @@ def describe_placement(name: str, answer: HostAnswer) -> Placement:
         gpu_memory_bytes=listed.gpu_memory_bytes,
         context_length=listed.context_length,
         unload_seconds=unload,
+    )
+
+
+def describe_pull(state: EngineState) -> Pull | None:
+    """Return the pull that runs on a host."""
+    pull = state.pull
+    if pull is None:
+        return None
+    return Pull(
+        model=pull.model,
+        done_bytes=pull.done,
+        total_bytes=pull.total,
+        bytes_per_second=pull.per_second,
+        left_seconds=max(0, pull.total - pull.done) / pull.per_second if pull.per_second else None,
     )
 
 

@@ -89,6 +89,15 @@ class GpuDriver(_Payload):
     library_version: Text | None = None
 
 
+class Pull(_Payload):
+    """The pull of a model that a deployment runs now, in bytes."""
+
+    model: Name
+    done: Bytes
+    total: Annotated[int, Field(gt=0, lt=2**63)]
+    per_second: Bytes
+
+
 class EngineState(_Payload):
     """The exporter's /state.json."""
 
@@ -96,6 +105,7 @@ class EngineState(_Payload):
     at: AwareDatetime
     engine: Engine
     models: tuple[EngineModel, ...]
+    pull: Pull | None = None
     gpus: tuple[GpuDevice, ...] = ()
     drivers: tuple[GpuDriver, ...] = ()
 

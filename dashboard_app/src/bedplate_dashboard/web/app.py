@@ -47,7 +47,7 @@ def create_app(poller: Poller) -> Flask:
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters.update(filters.FILTERS)
-    app.jinja_env.globals.update(gpu_share=filters.describe_gpu_share)
+    app.jinja_env.globals.update(gpu_share=filters.describe_gpu_share, describe_pull=filters.describe_pull)
     assets.register(app, assets.load())
 
     def render(template: str, **context: Any) -> str:

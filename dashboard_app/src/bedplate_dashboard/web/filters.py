@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 
+from bedplate_dashboard.health.model import Pull
+
 NO_VALUE = "\u2013"  # an en dash
 
 
@@ -76,6 +78,16 @@ def describe_gpu_share(gpu: int | None, memory: int | None) -> str:
         return ""
     part = min(1.0, gpu / memory)
     return "CPU" if part == 0 else "GPU" if part == 1 else f"{part:.0%} GPU"
+
+
+def describe_pull(pull: Pull) -> str:
+    """Return how far the pull of a model is: percent, size, speed, time left."""
+    words = [
+        f"{format_percent(min(1.0, pull.done_bytes / pull.total_bytes))} of {format_size(pull.total_bytes)}"
+    ]
+    if pull.left_seconds is not None:
+        words += [f"{format_size(pull.bytes_per_second)}/s", f"{format_age(pull.left_seconds)} left"]
+    return f"pulls {pull.model}: {', '.join(words)}"
 
 
 def format_utc(moment: datetime) -> str:
