@@ -156,10 +156,10 @@ def _registry(lab: Lab, options: argparse.Namespace) -> int:
     records = HostRecords(lab)
     if options.inside:
         require_root("registry")
-        registry.serve_in(records, records.get(options.inside), options.models, options.port)
+        registry.serve_in(records, records.get(options.inside), options.models, options.port, options.pause)
     else:
         address = options.address or str(network.gateway(network.check_guard(lab)))
-        registry.serve(Path(options.models), address, options.port)
+        registry.serve(Path(options.models), address, options.port, options.pause)
     return 0
 
 
@@ -370,6 +370,9 @@ def _add_stack(verbs: Any) -> None:
     )
     served.add_argument("--address", help="address to listen on (default: this machine's address in the lab)")
     served.add_argument("--port", type=int, default=5000, help="TCP port (default: %(default)s)")
+    served.add_argument(
+        "--pause", type=float, default=0, help="seconds to wait after each MiB (default: %(default)s)"
+    )
     served.set_defaults(run=_registry)
 
 

@@ -5,6 +5,7 @@ of this server: Ollama's HTTP library follows a redirect within one name, and Ol
 """
 
 import re
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,10 +28,12 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, models: Path, address: str, port: int) -> None:
+    def __init__(self, models: Path, address: str, port: int, pause_seconds: float = 0) -> None:
         if not (models / "manifests").is_dir() or not (models / "blobs").is_dir():
             raise LabError(f"{models} has no manifests/ and blobs/; name the folder in OLLAMA_MODELS")
         self.models = models
+        self.pause_seconds = pause_seconds
+        """The pause after each MiB, for a pull that takes long."""
         super().__init__((address, port), Handler)
 
     def manifest(self, name: str, tag: str) -> Path | None:
@@ -98,12 +101,13 @@ class Handler(BaseHTTPRequestHandler):
         while left > 0 and (piece := stream.read(min(left, 1 << 20))):
             self.wfile.write(piece)
             left -= len(piece)
+            time.sleep(self.server.pause_seconds)
 
 
-def serve(models: Path, address: str, port: int) -> None:
+def serve(models: Path, address: str, port: int, pause_seconds: float = 0) -> None:
     """Serve `models` until interrupted."""
     try:
-        server = Server(models, address, port)
+        server = Server(models, address, port, pause_seconds)
     except OSError as error:
         raise LabError(
             f"can't listen on {address}:{port} ({error.strerror}); choose another --port"
@@ -112,7 +116,7 @@ def serve(models: Path, address: str, port: int) -> None:
     server.serve_forever()
 
 
-def serve_in(records: HostRecords, host: Host, models: str, port: int) -> None:
+def serve_in(records: HostRecords, host: Host, models: str, port: int, pause_seconds: float = 0) -> None:
     """Serve a host's folder `models` from that host, as its service lab-registry, until the host stops."""
     access, address = HostAccess(records), str(records.address(host))
     access.call(host, ["mkdir", "-p", f"{CODE_IN_HOST}/bedplate_lab"])
@@ -122,7 +126,7 @@ def serve_in(records: HostRecords, host: Host, models: str, port: int) -> None:
             stdin=file.read_text(),
         )
     program = "import sys, pathlib; from bedplate_lab.registry import serve; "
-    program += "serve(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))"
+    program += "serve(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))"
     unit = [
         "systemd-run",
         "--quiet",
@@ -130,5 +134,5 @@ def serve_in(records: HostRecords, host: Host, models: str, port: int) -> None:
         "--unit=lab-registry",
         f"--setenv=PYTHONPATH={CODE_IN_HOST}",
     ]
-    access.call(host, [*unit, "python3", "-B", "-c", program, models, address, str(port)])
+    access.call(host, [*unit, "python3", "-B", "-c", program, models, address, str(port), str(pause_seconds)])
     say(f"registry: {host.name} serves {models}; pull http://{address}:{port}/library/NAME:TAG as insecure")

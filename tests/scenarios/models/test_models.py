@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import yaml
 
 from playbooks.filter_plugins import model_fit
 from tests.support.hosts import lab_artifact, run_lab
-from tests.support.stack import Stack
+from tests.support.stack import Stack, run_playbook
 
 WRONG = f"sha256:{'0' * 64}"
 
@@ -32,7 +35,8 @@ def test_the_formula_is_what_ollama_takes(stack: Stack, context: int) -> None:
 def registry(stack: Stack) -> str:
     """The address of a registry that serves the host's models, which Ollama no longer has."""
     stack(f"cp --recursive /var/lib/ollama/models /srv/models && ollama rm {stack.model}")
-    run_lab("registry", "serve", "/srv/models", "--in", stack.name)
+    # 0.1 GB in about 10 s.
+    run_lab("registry", "serve", "/srv/models", "--in", stack.name, "--pause", "0.1")
     return f"http://{stack.address}:5000/library"
 
 
@@ -48,12 +52,20 @@ def declare(**model: Any) -> dict[str, Any]:
     return {"ollama_models": [model]}
 
 
-def test_a_model_is_pulled(stack: Stack, registry: str, digest: str) -> None:
-    stack.play(
-        "--tags",
-        "ollama",
-        settings=declare(name=stack.model, preload=True, pull=f"{registry}/{stack.model}"),
-    )
+def test_a_model_is_pulled_with_its_progress(stack: Stack, registry: str, digest: str) -> None:
+    settings = declare(name=stack.model, preload=True, pull=f"{registry}/{stack.model}")
+    with ThreadPoolExecutor() as pool:
+        play = pool.submit(run_playbook, "site.yml", "--tags", "ollama", settings=settings)
+        shown: list[dict[str, Any]] = []
+        while not play.done():
+            shown += [host["pull"] for host in stack.status()["inference_hosts"] or () if host["pull"]]
+            time.sleep(0.5)
+    passed, output = play.result()
+    assert passed, output
+    assert re.search(rf"one: {stack.model}: \d+ % of [\d.]+ MB, [\d.]+ MB/s, \d+ s left", output), output
+    assert shown[0]["model"] == stack.model
+    assert 0 < shown[-1]["done_bytes"] <= shown[-1]["total_bytes"]
+    assert stack("ls /run/bedplate-pull") == ""
     tags = json.loads(stack("curl --silent --fail http://127.0.0.1:11434/api/tags"))
     assert [model["digest"] for model in tags["models"]] == [digest]
 
