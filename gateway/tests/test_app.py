@@ -15,10 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from bedplate_gateway import app
+from bedplate_gateway import app, errors
 from bedplate_gateway.access_log import AccessRecord
 from bedplate_gateway.api.schema import Request
-from bedplate_gateway.app import Gateway
+from bedplate_gateway.app import MAX_MOVES, Gateway
+from bedplate_gateway.engines.errors import EngineGoneError
 from bedplate_gateway.engines.health import EngineState
 from bedplate_gateway.engines.litellm import Lane
 from bedplate_gateway.engines.request import Answer
@@ -442,6 +443,35 @@ def test_an_error_of_the_engine_or_of_ours_gives_the_slot_back(tmp_path: Path) -
         assert error_of(response) == (500, "internal_error")
         assert "sk-all" not in response.text
         assert all(engine_request.closed.is_set() for engine_request in stack.engine_requests)
+        assert stack.is_idle()
+
+    run(scenario)
+
+
+def test_a_request_whose_engine_is_gone_is_queued_again(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    gone = EngineGoneError(errors.engine_error("it is gone"))
+
+    async def fails_once(request: StubEngineRequest) -> Answer:
+        request.retries += 1
+        if len(stack.engine_requests) == 1:
+            raise gone
+        return await answers(request)
+
+    async def fails(request: StubEngineRequest) -> Answer:
+        request.retries += 1
+        raise gone
+
+    async def scenario() -> None:
+        stack.act = fails_once
+        assert (await stack.ask()).status_code == 200
+        first, second = stack.engine_requests
+        assert first.closed.is_set()
+        assert first.lease is not second.lease
+        assert second.retries == 2
+        stack.act = fails
+        assert error_of(await stack.ask()) == (502, "engine_error")
+        assert len(stack.engine_requests) == 2 + 1 + MAX_MOVES
         assert stack.is_idle()
 
     run(scenario)

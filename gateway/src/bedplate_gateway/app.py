@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from bedplate_gateway import background, errors
 from bedplate_gateway.access_log import NONE, UNREAD, AccessRecord, KeylessRefusals
 from bedplate_gateway.admission.body_memory import BodyMemory
-from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire
+from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire, acquire_again
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.usage_log import UsageLog
 from bedplate_gateway.api import messages
@@ -28,7 +28,7 @@ from bedplate_gateway.clock import ExpiryClock
 from bedplate_gateway.engines.client import NO_HEADERS
 from bedplate_gateway.engines.drains import FILE as DRAINS_FILE
 from bedplate_gateway.engines.drains import Drains
-from bedplate_gateway.engines.errors import PROMPT_FIELDS
+from bedplate_gateway.engines.errors import PROMPT_FIELDS, EngineGoneError
 from bedplate_gateway.engines.health import Engines
 from bedplate_gateway.engines.litellm import LiteLLM
 from bedplate_gateway.engines.request import Upstream
@@ -45,6 +45,8 @@ TICK_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 """How often the usage log is tried again, the clock is looked at, and a failure that repeats is logged."""
 INFERENCE = frozenset({CHAT, "/v1/completions", "/v1/embeddings", RESPONSES, MESSAGES})
+MAX_MOVES = 3
+"""How often a request is queued again because its engine is gone."""
 MODELS = "/v1/models"
 QUEUE = "/v1/queue"
 OWN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -353,13 +355,26 @@ class Gateway:
             key, priority_class, request.model, request.prompt_bytes, client.own_id
         )
         record.model, record.priority_class, record.stream = request.model, priority_class, request.stream
+        record.retries = moves = 0
         if client.trace is not None:
             client.trace.begin("wait")
         watcher = asyncio.create_task(client.watch())
         try:
             lease = await acquire(self.admission, admission_request, client.on_disconnect)
             try:
-                await self._run(client, record, request, lease, adapter)
+                while True:
+                    try:
+                        await self._run(client, record, request, lease, adapter)
+                        break
+                    except EngineGoneError as gone:
+                        moves += 1
+                        if moves > MAX_MOVES:
+                            raise gone.error from None
+                        reason = gone.error.reason
+                    if client.trace is not None:
+                        client.trace.fail(reason)
+                        client.trace.begin("wait")
+                    lease = await acquire_again(lease, client.on_disconnect)
             finally:
                 lease.release()
         finally:
@@ -387,6 +402,8 @@ class Gateway:
             client.trace.begin(f"{operation(record.path)} {request.model}", CLIENT)
             headers = {"traceparent": client.trace.traceparent()}
         engine_request = self.upstream.new_request(request, lease, client.disconnected, headers)
+        # Also those on engines that are gone.
+        engine_request.retries = record.retries
         try:
             answer = await engine_request.answer()
             record.status = answer.status

@@ -1,13 +1,20 @@
 """Who may start and when, with a clock that the test holds."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import pytest
-from bedplate_gateway.admission.interface import AdmissionRequest, Lease, QueuedRequest, acquire
+from bedplate_gateway.admission.interface import (
+    AdmissionRequest,
+    Lease,
+    QueuedRequest,
+    acquire,
+    acquire_again,
+)
 from bedplate_gateway.admission.local import LocalAdmission, Place
 from bedplate_gateway.admission.usage_log import UsageLog
 from bedplate_gateway.engines.drains import Drain
@@ -106,6 +113,57 @@ def test_what_is_over_a_limit_is_refused_at_once_and_costs_nothing() -> None:
     bench.now += 60
     bench.submit("later", "rpm")
     assert "later" in bench.leases
+
+
+def test_a_request_whose_engine_is_gone_waits_again_and_counts_once() -> None:
+    models = [{"name": "m", "slots": 1}]
+    engines = [
+        {"name": name, "kind": "ollama", "url": f"http://{name}", "models": models} for name in ("one", "two")
+    ]
+    bench = Bench(engines=engines, queues={"normal": {"size": 1}})
+    for name in ("a", "b", "c"):
+        bench.submit(name, "rpm")
+    bench.now += 5
+    first, second = bench.leases["a"], bench.leases["b"]
+    assert (first.engine.name, second.engine.name, bench.used("rpm")) == ("one", "two", 3)
+    bench.engines.down.add("one")
+
+    async def move() -> Lease:
+        moved = asyncio.create_task(acquire_again(first, lambda _: None))
+        await asyncio.sleep(0)
+        # Neither the full queue nor the limit refuses it, and the slot of the lost engine is free.
+        assert (bench.used("rpm"), bench.admission.scheduler.depth("normal")) == (3, 2)
+        bench.now += 2
+        second.release()
+        await asyncio.sleep(0)
+        assert not moved.done()
+        bench.leases["c"].release()
+        return await moved
+
+    lease = asyncio.run(move())
+    assert (lease.engine.name, lease.waited, bench.used("rpm")) == ("two", 2, 3)
+    first.release()
+    lease.release()
+    assert bench.idle()
+
+
+def test_who_leaves_while_it_waits_again_gets_its_request_back() -> None:
+    bench = Bench(slots=1)
+    bench.submit("a", "rpm")
+    bench.engines.down.add("one")
+    left: list[Callable[[], None]] = []
+
+    async def leave() -> None:
+        waiting = asyncio.create_task(acquire_again(bench.leases["a"], left.append))
+        await asyncio.sleep(0)
+        assert bench.used("rpm") == 1
+        left.pop()()
+        with pytest.raises(ClientDisconnected):
+            await waiting
+
+    asyncio.run(leave())
+    assert bench.used("rpm") == 0
+    assert bench.idle()
 
 
 def test_who_is_cancelled_in_the_queue_gets_its_request_back() -> None:

@@ -1,18 +1,24 @@
 import asyncio
+import errno
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.client_reqrep import ConnectionKey
+from bedplate_gateway.engines import client
 from bedplate_gateway.engines import health as module
 from bedplate_gateway.engines.drains import Drain
-from bedplate_gateway.engines.health import Engines
-from bedplate_gateway.settings import EngineModel, Settings
+from bedplate_gateway.engines.health import Engines, EngineState
+from bedplate_gateway.settings import Engine, EngineModel, Settings
 
 BLOB = "b" * 64
+BACKLOG = 1
 Test = Callable[[Engines, "FakeOllama"], Awaitable[None]]
 
 
@@ -25,8 +31,26 @@ class FakeOllama:
         self.blobs = {"d1": BLOB, "d2": BLOB, "d3": "c" * 64}
         self.info: object = {"general.architecture": "llama", "llama.context_length": 8192}
         self.mood: Callable[[], Awaitable[web.Response]] | None = None
+        self.listener: socket.socket | None = None
+        self.waiting: list[socket.socket] = []
         self.asked: list[str] = []
         self.keys: list[str | None] = []
+
+    async def vanish(self) -> None:
+        """Drop each new connection, as the network to a lost host does: a backlog that nobody empties."""
+
+        async def never() -> web.Response:
+            await asyncio.sleep(60)
+            return web.Response()
+
+        assert self.listener is not None
+        self.mood = never
+        asyncio.get_running_loop().remove_reader(self.listener.fileno())
+        for _ in range(BACKLOG + 1):
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(waiting, self.listener.getsockname())
+            self.waiting.append(waiting)
 
     async def handle(self, request: web.Request) -> web.Response:
         self.asked.append(request.path)
@@ -64,14 +88,16 @@ def run(test: Test, monkeypatch: pytest.MonkeyPatch, kind: str = "ollama", key: 
         app.router.add_route("*", "/{path:.*}", fake.handle)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+        fake.listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+        await web.SockSite(runner, fake.listener, backlog=BACKLOG).start()
         engines = Engines(settings_of(f"http://127.0.0.1:{runner.addresses[0][1]}", kind, key))
         await engines.start()
         try:
             await test(engines, fake)
         finally:
             await engines.stop()
+            for waiting in fake.waiting:
+                waiting.close()
             await runner.cleanup()
 
     monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
@@ -228,6 +254,61 @@ def test_one_failed_poll_is_forgiven_two_are_not(
         run(test, monkeypatch)
     assert "Engine e answers with HTTP 500." in caplog.messages
     assert caplog.messages.count("Engine e answers again.") == 4
+
+
+def test_a_lost_host_ends_what_runs_there_and_a_hung_engine_does_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(module, "POLL_TIMEOUT_SECONDS", 0.4)
+
+    async def never() -> web.Response:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async def test(engines: Engines, fake: FakeOllama) -> None:
+        ended: list[str] = []
+        engines.watch("e", ends := partial(ended.append, "a"))
+        engines.watch("e", left := partial(ended.append, "b"))
+        engines.unwatch("e", left)
+        fake.mood = never
+        await until(lambda: not engines.state("e").up)
+        asked = len(fake.asked)
+        await until(lambda: len(fake.asked) > asked + 2)
+        assert (engines.state("e").error, ended) == ("does not answer (TimeoutError)", [])
+        fake.mood = None
+        await until(lambda: engines.state("e").up)
+        await fake.vanish()
+        await until(lambda: ended)
+        assert engines.state("e").error == "cannot be reached"
+        engines.unwatch("e", ends)
+
+    run(test, monkeypatch)
+    assert "Engine e is lost: 1 requests on it are ended or moved." in caplog.messages
+
+
+def test_one_poll_without_a_connection_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engines: Engines, _: FakeOllama) -> None:
+        ended: list[str] = []
+        engines.watch("e", partial(ended.append, "a"))
+        outcomes = iter([no_route, None, no_route, None, no_route, no_route])
+
+        async def poll(engine: Engine) -> EngineState:
+            outcome = next(outcomes, no_route)
+            if outcome is None:
+                return EngineState(up=True, error=None)
+            assert engine.name == "e"
+            seen.append(list(ended))
+            raise outcome
+
+        seen: list[list[str]] = []
+        monkeypatch.setattr(engines, "_poll_ollama", poll)
+        await until(lambda: ended)
+        assert seen[:4] == [[]] * 4
+
+    error = OSError(errno.EHOSTUNREACH, "No route to host")
+    no_route = aiohttp.ClientConnectorError(cast(ConnectionKey, None), error)
+    run(test, monkeypatch)
 
 
 def test_what_a_request_reports_counts_until_the_next_poll(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from bedplate_gateway.api.schema import Request, parse_request
 from bedplate_gateway.engines import request as module
+from bedplate_gateway.engines.errors import EngineGoneError
 from bedplate_gateway.engines.health import Engines
 from bedplate_gateway.engines.litellm import LiteLLM
 from bedplate_gateway.engines.request import (
@@ -570,6 +571,123 @@ def test_a_time_out_is_a_504_that_nobody_tries_again() -> None:
 
     fake.handlers[CHAT] = streams(5.0, content("a"))
     run(test, fake, other, first_byte_seconds=0.2)
+
+
+async def lose(bench: Bench, engine: str, after: float = 0.1) -> None:
+    """Report a host as lost after a while, as two failed polls do."""
+    await asyncio.sleep(after)
+    bench.engines.report_lost(engine)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_on_a_lost_host_moves_to_another_engine(stream: bool) -> None:
+    lost, other = FakeEngine(), FakeEngine()
+
+    async def test(bench: Bench) -> None:
+        asked = time.monotonic()
+        (result, engine_request, lease), _ = await asyncio.gather(
+            bench.ask(request(stream=stream), swaps=True), lose(bench, "engine0")
+        )
+        assert time.monotonic() - asked < 2
+        assert result.raised is None
+        assert (engine_request.retries, lease.engine.name) == (1, "engine1")
+        # The lost engine's work on the prompt is not charged.
+        assert (lease.settled, engine_request.estimated) == ([(11, 2)], False)
+        await asyncio.sleep(0.05)
+        assert (len(lost.bodies), lost.cut, len(other.bodies)) == (1, 1, 1)
+
+    lost.handlers[CHAT] = streams(60.0)
+    other.handlers[CHAT] = streams(content("a"), USED, DONE) if stream else answers(WHOLE)
+    run(test, lost, other)
+
+
+def test_a_request_on_a_lost_host_waits_for_a_slot_of_another_engine() -> None:
+    lost, other = FakeEngine(), FakeEngine()
+
+    async def test(bench: Bench) -> None:
+        engine_request, lease = bench.new_request(request())
+        with pytest.raises(EngineGoneError) as raised:
+            await asyncio.gather(engine_request.answer(), lose(bench, "engine0"))
+        await engine_request.close()
+        assert (raised.value.error.status, raised.value.error.code) == (502, "engine_error")
+        assert "its host cannot be reached any more" in raised.value.error.message
+        assert (engine_request.retries, lease.settled) == (1, [(0, 0)])
+        # Without a retry left, and without another engine.
+        for retries, up in ((1, True), (0, False)):
+            if not up:
+                bench.engines.report_failure("engine1", "refuses connections")
+            engine_request, lease = bench.new_request(request())
+            engine_request.retries = retries
+            lost.handlers[CHAT] = in_turn(streams(60.0), drop)
+            with pytest.raises(ApiError) as failed:
+                await asyncio.gather(engine_request.answer(), lose(bench, "engine0"))
+            await engine_request.close()
+            assert failed.value.code == "engine_error"
+        assert other.bodies == []
+
+    lost.handlers[CHAT] = streams(60.0)
+    run(test, lost, other)
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_an_engine_that_got_nothing_of_a_request_costs_no_retry(swaps: bool) -> None:
+    async def test(bench: Bench) -> None:
+        gone = bench.settings.engines[0].model_copy(update={"url": "http://127.0.0.1:1"})
+        lease = FakeLease(gone, gone.models[0], [bench.settings.engines[1]] if swaps else [])
+        engine_request = bench.upstream.new_request(request(), lease, asyncio.Event())
+        if swaps:
+            answer = await engine_request.answer()
+            assert answer.body is not None
+        else:
+            with pytest.raises(EngineGoneError):
+                await engine_request.answer()
+        await engine_request.close()
+        assert engine_request.retries == 1
+
+    other = FakeEngine()
+    other.handlers[CHAT] = answers(WHOLE)
+    run(test, FakeEngine(), other, retries=0)
+
+
+def test_a_stream_from_a_lost_host_ends_with_an_error() -> None:
+    fake, other = FakeEngine(), FakeEngine()
+
+    async def test(bench: Bench) -> None:
+        begun = time.monotonic()
+        (result, engine_request, lease), _ = await asyncio.gather(
+            bench.ask(request(stream=True), swaps=True), lose(bench, "engine0", 0.2)
+        )
+        assert time.monotonic() - begun < 2
+        first, broken, rest = result.body.rsplit(b"\n\n", 2)
+        error = json.loads(broken.removeprefix(b"data: "))["error"]
+        assert (first + b"\n\n", rest, error["code"]) == (content("a"), b"", "engine_error")
+        assert "its host cannot be reached any more" in error["message"]
+        assert (engine_request.estimated, lease.settled) == (True, [(1, 1)])
+        assert other.bodies == []
+
+    fake.handlers[CHAT] = streams(content("a"), 60.0)
+    run(test, fake, other)
+
+
+def test_what_had_arrived_from_a_lost_host_reaches_a_slow_reader() -> None:
+    fake = FakeEngine()
+
+    async def test(bench: Bench) -> None:
+        engine_request, _ = bench.new_request(request(stream=True))
+        parts = []
+        answer = await engine_request.answer()
+        async for part in answer.events():
+            parts.append(part)
+            if len(parts) == 1:
+                await asyncio.sleep(0.2)
+                bench.engines.report_lost("engine0")
+        await engine_request.close()
+        assert parts[:2] == [content("a"), content("b")]
+        assert b"its host cannot be reached any more" in parts[2]
+        bench.engines.report_lost("engine0")
+
+    fake.handlers[CHAT] = streams(content("a"), 0.05, content("b"), 60.0)
+    run(test, fake)
 
 
 def test_a_gap_in_a_stream_ends_it() -> None:

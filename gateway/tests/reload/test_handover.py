@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 import uvloop
 from bedplate_gateway.access_log import AccessRecord
-from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire
+from bedplate_gateway.admission.interface import Admission, AdmissionRequest, Lease, acquire, acquire_again
 from bedplate_gateway.admission.local import LocalAdmission
 from bedplate_gateway.admission.usage_log import UsageLog
 from bedplate_gateway.errors import ApiError
@@ -279,6 +279,22 @@ def test_a_request_that_had_begun_asks_the_new_process(tmp_path: Path) -> None:
             lease.touch()
             lease.release()
         assert len(await asyncio.wait_for(asyncio.gather(*waiting[:2]), 1)) == 2
+
+    run(scenario)
+
+
+def test_a_request_whose_engine_is_gone_waits_in_the_new_process(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        old, new = Process("old", tmp_path), Process("new", tmp_path)
+        await old.begin()
+        lease = await old.ask()
+        await new.take_over()
+        again = await asyncio.wait_for(acquire_again(lease, lambda _: None), 1)
+        lease.release()
+        assert used(new, "a")["x-ratelimit-remaining-requests"] == "8"
+        assert [slots.running for slots in new.local.scheduler.engine_slots()] == [{"m": 1}]
+        again.release()
+        await until(lambda: not any(slots.running for slots in new.local.scheduler.engine_slots()))
 
     run(scenario)
 

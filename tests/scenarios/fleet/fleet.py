@@ -37,6 +37,25 @@ class Fleet(Stack):
         )
         return re.findall(r" engine=(\S+)", lines)
 
+    def scrape_one(self, name: str) -> float:
+        """Return one of the gateway's metrics without labels."""
+        text = self("curl --silent --fail http://127.0.0.1:9464/metrics")
+        return float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0])
+
+    def slots(self, engine: str) -> int:
+        """Return how many requests run on an engine at the same time."""
+        return int(self.scrape("bedplate_gateway_slots")[engine])
+
+    def log(self, since: float) -> str:
+        """Return what the gateway has logged since a time of the host."""
+        return self(f"journalctl --unit bedplate-gateway --output cat --since @{since:.6f}")
+
+    def placements(self) -> list[dict[str, Any]]:
+        """Return what the dashboard reports of the model on each host."""
+        (model,) = self.status()["models"]
+        placements: list[dict[str, Any]] = model["placements"]
+        return placements
+
     def drain(self, engine: str, **settings: Any) -> str:
         """Drain an engine as a user does; returns what is printed, in one line."""
         passed, output = run_playbook(

@@ -6,6 +6,7 @@ After a reload the old process submits its requests to the new one, through `rel
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from bedplate_gateway.admission.scheduler import Slot, Ticket
@@ -57,6 +58,14 @@ class Admission(Protocol):
 
     def swap(self, lease: "Lease") -> bool:
         """Move the lease to another engine."""
+
+    def requeue(
+        self,
+        lease: "Lease",
+        on_grant: Callable[["Lease"], None],
+        on_refuse: Callable[[ApiError], None],
+    ) -> "QueuedRequest":
+        """End a lease, whose engine is gone, and queue its request again, as `submit` does."""
 
     def release(self, lease: "Lease") -> None:
         """End the lease."""
@@ -132,6 +141,18 @@ async def acquire(
 
     `on_disconnect` gets what to call when the client disconnects. A failure leaves no entry and no lease.
     """
+    return await _granted(partial(admission.submit, request), on_disconnect)
+
+
+async def acquire_again(lease: Lease, on_disconnect: Callable[[Callable[[], None]], None]) -> Lease:
+    """Give a lease up, whose engine is gone, and wait for another one, as `acquire` does."""
+    return await _granted(partial(lease.admission.requeue, lease), on_disconnect)
+
+
+async def _granted(
+    queue: Callable[[Callable[[Lease], None], Callable[[ApiError], None]], QueuedRequest],
+    on_disconnect: Callable[[Callable[[], None]], None],
+) -> Lease:
     result: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
 
     def grant(lease: Lease) -> None:
@@ -145,7 +166,7 @@ async def acquire(
         if not result.done():
             result.set_exception(error)
 
-    queued = admission.submit(request, grant, fail)
+    queued = queue(grant, fail)
     if result.done():
         return result.result()
     on_disconnect(lambda: fail(ClientDisconnected()))

@@ -123,6 +123,23 @@ class LocalAdmission:
         self.scheduler.dispatch(now)
         return True
 
+    def requeue(
+        self,
+        lease: Lease,
+        on_grant: Callable[[Lease], None],
+        on_refuse: Callable[[ApiError], None],
+    ) -> QueuedRequest:
+        """Queue a request again that is counted already: neither a limit nor a full queue refuses it."""
+        now = self.clock()
+        if self._leases.pop(lease.number, None) is not None:
+            self.scheduler.release(lease.slot, now)
+        request, counted_at = lease.request, lease.started - lease.waited
+        queued = QueuedRequest(self, next(self._numbers), request, on_grant, on_refuse, counted_at)
+        # Only its time in the queue counts as waiting, not that at the engine.
+        self._enqueue(queued, now - lease.waited, now + self._queue_seconds(request))
+        self.scheduler.dispatch(now)
+        return queued
+
     def release(self, lease: Lease) -> None:
         """Free the slot and give it to the next request."""
         if self._leases.pop(lease.number, None) is None:

@@ -42,25 +42,53 @@ PROMPT_FIELDS = {
     "/v1/embeddings": "input",
     "/v1/responses": "input",
 }
+LOST = "its host cannot be reached any more"
 NO_MODEL = re.compile(r"model.*(not found|not exist)", re.IGNORECASE)
 
 
 class EngineError(Exception):
     """An engine failed: the client's `error` if no retry helps, and which retry may help.
 
-    `again`: the same engine may succeed a little later; `elsewhere`: another engine may succeed.
+    `again`: the same engine may succeed a little later; `elsewhere`: another engine may succeed; `gone`: the
+    engine counts as down, so it is better to wait for another one; `unsent`: it got nothing of the request.
     """
 
-    def __init__(self, error: ApiError, *, again: bool = False, elsewhere: bool = False) -> None:
+    def __init__(
+        self,
+        error: ApiError,
+        *,
+        again: bool = False,
+        elsewhere: bool = False,
+        gone: bool = False,
+        unsent: bool = False,
+    ) -> None:
         super().__init__(error.message)
         self.error = error
         self.again = again
         self.elsewhere = elsewhere or again
+        self.gone = gone
+        self.unsent = unsent
+
+
+class EngineGoneError(Exception):
+    """The engine is gone, no other one has a free slot, and another one may answer once it has one.
+
+    `error` is for a client that waits no longer.
+    """
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 def unreachable(model: str) -> EngineError:
     """Return the error for an engine that refuses connections."""
-    return EngineError(errors.engine_unavailable(model), again=True)
+    return EngineError(errors.engine_unavailable(model), again=True, gone=True, unsent=True)
+
+
+def lost() -> EngineError:
+    """Return the error for an engine whose host cannot be reached any more."""
+    return EngineError(errors.engine_error(LOST), again=True, gone=True)
 
 
 def failed(text: str, *, again: bool = False) -> EngineError:

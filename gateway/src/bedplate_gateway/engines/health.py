@@ -1,9 +1,11 @@
 """The state of each engine and of its models; one task per engine polls it every 2 seconds."""
 
 import asyncio
+import errno
 import json
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Never
@@ -26,6 +28,8 @@ MAX_FAILURES = 2
 HOLD_SECONDS = 60.0
 """How long LiteLLM may be down, such as for a restart, before its providers' models count as down."""
 MAX_POLL_BYTES = 8 * 1024 * 1024
+CANNOT_BE_REACHED = "cannot be reached"
+NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
 NOT_POLLED = "has not been polled yet"
 
 BLOB = re.compile(r"^FROM .*sha256[-:]([0-9a-f]{64})", re.MULTILINE)
@@ -94,6 +98,7 @@ class Engines:
         }
         self._shown: dict[tuple[str, str], _Shown] = {}
         self._pollers: list[asyncio.Task[Never]] = []
+        self._on_lost: defaultdict[str, set[Callable[[], None]]] = defaultdict(set)
 
     async def start(self) -> None:
         """Poll every engine once, then start to poll regularly."""
@@ -175,6 +180,23 @@ class Engines:
         state = self._states[engine_name]
         self._set(engine_name, replace(state, present=state.present - {model}, loaded=state.loaded - {model}))
 
+    def watch(self, engine_name: str, on_lost: Callable[[], None]) -> None:
+        """Call `on_lost` when the engine's host is lost, each time until `unwatch`."""
+        self._on_lost[engine_name].add(on_lost)
+
+    def unwatch(self, engine_name: str, on_lost: Callable[[], None]) -> None:
+        """Call `on_lost` no more."""
+        self._on_lost[engine_name].discard(on_lost)
+
+    def report_lost(self, engine_name: str) -> None:
+        """Count an engine as down, and end what runs on it: nothing of it will ever arrive."""
+        self.report_failure(engine_name, CANNOT_BE_REACHED)
+        running = list(self._on_lost[engine_name])
+        if running:
+            log.warning("Engine %s is lost: %d requests on it are ended or moved.", engine_name, len(running))
+        for on_lost in running:
+            on_lost()
+
     def _set(self, engine_name: str, state: EngineState) -> None:
         before = self._states[engine_name]
         if state == before:
@@ -200,11 +222,16 @@ class Engines:
         poll, most = polls[engine.kind], MAX_FAILURES
         if engine.kind == "litellm":
             most = round(HOLD_SECONDS / POLL_SECONDS)
+        lost = False
         try:
             async with asyncio.timeout(POLL_TIMEOUT_SECONDS):
                 state = await poll(engine)
-        except aiohttp.ClientConnectorError:
-            failures, error = max(failures, MAX_FAILURES), CONNECTION_REFUSED
+        except aiohttp.ConnectionTimeoutError:
+            lost, error = True, CANNOT_BE_REACHED
+        except aiohttp.ClientConnectorError as connector_error:
+            lost = connector_error.errno in NO_ROUTE
+            error = CANNOT_BE_REACHED if lost else CONNECTION_REFUSED
+            failures = failures if lost else max(failures, MAX_FAILURES)
         except aiohttp.ClientResponseError as response_error:
             error = f"answers with HTTP {response_error.status}"
         except (TimeoutError, aiohttp.ClientError, OSError) as connection_error:
@@ -214,7 +241,12 @@ class Engines:
         else:
             self._set(engine.name, state)
             return True
-        if failures >= most:
+        if failures < most:
+            return False
+        # A hung engine's kernel still accepts connections, so its requests go on.
+        if lost:
+            self.report_lost(engine.name)
+        else:
             self.report_failure(engine.name, error)
         return False
 

@@ -18,7 +18,8 @@ The rules:
    DRAINING holds the slot until the attempt ends, or for the estimated time. It is not retried. Other engines
    stop at once, and so does DRAINING there.
 3. Between two attempts and in its answer a disconnected client holds no slot: SETTLED follows at once.
-4. SETTLED is final. The cancelled attempt may still end, which changes nothing.
+4. An attempt on a lost host fails as one whose connection was closed. A stream from there ends with an error.
+5. SETTLED is final. The cancelled attempt may still end, which changes nothing.
 
 An event that a state does not have in `TRANSITIONS` is a bug and raises KeyError.
 """
@@ -43,7 +44,7 @@ from bedplate_gateway.api.schema import RESPONSES, Request
 from bedplate_gateway.engines import context, providers, responses_events
 from bedplate_gateway.engines import errors as engine_errors
 from bedplate_gateway.engines.client import NO_HEADERS, LeaseLike, abort, post, read_answer
-from bedplate_gateway.engines.errors import EngineError
+from bedplate_gateway.engines.errors import EngineError, EngineGoneError
 from bedplate_gateway.engines.health import HOLD_SECONDS, Engines
 from bedplate_gateway.engines.litellm import (
     Lane,
@@ -258,9 +259,12 @@ class EngineRequest:
         self._call_id = ""
         self._usage: tuple[int, int] | None = None
         self._state = State.IDLE
+        self._watched = ""
+        self._is_lost = False
+        self._timeout: asyncio.Timeout | None = None
 
     async def answer(self) -> Answer:
-        """Return the answer once it has begun; raises ApiError, or ClientDisconnected."""
+        """Return the answer once it has begun; raises ApiError, EngineGoneError or ClientDisconnected."""
         over = asyncio.Event()
         self._call = asyncio.create_task(self._try_all())
         self._call.add_done_callback(lambda _: over.set())
@@ -285,7 +289,16 @@ class EngineRequest:
             if self._response is not None:
                 # Closes the connection, unless the answer was read to its end.
                 abort(self._response)
+            self._upstream.engines.unwatch(self._watched, self._end_lost)
             self._settle()
+
+    def _end_lost(self) -> None:
+        """End the attempt, or the wait for more of its stream: the engine's host is lost."""
+        self._is_lost = True
+        # Between two waits there is nothing to end; the next one sees the flag.
+        with suppress(RuntimeError):
+            if self._timeout is not None:
+                self._timeout.reschedule(asyncio.get_running_loop().time())
 
     def _hold_seconds(self) -> float | None:
         """Return how long the prompt will still take; None where the call itself ends at the first byte."""
@@ -320,9 +333,16 @@ class EngineRequest:
             except EngineError as failure:
                 if self._abandoned():
                     raise ClientDisconnected from None
-                if not failure.elsewhere or self.retries >= self._settings.retries:
+                lease = self._lease
+                engines = self._upstream.engines
+                waits = failure.gone and engines.serves_elsewhere(lease.engine, lease.model.name)
+                spent = self.retries >= self._settings.retries and not (failure.unsent and waits)
+                if spent or not failure.elsewhere:
                     raise failure.error from None
-                if not self._lease.swap():
+                if not lease.swap():
+                    if waits:
+                        self.retries += 1
+                        raise EngineGoneError(failure.error) from None
                     if not failure.again:
                         raise failure.error from None
                     jitter = 1 + random.random()  # noqa: S311 - no secret
@@ -336,6 +356,7 @@ class EngineRequest:
         self.lane = self._upstream.litellm.lane(engine, model.name)
         self._measured_prompt_seconds = None
         self._lease.touch()
+        self._watch(engine.name)
         with self._upstream.loading(engine, model.name) as loading:
             seconds = self._settings.first_byte_seconds
             if loading:
@@ -343,9 +364,12 @@ class EngineRequest:
             self._started = time.monotonic()
             self._handle(Event.SEND)
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds) as self._timeout:
                     answer = await self._send(engine, model)
             except TimeoutError:
+                if self._is_lost:
+                    self._handle(Event.FAIL)
+                    raise engine_errors.lost() from None
                 self._handle(Event.TIME_OUT)
                 raise EngineError(errors.engine_timeout(seconds)) from None
             except BaseException:
@@ -354,6 +378,13 @@ class EngineRequest:
         if not loading:
             self._learn_speed()
         return answer
+
+    def _watch(self, engine_name: str) -> None:
+        """End the next attempt when this engine's host is lost."""
+        engines = self._upstream.engines
+        engines.unwatch(self._watched, self._end_lost)
+        self._watched, self._is_lost = engine_name, False
+        engines.watch(engine_name, self._end_lost)
 
     async def _send(self, engine: Engine, model: EngineModel) -> Answer:
         request = self._request
@@ -589,9 +620,13 @@ class EngineRequest:
         started, progress = time.monotonic(), stream.progress
         left = self._first_byte_at + STREAM_SECONDS - started
         try:
-            async with asyncio.timeout(min(seconds - self._quiet_seconds, left)):
+            # What has arrived is read without a wait, and so also from a lost host.
+            limit = 0.0 if self._is_lost else min(seconds - self._quiet_seconds, left)
+            async with asyncio.timeout(limit) as self._timeout:
                 data = await response.content.readany()
         except TimeoutError:
+            if self._is_lost:
+                return self._fail_stream(errors.engine_error(engine_errors.LOST))
             if left < seconds - self._quiet_seconds:
                 return self._fail_stream(errors.stream_too_long(STREAM_SECONDS))
             return self._fail_stream(errors.engine_timeout(seconds))

@@ -161,6 +161,16 @@ class Successor:
         """Return False: this call cannot wait for a reply of the other process."""
         return False
 
+    def requeue(
+        self,
+        lease: Lease,
+        on_grant: Callable[[Lease], None],
+        on_refuse: Callable[[ApiError], None],
+    ) -> QueuedRequest:
+        """Submit the request of a lease there again, which counts it once more."""
+        self.release(lease)
+        return self.submit(lease.request, on_grant, on_refuse)
+
     def release(self, lease: Lease) -> None:
         """Free the slot there."""
         if self._leases.pop(lease.number, None):
