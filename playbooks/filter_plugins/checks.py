@@ -109,6 +109,31 @@ def model_checks(tags: Result, declared: Iterable[str], url: str) -> list[Check]
     return [check(f"Ollama has {name}", name in present, seen, next_command) for name in declared]
 
 
+def same_model_checks(hosts: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[Check]:
+    """Check that hosts with equal declarations of a model have the same one: a tag can move between pulls.
+
+    Hosts that do not answer have checks of their own.
+    """
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for host in hosts:
+        (tags, *_) = (hostvars[host].get("__verify_survey") or {}).get("answers") or [{}]
+        digests = {model["name"]: model["digest"] for model in tags.get("json", {}).get("models") or []}
+        for declared in hostvars[host].get("ollama_models") or []:
+            if digest := digests.get(declared["name"]):
+                key = declared["name"], json.dumps(declared, sort_keys=True)
+                found.setdefault(key, {})[host] = digest
+    return [
+        check(
+            f"{name} is the same on its hosts",
+            len(set(digests.values())) == 1,
+            ", ".join(f"{digest[:12]} on {host}" for host, digest in digests.items()),
+            f"ollama pull {name}" if '"pull"' in declared else "ansible-playbook site.yml --tags ollama",
+        )
+        for (name, declared), digests in found.items()
+        if len(digests) > 1
+    ]
+
+
 def gpu_checks(state: Result) -> list[Check]:
     """Check that each driver reports as many GPUs as expected; `state` is the exporter's response."""
     return [
@@ -276,6 +301,7 @@ class FilterModule:
                 silence,
                 unit_checks,
                 model_checks,
+                same_model_checks,
                 gpu_checks,
                 chat_check,
                 target_check,

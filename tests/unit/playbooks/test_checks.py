@@ -155,6 +155,35 @@ def test_models(
     ]
 
 
+def test_hosts_with_equal_declarations_have_the_same_model(checks: ModuleType) -> None:
+    def host(digest: str | None, **declared: Any) -> dict[str, Any]:
+        models = [] if digest is None else [{"name": "a:1", "digest": digest * 20}]
+        answers = [{"json": {"models": models}}, {}]
+        return {"ollama_models": [{"name": "a:1", **declared}], "__verify_survey": {"answers": answers}}
+
+    hosts = {
+        "gpu1": host("a"),
+        "gpu2": host("b"),
+        # Declared otherwise, without it, without an answer, skipped, and without a declaration.
+        "gpu3": host("c", parameters={"num_thread": 4}),
+        "gpu4": host(None),
+        "gpu5": {"ollama_models": [{"name": "a:1"}], "__verify_survey": {"answers": [{"status": -1}, {}]}},
+        "gpu6": {"ollama_models": [{"name": "a:1"}]},
+        "gpu7": {"__verify_survey": {"answers": [{"json": {"models": None}}, {}]}},
+    }
+    (differs,) = checks.same_model_checks(list(hosts), hosts)
+    assert (differs["name"], differs["ok"]) == ("a:1 is the same on its hosts", False)
+    assert differs["seen"] == f"{'a' * 12} on gpu1, {'b' * 12} on gpu2"
+    assert differs["next"] == "ansible-playbook site.yml --tags ollama"
+    hosts |= {"gpu1": host("a", pull="a:1"), "gpu2": host("b", pull="a:1")}
+    (differs,) = checks.same_model_checks(list(hosts), hosts)
+    assert (differs["ok"], differs["next"]) == (False, "ollama pull a:1")
+    hosts["gpu2"] = host("a", pull="a:1")
+    (same,) = checks.same_model_checks(list(hosts), hosts)
+    assert same["ok"]
+    assert checks.same_model_checks(["gpu1"], hosts) == []
+
+
 def test_gpus(checks: ModuleType) -> None:
     drivers = [
         {"vendor": "nvidia", "failed": False, "devices": 1, "expected": 2},
