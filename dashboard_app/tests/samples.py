@@ -9,6 +9,7 @@ from bedplate_dashboard.health.model import (
     Canary,
     CheckStatus,
     Disk,
+    Drift,
     EngineStatus,
     Fault,
     Gpu,
@@ -123,6 +124,7 @@ def machine(name: str = "gpu1", **changes: object) -> Machine:
             memory_available_bytes=5 * GIB,
             services=SERVICES,
             reboot_required=False,
+            drift=Drift(at=before(minutes=9), differences=0, first=""),
         ),
         **changes,  # type: ignore[arg-type]
     )
@@ -457,6 +459,7 @@ DEGRADED = status(
                     Service(name="node-exporter", state="active", restarts=0),
                 ),
                 reboot_required=True,
+                drift=Drift(at=before(minutes=4), differences=3, first="file /etc/bedplate/heal.json"),
             ),
         ),
         operations=Operations(

@@ -1,10 +1,12 @@
 """Facts of one poll: hosts, machines and waits, each derived once and compared with its threshold."""
 
 import dataclasses
+from datetime import UTC, datetime
 
 import pytest
 from bedplate_dashboard.health.facts import Facts, derive_facts
-from bedplate_dashboard.health.model import Disk, Lanes, Litellm, Machine, Refusals, Service
+from bedplate_dashboard.health.faults import find_faults
+from bedplate_dashboard.health.model import Disk, Drift, Lanes, Litellm, Machine, Refusals, Service
 from bedplate_dashboard.health.traffic_window import RecentTraffic
 from bedplate_dashboard.settings import Settings
 from bedplate_dashboard.sources.collect import Contact, MachineAnswer, Observation
@@ -82,6 +84,34 @@ def test_a_machine(settings: Settings, all_well: Observation) -> None:
         services=(Service(name="ollama", state="active", restarts=3),),
         reboot_required=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], None),
+        (["bedplate_host_drift_differences 1"], None),
+        (
+            ["bedplate_host_drift_differences 0", "bedplate_host_drift_timestamp_seconds 1800000000"],
+            Drift(at=datetime.fromtimestamp(1_800_000_000, UTC), differences=0, first=""),
+        ),
+        (
+            [
+                "bedplate_host_drift_differences 2",
+                "bedplate_host_drift_timestamp_seconds 1800000000",
+                'bedplate_host_drift{kind="file",what="/etc/x"} 1',
+            ],
+            Drift(at=datetime.fromtimestamp(1_800_000_000, UTC), differences=2, first="file /etc/x"),
+        ),
+    ],
+)
+def test_a_difference_from_the_inventory_is_a_note_and_no_fault(
+    settings: Settings, all_well: Observation, lines: list[str], expected: Drift | None
+) -> None:
+    described = describe_machine(settings, all_well, machine(*lines))
+    assert (described.drift, described.state) == (expected, "ok")
+    found = derive(settings, dataclasses.replace(all_well, machines=(machine(*lines),)))
+    assert find_faults(found, ()).counted == ()
 
 
 def test_a_machine_with_a_fault(settings: Settings, all_well: Observation) -> None:

@@ -255,6 +255,12 @@ def test_a_gateway_without_litellm_shows_none() -> None:
         ("degraded", "operations", "Alerts unknown: Prometheus does not answer"),
         ("degraded", "operations", "Ollama on gpu2 is 0.23.1, pinned: 0.24.0"),
         ("degraded", "operations", "required: gpu2"),
+        (
+            "degraded",
+            "operations",
+            "Inventory gpu2: 3 differences, first file /etc/bedplate/heal.json 4 min ago make drift",
+        ),
+        ("healthy", "operations", "Inventory as declared, compared 9 min ago"),
         ("degraded", "queue", "low 9 wait, oldest 31 s"),
         ("degraded", "machines", "ollama failed, 5 restarts"),
         ("degraded", "machines", "90 MB free of 64.4 GB, under 1 d left"),
@@ -310,6 +316,7 @@ def test_the_text_of_a_degraded_stack() -> None:
     assert "gpu2         BAD  Ollama did not answer /api/version within 1 s; has 0 of 1 models" in lines
     assert "waiting      9 of class low, the oldest for 31 s" in lines
     assert "qwen3:8b  CANNOT BE SERVED; NOT LISTED; presence unknown; FAILED 8 min ago (canary)" in lines
+    assert "inventory    gpu2 had 3 differences 4 min ago: make drift" in lines
     assert "version      Ollama on gpu2 is 0.23.1, pinned: 0.24.0" in lines
 
 

@@ -345,6 +345,7 @@ def _describe_machine(answer: MachineAnswer, days_left: DaysLeft) -> Machine:
         memory_available_bytes=available,
         services=services,
         reboot_required=None if reboot is None else bool(reboot),
+        drift=parts.find_drift(metrics),
     )
 
 

@@ -291,6 +291,18 @@ class Service:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drift:
+    """A host's last comparison with its inventory: when, how many differences, and the first (may be empty).
+
+    No fault: after a repair it is known only at the next comparison, up to 15 minutes later.
+    """
+
+    at: datetime
+    differences: int
+    first: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """One host as its node exporter reports it; without an answer only `error` is set."""
 
@@ -302,6 +314,7 @@ class Machine:
     memory_available_bytes: int | None = None
     services: tuple[Service, ...] = ()
     reboot_required: bool | None = None
+    drift: Drift | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

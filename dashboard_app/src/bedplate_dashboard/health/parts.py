@@ -10,6 +10,7 @@ from bedplate_dashboard.health.model import (
     Canary,
     CheckStatus,
     Drain,
+    Drift,
     Gpu,
     Limit,
     Operations,
@@ -118,6 +119,17 @@ def find_drains(metrics: Samples) -> dict[str, Drain]:
         for sample in metrics["bedplate_gateway_drain_timestamp_seconds"]
         if (since := _to_datetime(sample.value)) is not None
     }
+
+
+def find_drift(metrics: Samples) -> Drift | None:
+    """Return the host's last comparison with its inventory; None where there is none."""
+    at = _to_datetime(metrics.value("bedplate_host_drift_timestamp_seconds"))
+    differences = to_int(metrics.value("bedplate_host_drift_differences"))
+    if at is None or differences is None:
+        return None
+    labels = next((sample.labels for sample in metrics["bedplate_host_drift"]), {})
+    first = f"{labels.get('kind', '')} {labels.get('what', '')}".strip()
+    return Drift(at=at, differences=differences, first=clean_label(first))
 
 
 def list_gpus(observation: Observation) -> tuple[Gpu, ...]:
