@@ -60,6 +60,12 @@ init: $(VENV)/.control ## Look at a machine, propose models and write inventory/
 	@$(VENV)/bin/python scripts/init.py --inventory '$(if $(filter file,$(origin INVENTORY)),inventory/mine,$(INVENTORY))' \
 	  $(if $(filter command,$(origin HOST)),--host '$(HOST)') $(if $(OPEN),--open) $(MODELS:%=--model '%') $(if $(YES),--yes)
 
+# SOURCE= is the folder of a mirror that has the release's sha256sum.txt.
+.PHONY: release
+release: $(VENV)/.control ## Take a release of Ollama with its checksums into inventory/mine: make release VERSION=0.36.0
+	@$(VENV)/bin/python scripts/release.py '$(VERSION)' $(SOURCE:%=--source '%') \
+	  --inventory '$(if $(filter file,$(origin INVENTORY)),inventory/mine,$(INVENTORY))'
+
 .PHONY: deploy
 deploy: install ## Install or update the stack: make deploy INVENTORY=inventory/mine
 	$(PLAY) site.yml
