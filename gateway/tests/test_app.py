@@ -18,11 +18,11 @@ import pytest
 from bedplate_gateway import app, errors
 from bedplate_gateway.access_log import AccessRecord
 from bedplate_gateway.api.schema import Request
-from bedplate_gateway.app import MAX_MOVES, Gateway
+from bedplate_gateway.app import Gateway
 from bedplate_gateway.engines.errors import EngineGoneError
 from bedplate_gateway.engines.health import EngineState
 from bedplate_gateway.engines.litellm import Lane
-from bedplate_gateway.engines.request import Answer
+from bedplate_gateway.engines.request import MAX_MOVES, Answer
 from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.keys import Key, Keys
 from bedplate_gateway.settings import Settings

@@ -103,11 +103,11 @@ class Stack:
         """Check the running stack with the scenario's settings; fails with the failed checks."""
         self.play(playbook="playbooks/verify.yml", settings=self.settings)
 
-    def client(self, secret: str = "") -> httpx.Client:
-        """Return a client with a key and persistent connections; the timeout is 60 s."""
+    def client(self, secret: str = "", seconds: float = 60) -> httpx.Client:
+        """Return a client with a key and persistent connections, and with this timeout."""
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         return httpx.Client(
-            base_url=self.url, headers=headers, timeout=60, verify=self.trusted(), trust_env=False
+            base_url=self.url, headers=headers, timeout=seconds, verify=self.trusted(), trust_env=False
         )
 
     def chat(self, client: httpx.Client, **fields: Any) -> httpx.Response:
@@ -194,8 +194,11 @@ class Load:
     An incomplete response counts as failed, also a stream without its [DONE].
     """
 
-    def __init__(self, stack: Stack, clients: int, *, tokens: int = 4, stream: bool = False) -> None:
+    def __init__(
+        self, stack: Stack, clients: int, *, tokens: int = 4, stream: bool = False, seconds: float = 60
+    ) -> None:
         self._stack = stack
+        self._seconds = seconds
         self._secret = stack.key("bench")
         self._fields = {"max_tokens": tokens, "stream": stream}
         self._stop = threading.Event()
@@ -205,7 +208,7 @@ class Load:
         self.outcomes: list[Outcome] = []
 
     def _run(self, keep_alive: bool) -> None:
-        client = self._stack.client(self._secret)
+        client = self._stack.client(self._secret, self._seconds)
         while not self._stop.is_set():
             started = time.monotonic()
             try:
@@ -217,7 +220,7 @@ class Load:
             self.outcomes.append(Outcome(result, time.monotonic() - started))
             if not keep_alive:
                 client.close()
-                client = self._stack.client(self._secret)
+                client = self._stack.client(self._secret, self._seconds)
         client.close()
 
     def failed(self) -> list[str]:

@@ -31,7 +31,7 @@ from bedplate_gateway.engines.drains import Drains
 from bedplate_gateway.engines.errors import PROMPT_FIELDS, EngineGoneError
 from bedplate_gateway.engines.health import Engines
 from bedplate_gateway.engines.litellm import LiteLLM
-from bedplate_gateway.engines.request import Upstream
+from bedplate_gateway.engines.request import MAX_MOVES, Upstream
 from bedplate_gateway.errors import ApiError, ClientDisconnected
 from bedplate_gateway.http.request import ClientRequest, Receive, Scope, Send
 from bedplate_gateway.keys import Key, Keys
@@ -45,8 +45,6 @@ TICK_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 """How often the usage log is tried again, the clock is looked at, and a failure that repeats is logged."""
 INFERENCE = frozenset({CHAT, "/v1/completions", "/v1/embeddings", RESPONSES, MESSAGES})
-MAX_MOVES = 3
-"""How often a request is queued again because its engine is gone."""
 MODELS = "/v1/models"
 QUEUE = "/v1/queue"
 OWN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")

@@ -13,6 +13,7 @@ from bedplate_gateway.engines.errors import EngineGoneError
 from bedplate_gateway.engines.health import Engines
 from bedplate_gateway.engines.litellm import LiteLLM
 from bedplate_gateway.engines.request import (
+    MAX_MOVES,
     TRANSITIONS,
     WAITING,
     WORKED,
@@ -612,8 +613,14 @@ def test_a_request_on_a_lost_host_waits_for_a_slot_of_another_engine() -> None:
         assert (raised.value.error.status, raised.value.error.code) == (502, "engine_error")
         assert "its host cannot be reached any more" in raised.value.error.message
         assert (engine_request.retries, lease.settled) == (1, [(0, 0)])
-        # Without a retry left, and without another engine.
-        for retries, up in ((1, True), (0, False)):
+        # Its retries were spent on the engine while the host was dying.
+        engine_request, lease = bench.new_request(request())
+        engine_request.retries = bench.settings.retries
+        with pytest.raises(EngineGoneError):
+            await asyncio.gather(engine_request.answer(), lose(bench, "engine0"))
+        await engine_request.close()
+        # After all moves, and without another engine.
+        for retries, up in ((MAX_MOVES, True), (0, False)):
             if not up:
                 bench.engines.report_failure("engine1", "refuses connections")
             engine_request, lease = bench.new_request(request())
@@ -627,6 +634,20 @@ def test_a_request_on_a_lost_host_waits_for_a_slot_of_another_engine() -> None:
 
     lost.handlers[CHAT] = streams(60.0)
     run(test, lost, other)
+
+
+def test_a_lost_host_costs_the_request_where_nothing_may_be_tried_again() -> None:
+    lost, other = FakeEngine(), FakeEngine()
+
+    async def test(bench: Bench) -> None:
+        (result, engine_request, _), _ = await asyncio.gather(
+            bench.ask(request(), swaps=True), lose(bench, "engine0")
+        )
+        assert isinstance(result.raised, ApiError)
+        assert (result.raised.code, engine_request.retries, other.bodies) == ("engine_error", 0, [])
+
+    lost.handlers[CHAT] = streams(60.0)
+    run(test, lost, other, retries=0)
 
 
 @pytest.mark.parametrize("swaps", [True, False])

@@ -32,10 +32,7 @@ class Fleet(Stack):
 
     def answered(self, since: float) -> list[str]:
         """Return the engine of each request that ended since a time of the host."""
-        lines = self(
-            f"journalctl --unit bedplate-gateway --output cat --since @{since:.6f} --grep ' engine='"
-        )
-        return re.findall(r" engine=(\S+)", lines)
+        return re.findall(r" engine=(\S+)", self.log(since))
 
     def scrape_one(self, name: str) -> float:
         """Return one of the gateway's metrics without labels."""

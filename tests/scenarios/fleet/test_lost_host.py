@@ -17,6 +17,8 @@ CLIENTS = 6
 """For whole answers, and as many for streams."""
 LOST_SECONDS = 13.0
 """Two polls that end without a connection, with the pauses before them."""
+CLIENT_SECONDS = 120.0
+"""How long clients wait: a hung engine is restarted after about a minute."""
 ENDED = r"status=200 .* engine={} .* stream=yes .* reason=engine_error"
 
 
@@ -25,7 +27,9 @@ class Both:
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
-        self.loads = [Load(fleet, CLIENTS, tokens=48, stream=stream) for stream in (False, True)]
+        self.loads = [
+            Load(fleet, CLIENTS, tokens=48, stream=stream, seconds=CLIENT_SECONDS) for stream in (False, True)
+        ]
         self.since = fleet.now()
 
     @contextmanager
@@ -71,13 +75,20 @@ def gpu1() -> Iterator[str]:
     run_lab("up", "gpu1")
     run_lab("fault", "online", "gpu1")
     run_lab("fault", "fast", "gpu1")
-    run_script("gpu1", "systemctl is-system-running --wait || true")
+    # Verify names a service that systemd has restarted.
+    run_script("gpu1", "systemctl is-system-running --wait || true; systemctl reset-failed ollama")
+
+
+def cut_power(host: str) -> None:
+    """Cut a host's power; no packet leaves it, while a lab host's kernel would close its connections."""
+    run_lab("fault", "offline", host)
+    run_lab("fault", "power-cut", host)
 
 
 def test_a_power_cut_ends_only_the_streams_that_had_begun(fleet: Fleet, lane: str, gpu1: str) -> None:
     both = Both(fleet)
     with both.running():
-        run_lab("fault", "power-cut", gpu1)
+        cut_power(gpu1)
         cut = fleet.now()
         seconds = wait_for(lambda: "Engine gpu1 is lost" in fleet.log(cut), 2 * LOST_SECONDS)
         lost = fleet.now()
@@ -93,7 +104,7 @@ def test_a_power_cut_ends_only_the_streams_that_had_begun(fleet: Fleet, lane: st
 def test_a_host_that_restarts_between_two_polls_holds_no_request(fleet: Fleet, lane: str, gpu1: str) -> None:
     both = Both(fleet)
     with both.running():
-        run_lab("fault", "power-cut", gpu1)
+        cut_power(gpu1)
         run_lab("up", gpu1)
         started = fleet.now()
         again = fleet.wait_for_requests(gpu1)

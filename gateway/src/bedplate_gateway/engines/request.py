@@ -146,6 +146,8 @@ WAITING = frozenset({State.SENT, State.PROCESSED})
 WORKED = frozenset({State.PROCESSED, State.INTERRUPTED, State.ANSWERING, State.DRAINING, State.SETTLED})
 
 BACKOFF_SECONDS = 0.25
+MAX_MOVES = 3
+"""How often a request moves to another engine because its engine is gone, if it may be tried again at all."""
 CHARGE_SECONDS = 0.25
 """How often the tokens of a running stream are charged."""
 STREAM_SECONDS = 3600.0
@@ -336,7 +338,11 @@ class EngineRequest:
                 lease = self._lease
                 engines = self._upstream.engines
                 waits = failure.gone and engines.serves_elsewhere(lease.engine, lease.model.name)
-                spent = self.retries >= self._settings.retries and not (failure.unsent and waits)
+                most = self._settings.retries
+                if waits and most:
+                    # Its last retry may have been on this engine, while its host was dying.
+                    most = max(most, MAX_MOVES)
+                spent = self.retries >= most and not (failure.unsent and waits)
                 if spent or not failure.elsewhere:
                     raise failure.error from None
                 if not lease.swap():
