@@ -26,6 +26,7 @@ SUM = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?(\S+)")
 MAX_BYTES = 1024 * 1024
 SECONDS = 30
 SETTINGS = ("ollama_version", "ollama_archive_checksum", "ollama_rocm_archive_checksum")
+ARCHIVE = re.compile(r"^ollama_archive:(.*)$", re.MULTILINE)
 LINE = re.compile(rf"^({'|'.join(SETTINGS)}):(.*)$", re.MULTILINE)
 
 
@@ -121,8 +122,11 @@ def take(version: str, inventory: Path, source: str) -> str:
     url = f"{source.format(version=version).rstrip('/')}/sha256sum.txt"
     file = find_file(inventory)
     text = file.read_text()
-    if f"\n{'ollama_archive'}:" in f"\n{text}":
-        raise ReleaseError(f"{file} sets ollama_archive: set version and checksum of that archive yourself.")
+    if (archive := ARCHIVE.search(text)) and "ollama_version" not in archive[1]:
+        raise ReleaseError(
+            f"{file} sets ollama_archive to one release: set its version and checksum yourself, "
+            "or name the release in it by {{ ollama_version }}."
+        )
     sums = read_sums(fetch(url), url)
     archives = archive_sums(sums, url)
     by_machine = ", ".join(f"'{MACHINES[arch]}': '{checksum}'" for arch, checksum in archives.items())

@@ -146,7 +146,7 @@ def test_the_libraries_of_amd_follow_where_they_are_set(
         ("9.9.9", f"{AMD}  ./ollama-linux-amd64.tgz\n", "", "has no checksum of ollama-linux-amd64.tar.zst"),
         ("9.9.9", f"{AMD[:-1]}  ./ollama-linux-amd64.tar.zst\n", "", "has a line that is no checksum"),
         ("9.9.9", "<html>Sign in</html>\n", "", "has a line that is no checksum"),
-        ("9.9.9", SUMS, "ollama_archive: /srv/ollama.tar.zst\n", "sets ollama_archive"),
+        ("9.9.9", SUMS, "ollama_archive: /srv/ollama.tar.zst\n", "sets ollama_archive to one release"),
         ("9.9.9", SUMS, "ollama_version: 1.1.1\nollama_version: 1.1.2\n", "is set twice"),
     ],
 )
@@ -162,6 +162,16 @@ def test_nothing_is_written_otherwise(
     with pytest.raises(release.ReleaseError, match=message):
         release.take(version, inventory, source)
     assert file.read_text() == ALL + settings
+
+
+def test_an_archive_of_a_mirror_follows_the_release(
+    release: ModuleType, source: str, inventory: Path
+) -> None:
+    file = inventory / "group_vars/all.yml"
+    archive = 'ollama_archive: "http://mirror/v{{ ollama_version }}/ollama-linux-amd64.tar.zst"\n'
+    file.write_text(ALL + archive)
+    release.take("9.9.9", inventory, source)
+    assert file.read_text().startswith(f"{ALL}{archive}\nollama_version: 9.9.9\n")
 
 
 def test_one_file_has_the_release(release: ModuleType, source: str, inventory: Path, tmp_path: Path) -> None:
