@@ -29,6 +29,7 @@ def fit(name: str, kind: str, text: str, *, declared: bool = False) -> dict[str,
 
 
 FITS = {
+    "host": "gpu1",
     "memory": "16.0 GB of memory, no GPU in use",
     "context": 4096,
     "slots": 2,
@@ -41,6 +42,8 @@ FITS = {
 
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, Any]:
+    fits = tmp_path / "model-fits.json"
+    fits.write_text(json.dumps([FITS]))
     return {
         "name": "rack",
         "monitoring": "monitor1",
@@ -51,12 +54,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
         "prometheus_url": "http://127.0.0.1:9090",
         "scrape_seconds": 15,
         "inference_hosts": [
-            {
-                "name": "gpu1",
-                "exporter_url": "http://127.0.0.1:9101",
-                "models": ["small:1b", "embed"],
-                "fits": FITS,
-            },
+            {"name": "gpu1", "exporter_url": "http://127.0.0.1:9101", "models": ["small:1b", "embed"]},
             {"name": "gpu2", "exporter_url": "http://10.1.2.4:9101", "models": ["small:1b"]},
         ],
         "other_models": [],
@@ -65,6 +63,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
             {"component": "Ollama", "host": "gpu1", "version": "0.24.0"},
             {"component": "LiteLLM", "host": "gateway1", "version": "1.110.2"},
         ],
+        "model_fits": str(fits),
         "verify_report": str(tmp_path / "verify.json"),
         "smoke_report": str(tmp_path / "smoke.json"),
     }

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from bedplate_dashboard.health.model import Status
@@ -23,15 +24,6 @@ from werkzeug.serving import make_server
 
 from dashboard_app.tests.samples import AT, SAMPLES
 
-# Name, kind, text, size and needs.
-FITS = [
-    ("smollm2:135m", "whole", "fits on the GPU: context 8192, 16 or more slots", "0.1 GB", "0.5 GB"),
-    ("my-own-model", "unknown", "size not known", "", ""),
-    ("qwen3:8b", "whole", "fits on the GPU: context 8192, up to 14 slots", "5.2 GB", "7.7 GB"),
-    ("qwen3:14b", "less", "fits on the GPU with less: context 4096, 2 slots", "9.3 GB", "12.0 GB"),
-    ("gpt-oss:20b", "partly", "partly on the CPU, slow: context 8192, 2 slots", "14.0 GB", "14.3 GB"),
-    ("llama3.3:70b", "no", "no", "43.0 GB", "48.4 GB"),
-]
 SETTINGS = Settings.model_validate(
     {
         "name": "rack3",
@@ -42,35 +34,14 @@ SETTINGS = Settings.model_validate(
         "public_gateway_url": "http://10.1.2.3:8000",
         "prometheus_url": "http://127.0.0.1:9090",
         "inference_hosts": [
-            {
-                "name": "gpu1",
-                "exporter_url": "http://127.0.0.1:9101",
-                "models": ["smollm2:135m"],
-                "fits": {
-                    "memory": "64.0 GB of memory, 1 GPU (12.0 GB)",
-                    "context": 8192,
-                    "slots": 2,
-                    "models": [
-                        {
-                            "name": name,
-                            "declared": number < 2,
-                            "kind": kind,
-                            "text": text,
-                            "size": size,
-                            "needs": needs,
-                            "abilities": ["chat", "tools"] if size else [],
-                            "licence": "Apache-2.0" if size else "",
-                        }
-                        for number, (name, kind, text, size, needs) in enumerate(FITS)
-                    ],
-                },
-            },
+            {"name": "gpu1", "exporter_url": "http://127.0.0.1:9101", "models": ["smollm2:135m"]},
             {"name": "gpu2", "exporter_url": "http://10.1.2.4:9101", "models": ["smollm2:135m"]},
         ],
         "scrape_seconds": 15,
         "other_models": [],
         "node_exporters": [],
         "pinned_versions": [],
+        "model_fits": str(Path(__file__).with_name("sample_model_fits.json")),
         "verify_report": "/nowhere",
         "smoke_report": "/nowhere",
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bedplate_dashboard.settings import Secrets, SettingsError, load, load_secrets
+from bedplate_dashboard.settings import Secrets, SettingsError, load, load_model_fits, load_secrets
 
 
 def set_in(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -101,3 +101,12 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         load_secrets({})
     with pytest.raises(SettingsError, match="gateway-key cannot be read"):
         load_secrets({"CREDENTIALS_DIRECTORY": str(tmp_path)})
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '[{"host": "gpu1"}]'])
+def test_a_list_of_models_that_fit_is_the_roles(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "model-fits.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SettingsError, match="cannot be read as a list of models that fit; deploy"):
+        load_model_fits(file)

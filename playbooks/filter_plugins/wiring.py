@@ -165,16 +165,21 @@ def served_models(models: Iterable[Mapping[str, Any]], slots: int, context: int)
 
 
 def dashboard_inference_hosts(groups: Groups, hostvars: HostVars) -> list[dict[str, Any]]:
-    """Return name, exporter_url and model names of each inference host, and which models fit it."""
+    """Return name, exporter_url and model names of each inference host."""
     return [
         {
             "name": host,
             "exporter_url": f"http://{hostvars[host]['__exporter_endpoint']}",
             "models": [model["name"] for model in hostvars[host].get("ollama_models", [])],
-            "fits": hostvars[host]["__ollama_fits"],
         }
         for host in groups.get("inference", [])
     ]
+
+
+def dashboard_model_fits(groups: Groups, hostvars: HostVars) -> list[dict[str, Any]]:
+    """Return which models fit each inference host; empty if this run did not read each of them."""
+    fits = {host: hostvars[host]["__ollama_fits"] for host in groups.get("inference", [])}
+    return [{"host": host, **found} for host, found in fits.items()] if all(fits.values()) else []
 
 
 def dashboard_node_exporters(groups: Groups, hostvars: HostVars) -> list[dict[str, str]]:
@@ -217,6 +222,7 @@ class FilterModule:
                 environment_urls,
                 served_models,
                 dashboard_inference_hosts,
+                dashboard_model_fits,
                 dashboard_node_exporters,
                 dashboard_pinned_versions,
             )

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 VERSION = version("bedplate-dashboard")
 CONFIG_VARIABLE = "BEDPLATE_DASHBOARD_CONFIG"
@@ -67,25 +75,25 @@ class ModelFit(_Settings):
     licence: str
 
 
-class Fits(_Settings):
+class HostFits(_Settings):
     """What fits a host: its memory in words, context in tokens, slots; declared models come first."""
 
+    host: HostName
     memory: str
     context: int
     slots: int
     models: tuple[ModelFit, ...]
 
 
-class InferenceHost(_Settings):
-    """One inference host: its name in the inventory, its exporter and its declared models.
+_HOST_FITS = TypeAdapter(tuple[HostFits, ...])
 
-    `fits` is None where the last deployment did not read the host.
-    """
+
+class InferenceHost(_Settings):
+    """One inference host: its name in the inventory, its exporter and its declared models."""
 
     name: HostName
     exporter_url: BaseUrl
     models: tuple[ModelName, ...]
-    fits: Fits | None = None
 
 
 class NodeExporter(_Settings):
@@ -121,6 +129,7 @@ class Settings(_Settings):
     prometheus_url: BaseUrl
     scrape_seconds: Annotated[float, Field(gt=0)]
     inference_hosts: Annotated[tuple[InferenceHost, ...], Field(min_length=1)]
+    model_fits: Path
     other_models: tuple[ModelName, ...]
     node_exporters: tuple[NodeExporter, ...]
     pinned_versions: tuple[PinnedVersion, ...]
@@ -167,6 +176,15 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         twice = next(host for host in names if names.count(host) > 1)
         raise SettingsError(f"{name}: inference_hosts: {twice} is listed twice; list each host once.")
     return settings
+
+
+def load_model_fits(path: Path) -> dict[str, HostFits]:
+    """Return which models fit each inference host; raises SettingsError for a file that is not the role's."""
+    try:
+        hosts = _HOST_FITS.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise SettingsError(f"{path} cannot be read as a list of models that fit; {REDEPLOY}.") from error
+    return {fits.host: fits for fits in hosts}
 
 
 def load_secrets(environ: Mapping[str, str] = os.environ) -> Secrets:

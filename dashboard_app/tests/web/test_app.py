@@ -172,8 +172,7 @@ def test_the_models_that_fit_each_host(show: Callable[..., FlaskClient], all_wel
     assert "fits on the CPU: context 4096, up to 9 slots" in lines
     assert "huge:70b" in lines
     assert "declared, present" in lines
-    # The last deployment did not read this one.
-    assert "The last deployment did not read this host: run it without --limit." in lines
+    assert "No deployment has read this host yet: run ansible-playbook site.yml." in lines
 
 
 def test_the_chat_is_on_the_gateway(show: Callable[..., FlaskClient], all_well: Observation) -> None:

@@ -251,13 +251,9 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_pinned_versions": pins("box", "box"),
             "dashboard_prometheus_url": "http://127.0.0.1:19090",
             "dashboard_inference_hosts": [
-                {
-                    "name": "box",
-                    "exporter_url": "http://127.0.0.1:9101",
-                    "models": ["smollm2:135m"],
-                    "fits": None,
-                }
+                {"name": "box", "exporter_url": "http://127.0.0.1:9101", "models": ["smollm2:135m"]}
             ],
+            "dashboard_model_fits": [],
             "dashboard_gateway_key": "",
         }
     },
@@ -373,13 +369,9 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "dashboard_pinned_versions": pins("gateway1", "gpu1"),
             "dashboard_prometheus_url": "http://127.0.0.1:19090",
             "dashboard_inference_hosts": [
-                {
-                    "name": "gpu1",
-                    "exporter_url": "http://10.1.0.1:9101",
-                    "models": ["smollm2:135m"],
-                    "fits": None,
-                }
+                {"name": "gpu1", "exporter_url": "http://10.1.0.1:9101", "models": ["smollm2:135m"]}
             ],
+            "dashboard_model_fits": [],
             "dashboard_gateway_key": "",
         },
     },
@@ -514,15 +506,10 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
                     "name": "gpu1",
                     "exporter_url": "http://10.2.0.1:19101",
                     "models": ["smollm2:135m", "llama3.2:3b"],
-                    "fits": None,
                 },
-                {
-                    "name": "gpu2",
-                    "exporter_url": "http://10.2.0.2:19101",
-                    "models": ["smollm2:135m"],
-                    "fits": None,
-                },
+                {"name": "gpu2", "exporter_url": "http://10.2.0.2:19101", "models": ["smollm2:135m"]},
             ],
+            "dashboard_model_fits": [],
             "dashboard_gateway_key": "",
         },
     },
@@ -560,3 +547,19 @@ def test_allowed_addresses(
     load_source: Callable[[str], ModuleType], peers: list[str], allowed: list[str]
 ) -> None:
     assert load_source("playbooks/filter_plugins/wiring.py").allowed_addresses(peers) == allowed
+
+
+@pytest.mark.parametrize(
+    ("read", "listed"),
+    [(("gpu1", "gpu2"), ["gpu1", "gpu2"]), (("gpu1",), []), ((), [])],
+)
+def test_a_run_that_has_not_read_each_host_leaves_what_fits(
+    load_source: Callable[[str], ModuleType], read: tuple[str, ...], listed: list[str]
+) -> None:
+    hosts = {
+        host: {"__ollama_fits": {"memory": "16.0 GB"} if host in read else None} for host in ("gpu1", "gpu2")
+    }
+    fits = load_source("playbooks/filter_plugins/wiring.py").dashboard_model_fits(
+        {"inference": list(hosts)}, hosts
+    )
+    assert [row["host"] for row in fits] == listed

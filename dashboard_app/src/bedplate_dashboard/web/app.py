@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException
 
 from bedplate_dashboard.health.model import Status
 from bedplate_dashboard.health.poller import Poller
-from bedplate_dashboard.settings import VERSION, Settings
+from bedplate_dashboard.settings import VERSION, Settings, load_model_fits
 from bedplate_dashboard.sources.history import SPANS, History
 from bedplate_dashboard.web import assets, filters
 from bedplate_dashboard.web.events import Events, TooManyStreamsError
@@ -73,6 +73,7 @@ def _add_pages(
     app: Flask, poller: Poller, render: Callable[..., str], render_live: Callable[[], str]
 ) -> None:
     settings = poller.settings
+    fits = load_model_fits(settings.model_fits)
     snippets = {"base_url": build_base_url(settings), "code": build_client_snippets(settings)}
 
     @app.get("/")
@@ -94,7 +95,8 @@ def _add_pages(
     def show_models() -> Response:
         """Show which models fit each host, and which of them it has."""
         states = describe_placements(poller.status())
-        return Response(render("models.html", states=states, version=VERSION), mimetype="text/html")
+        page = render("models.html", fits=fits, states=states, version=VERSION)
+        return Response(page, mimetype="text/html")
 
     @app.get("/chat")
     def show_chat() -> Response:
