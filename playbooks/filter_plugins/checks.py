@@ -127,7 +127,13 @@ def same_model_checks(hosts: Sequence[str], hostvars: Mapping[str, Mapping[str, 
             f"{name} is the same on its hosts",
             len(set(digests.values())) == 1,
             ", ".join(f"{digest[:12]} on {host}" for host, digest in digests.items()),
-            f"ollama pull {name}" if '"pull"' in declared else "ansible-playbook site.yml --tags ollama",
+            ", ".join(
+                # Ollama's client asks 127.0.0.1 by itself, where an engine for other hosts does not listen.
+                f"OLLAMA_HOST={hostvars[host]['ollama_url']} ollama pull {name} (on {host})"
+                for host in digests
+            )
+            if '"pull"' in declared
+            else "ansible-playbook site.yml --tags ollama",
         )
         for (name, declared), digests in found.items()
         if len(digests) > 1

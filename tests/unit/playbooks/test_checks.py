@@ -159,7 +159,11 @@ def test_hosts_with_equal_declarations_have_the_same_model(checks: ModuleType) -
     def host(digest: str | None, **declared: Any) -> dict[str, Any]:
         models = [] if digest is None else [{"name": "a:1", "digest": digest * 20}]
         answers = [{"json": {"models": models}}, {}]
-        return {"ollama_models": [{"name": "a:1", **declared}], "__verify_survey": {"answers": answers}}
+        return {
+            "ollama_models": [{"name": "a:1", **declared}],
+            "ollama_url": "http://10.0.0.2:11434",
+            "__verify_survey": {"answers": answers},
+        }
 
     hosts = {
         "gpu1": host("a"),
@@ -177,7 +181,8 @@ def test_hosts_with_equal_declarations_have_the_same_model(checks: ModuleType) -
     assert differs["next"] == "ansible-playbook site.yml --tags ollama"
     hosts |= {"gpu1": host("a", pull="a:1"), "gpu2": host("b", pull="a:1")}
     (differs,) = checks.same_model_checks(list(hosts), hosts)
-    assert (differs["ok"], differs["next"]) == (False, "ollama pull a:1")
+    pull = "OLLAMA_HOST=http://10.0.0.2:11434 ollama pull a:1"
+    assert (differs["ok"], differs["next"]) == (False, f"{pull} (on gpu1), {pull} (on gpu2)")
     hosts["gpu2"] = host("a", pull="a:1")
     (same,) = checks.same_model_checks(list(hosts), hosts)
     assert same["ok"]
