@@ -199,8 +199,8 @@ RESOURCES = (
         name="engine cut off",
         inject=_drop("output", "tcp dport 11434 meta skuid { bedplate-gateway, litellm }"),
         repair=HEAL_NETWORK,
-        # The request was sent before the gateway noticed.
-        meanwhile="50[34]|ReadTimeout",
+        # The request was sent before the gateway noticed, or tried again.
+        meanwhile="50[23]",
         alert=f"ModelUnavailable {MODEL}",
     ),
     Fault(
