@@ -187,11 +187,11 @@ def test_a_configuration_that_litellm_refuses_leaves_the_old_one_in_service(stac
     state = "systemctl show --property=MainPID --value litellm; cat /etc/bedplate/litellm/config.yaml"
     before = stack(state)
     program = "/opt/bedplate/litellm/current/bin/litellm"
-    stack(f"cp {program} /root/litellm && printf '#!/bin/sh\necho \"config OK (1 models)\"\n' >{program}")
+    stack(f"cp -a {program} /root/litellm && printf '#!/bin/sh\necho \"config OK (1 models)\"\n' >{program}")
     try:
         output = stack.play_fails("--tags", "litellm", settings={"gateway_load_timeout_seconds": 400})
     finally:
-        stack(f"cp /root/litellm {program} && rm /root/litellm")
+        stack(f"cp -a /root/litellm {program} && rm /root/litellm")
     assert "LiteLLM does not accept all 2 models: config OK (1 models)" in output
     assert stack(state) == before
 
