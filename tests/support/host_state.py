@@ -113,7 +113,9 @@ def differences(before: HostState, after: HostState) -> list[str]:
         lines += [
             f"{name}: {key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not is_anothers(key) and not key.endswith(".scope")
+            if old.get(key) != new.get(key)
+            and not is_anothers(key)
+            and not key.endswith(".scope")
             # What apt upgraded stays, such as a library that a new package needs.
             and not (name == "packages" and key in old and key in new)
         ]

@@ -569,7 +569,6 @@ def test_the_chat_of_the_host(browser: Browser, stack: Stack) -> None:
         chat.send("And now?")
         chat.page.locator("#key-error").filter(has_text="This API key was revoked").wait_for()
     finally:
-        stack(f"mv /root/keys.json {KEYS_FILE}; systemctl reload bedplate-gateway")
-        stack("systemctl start --no-block litellm")
+        stack(f"mv /root/keys.json {KEYS_FILE}; systemctl reload bedplate-gateway; systemctl start litellm")
     assert chat.problems() == []
     context.close()
