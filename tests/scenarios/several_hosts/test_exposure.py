@@ -16,6 +16,7 @@ from tests.support.stack import run_playbook
 
 CLIENTS = "each port answers its clients only"
 STRANGERS = "other programs that listen beyond loopback"
+DECLARED = "the host is as the inventory declares"
 # Moves the shell into the control group of a unit, on either hierarchy of the lab.
 ENTER_GROUP = """
 group=$(systemctl show --property=ControlGroup --value {unit})
@@ -69,7 +70,10 @@ def test_verify_names_a_stranger_and_a_port_without_its_guard() -> None:
         finally:
             # The output of nft list lacks a condition (nfproto) and cannot be loaded again.
             run_script("gpu1", "nft --file /etc/bedplate/ollama/clients.nft")
-        assert failed(found) == [("gpu1", CLIENTS)]
+        assert sorted(failed(found)) == [("gpu1", CLIENTS), ("gpu1", DECLARED)]
+        assert found["gpu1", DECLARED]["seen"] == (
+            "table inet bedplate_ollama: other rules instead of the rules of /etc/bedplate/ollama/clients.nft"
+        )
         assert found["gpu1", CLIENTS]["seen"] == (
             "11434 (ollama) answers monitor1, which is not its client; "
             "11434 (ollama) answers the control machine, which is not its client"
